@@ -1,0 +1,1 @@
+"""The safety core: limits, checks, splice and state machine. Imports neither rclpy nor torch."""

@@ -1,0 +1,1 @@
+"""Recordings, the simulated robot and reports."""
