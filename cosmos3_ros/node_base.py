@@ -1,0 +1,510 @@
+"""What every node of this package has in common: a lifecycle that explains its failures, and a clean end.
+
+A node derives from :class:`CosmosLifecycleNode` and fills in the five hooks. A program is one call of :func:`spin`.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import rclpy
+import rclpy.exceptions
+from lifecycle_msgs.msg import State
+from lifecycle_msgs.srv import ChangeState
+from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.event_handler import UnsupportedEventTypeError
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleNodeMixin, LifecyclePublisher, LifecycleState
+from rclpy.lifecycle import TransitionCallbackReturn as Outcome
+from rclpy.logging import get_logger
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.service import Service
+from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
+
+from cosmos3_ros import diagnostics, qos
+from cosmos3_ros.parameters import Parameter, ParameterSet
+from cosmos3_ros.process import StopRequest, answer_signals
+from engine.errors import CosmosError
+
+EXIT_OK = 0
+EXIT_FAILED = 1  # something went wrong that should not have
+EXIT_USAGE = 2  # arguments or parameters are wrong
+
+STOP_GRACE_S = 1.5
+_ACKNOWLEDGE_S = 0.2  # how long the last commands may take to be acknowledged before publishers close
+
+_AUTOSTART = Parameter(
+    'autostart',
+    False,
+    'Configure and activate by itself after the start, once; a failure leaves it to others to retry.',
+)
+
+
+class CountingPublisher(LifecyclePublisher):
+    """A lifecycle publisher that counts what it sent and what it dropped because the node was not active."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sent = 0
+        self.dropped = 0
+
+    def publish(self, msg: Any) -> None:
+        """Publish if the node is active, count it as dropped otherwise."""
+        if self.is_activated:
+            self.sent += 1
+        else:
+            self.dropped += 1
+        super().publish(msg)
+
+
+class CosmosLifecycleNode(LifecycleNode):
+    """A managed node whose transitions say why they failed.
+
+    Fill in the hooks; each may raise. A :class:`~engine.errors.CosmosError` is the user's to mend: its text is logged
+    and the transition *fails*, so that it can be tried again. Anything else is a defect: it is logged with its traceback
+    and the transition is an *error*. (rclpy up to Jazzy swallows exceptions here.)
+
+    ==================  ============================================================================================
+    `configure_node`    read parameters, load, create publishers, subscriptions, timers, services, action servers
+    `activate_node`     clear buffers, arm watchdogs; publishers are on already
+    `deactivate_node`   end goals, then send the stop command, last of all; publishers are still on
+    `cleanup_node`      release memory and devices; what `configure_node` created in ROS is destroyed by the base
+    `shutdown_node`     release what belongs to the whole life of the node
+    ==================  ============================================================================================
+
+    `deactivate_node` and `cleanup_node` also run when the step before them failed half-way, and when the node is shut
+    down from any state: they must cope with what is not there.
+
+    Attributes:
+        sensor_group: Callback group for subscriptions; its callbacks run one at a time, as in the next two.
+        control_group: Callback group for control ticks and watchdogs.
+        service_group: Callback group for services and actions.
+        diagnostics: Where to add what goes on `/diagnostics`.
+        topic_events: What the middleware reported, for each topic.
+        last_failure: Why the last transition failed; empty if it did not.
+    """
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        """Start unconfigured; `kwargs` go to :class:`rclpy.node.Node`."""
+        # LifecycleNode.__init__ of Jazzy cannot pass a callback group on: its services would share the default one, and
+        # a long configure would block all others in it. Reentrant: the state can be asked for during a transition.
+        Node.__init__(self, name, **kwargs)
+        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
+        self.sensor_group: CallbackGroup = MutuallyExclusiveCallbackGroup()
+        self.control_group: CallbackGroup = MutuallyExclusiveCallbackGroup()
+        self.service_group: CallbackGroup = MutuallyExclusiveCallbackGroup()
+        self.topic_events: dict[str, qos.TopicEvents] = {}
+        self.last_failure = ''
+        self._counting_publishers: list[CountingPublisher] = []
+        self._permanent_entities: set[int] | None = None
+        self._transition_lock = threading.Lock()
+        self._configured = False
+        self._active = False
+        self._serve_transitions_one_at_a_time()
+        self._base_parameters = ParameterSet(self, [_AUTOSTART])
+        self.diagnostics = diagnostics.Updater(self)
+        self.diagnostics.setHardwareID(self.get_fully_qualified_name())
+        self.diagnostics.add('lifecycle', self._report_lifecycle)
+        self.diagnostics.add('middleware', self._report_middleware)
+        threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
+        self._jump_handle = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
+        self._autostart_timer = self._schedule_autostart()
+
+    # Hooks
+
+    def configure_node(self) -> None:
+        """Get ready; see the class."""
+
+    def activate_node(self) -> None:
+        """Start working; see the class."""
+
+    def deactivate_node(self) -> None:
+        """Stop working; the last thing published must leave the robot at rest. See the class."""
+
+    def cleanup_node(self) -> None:
+        """Undo `configure_node`; see the class."""
+
+    def shutdown_node(self) -> None:
+        """Release what is left; see the class."""
+
+    def clock_jumped(self, backward_s: float) -> None:
+        """The node's clock went back by `backward_s` seconds, or changed between wall and simulated time (then 0).
+
+        Clear what is ordered by time. Runs inside a callback of the clock: be brief.
+        """
+
+    # State
+
+    @property
+    def active(self) -> bool:
+        """Whether the node is active."""
+        return self._active
+
+    @property
+    def state_label(self) -> str:
+        """Name of the present lifecycle state."""
+        return str(self._state_machine.current_state[1])
+
+    def now_ns(self) -> int:
+        """Present time of the node's clock (simulated if `use_sim_time` is set), in nanoseconds."""
+        return int(self.get_clock().now().nanoseconds)
+
+    # Making publishers and subscriptions
+
+    def advertise(
+        self, message_type: type, topic: str, profile: QoSProfile, group: CallbackGroup | None = None
+    ) -> CountingPublisher:
+        """Create a publisher that is open only while the node is active; middleware events are counted and logged."""
+        events = self._events_of(topic)
+        arguments = {
+            'callback_group': group or self.service_group,
+            'qos_overriding_options': QoSOverridingOptions.with_default_policies(),
+            'publisher_class': CountingPublisher,
+        }
+        try:
+            callbacks = qos.publisher_events(events, self.get_logger())
+            publisher = Node.create_publisher(
+                self, message_type, topic, profile, event_callbacks=callbacks, **arguments
+            )
+        except UnsupportedEventTypeError:
+            publisher = Node.create_publisher(self, message_type, topic, profile, **arguments)
+        self.add_managed_entity(publisher)
+        self._counting_publishers.append(publisher)
+        return publisher
+
+    def subscribe(
+        self,
+        message_type: type,
+        topic: str,
+        callback: Callable[[Any], None],
+        profile: QoSProfile,
+        group: CallbackGroup | None = None,
+    ) -> Subscription:
+        """Create a subscription; middleware events are counted and logged. It delivers while the node is inactive too."""
+        events = self._events_of(topic)
+        arguments = {
+            'callback_group': group or self.sensor_group,
+            'qos_overriding_options': QoSOverridingOptions.with_default_policies(),
+        }
+        try:
+            callbacks = qos.subscription_events(events, self.get_logger())
+            return self.create_subscription(
+                message_type, topic, callback, profile, event_callbacks=callbacks, **arguments
+            )
+        except UnsupportedEventTypeError:  # not every middleware reports everything
+            return self.create_subscription(message_type, topic, callback, profile, **arguments)
+
+    def _events_of(self, topic: str) -> qos.TopicEvents:
+        name = self.resolve_topic_name(topic)
+        return self.topic_events.setdefault(name, qos.TopicEvents(name))
+
+    # Transitions
+
+    def on_configure(self, state: LifecycleState) -> Outcome:  # noqa: ARG002 (rclpy's signature)
+        """Run `configure_node`; on failure nothing of it is left."""
+        if self._permanent_entities is None:
+            self._permanent_entities = {id(entity) for entity in self._entities()}
+        self._configured = True
+        outcome = self._attempt('configure', self.configure_node)
+        if outcome is not Outcome.SUCCESS:
+            self._undo_configure()
+        return outcome
+
+    def on_activate(self, state: LifecycleState) -> Outcome:
+        """Open the publishers and run `activate_node`; on failure they are closed again."""
+        self._active = True
+        super().on_activate(state)
+        outcome = self._attempt('activate', self.activate_node)
+        if outcome is not Outcome.SUCCESS:
+            self._undo_activate(state)
+        return outcome
+
+    def on_deactivate(self, state: LifecycleState) -> Outcome:
+        """Run `deactivate_node` and close the publishers, also if it fails."""
+        return _all_or_error(self._undo_activate(state))
+
+    def on_cleanup(self, state: LifecycleState) -> Outcome:  # noqa: ARG002 (rclpy's signature)
+        """Run `cleanup_node` and destroy what `configure_node` created, also if it fails."""
+        return _all_or_error(self._undo_configure())
+
+    def on_shutdown(self, state: LifecycleState) -> Outcome:
+        """Go down from any state: deactivate, clean up, shut down, each even if the one before failed."""
+        return _all_or_error(*self._release(state), self._attempt('shutdown', self.shutdown_node))
+
+    def on_error(self, state: LifecycleState) -> Outcome:
+        """Return to unconfigured if everything can be released, to finalized otherwise."""
+        return _all_or_error(*self._release(state))
+
+    def _release(self, state: LifecycleState) -> list[Outcome]:
+        return [
+            self._undo_activate(state) if self._active else Outcome.SUCCESS,
+            self._undo_configure() if self._configured else Outcome.SUCCESS,
+        ]
+
+    def _attempt(self, transition: str, hook: Callable[[], None]) -> Outcome:
+        self.last_failure = ''
+        try:
+            hook()
+        except CosmosError as error:
+            self.last_failure = f'{transition}: {error}'
+            self.get_logger().error(f'{transition} failed, mend it and try again: {error}')
+            return Outcome.FAILURE
+        except Exception as error:  # rclpy would swallow it without a word
+            self.last_failure = f'{transition}: {error!r}'
+            self.get_logger().error(f'{transition} broke down:\n{traceback.format_exc()}')
+            return Outcome.ERROR
+        return Outcome.SUCCESS
+
+    def _undo_activate(self, state: LifecycleState) -> Outcome:
+        failure = self.last_failure
+        outcome = self._attempt('deactivate', self.deactivate_node)
+        self._await_acknowledgements()
+        super().on_deactivate(state)
+        self._active = False
+        self.last_failure = failure or self.last_failure
+        return outcome
+
+    def _undo_configure(self) -> Outcome:
+        failure = self.last_failure
+        outcome = self._attempt('cleanup', self.cleanup_node)
+        self._destroy_configured_entities()
+        self._configured = False
+        self.last_failure = failure or self.last_failure
+        return outcome
+
+    def _await_acknowledgements(self) -> None:
+        """Let the last commands arrive before their publishers close."""
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        deadline_ns = clock.now().nanoseconds + int(_ACKNOWLEDGE_S * 1e9)
+        for publisher in self._counting_publishers:
+            left_ns = deadline_ns - clock.now().nanoseconds
+            reliable = publisher.qos_profile.reliability == QoSReliabilityPolicy.RELIABLE
+            if reliable and publisher.sent and left_ns > 0:
+                publisher.wait_for_all_acked(Duration(nanoseconds=left_ns))
+
+    def _entities(self) -> list[Any]:
+        groups: Sequence[Iterable[Any]] = (
+            self.publishers,
+            self.subscriptions,
+            self.clients,
+            self.services,
+            self.timers,
+            self.guards,
+            self.waitables,
+        )
+        return [entity for group in groups for entity in group]
+
+    def _destroy_configured_entities(self) -> None:
+        """Destroy whatever ROS entities exist beyond those of the unconfigured node."""
+        destroyers: dict[str, Callable[[Any], object]] = {
+            'publishers': self.destroy_publisher,
+            'subscriptions': self.destroy_subscription,
+            'clients': self.destroy_client,
+            'services': self.destroy_service,
+            'timers': self.destroy_timer,
+            'guards': self.destroy_guard_condition,
+            'waitables': self._destroy_waitable,  # last: publishers and subscriptions own some, action servers are some
+        }
+        keep = self._permanent_entities or set()
+        for kind, destroy in destroyers.items():
+            for entity in [entity for entity in getattr(self, kind) if id(entity) not in keep]:
+                destroy(entity)
+        self._managed_entities.difference_update(self._counting_publishers)
+        self._counting_publishers.clear()
+        self.topic_events.clear()
+
+    def _destroy_waitable(self, waitable: Any) -> None:
+        waitable.destroy()
+        if waitable in list(self.waitables):
+            self.remove_waitable(waitable)
+
+    def _serve_transitions_one_at_a_time(self) -> None:
+        """Guard the transition service: rclpy lets an impossible request end the process, and two run at once."""
+        service: Service = self._service_change_state
+        serve = service.callback
+
+        def guarded(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+            response.success = False
+            if not self._transition_lock.acquire(blocking=False):
+                self.get_logger().warning('a transition is in progress; another was refused')
+                return response
+            try:
+                return serve(request, response)
+            except Exception as error:  # rclpy raises a bare RCLError for an impossible transition
+                wanted = request.transition.label or request.transition.id
+                self.get_logger().error(f'transition {wanted} is not possible while {self.state_label}: {error}')
+                return response
+            finally:
+                self._transition_lock.release()
+
+        service.callback = guarded
+
+    def transition(self, name: str, timeout_s: float = -1.0) -> bool:
+        """Go through a transition; return whether it succeeded.
+
+        Args:
+            name: `configure`, `activate`, `deactivate`, `cleanup` or `shutdown`.
+            timeout_s: How long to wait for one that is in progress; negative: as long as it takes.
+        """
+        if not self._transition_lock.acquire(timeout=timeout_s):
+            return False
+        try:
+            return bool(getattr(self, f'trigger_{name}')() is Outcome.SUCCESS)
+        except Exception as error:  # rclpy raises a bare RCLError for an impossible transition
+            self.get_logger().error(f'{name} is not possible while {self.state_label}: {error}')
+            return False
+        finally:
+            self._transition_lock.release()
+
+    # Start and end
+
+    def _schedule_autostart(self) -> Any:
+        if not self._base_parameters['autostart']:
+            return None
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        return self.create_timer(0.0, self._autostart, callback_group=MutuallyExclusiveCallbackGroup(), clock=clock)
+
+    def _autostart(self) -> None:
+        self._autostart_timer.cancel()
+        if self.state_label == 'unconfigured' and self.transition('configure'):
+            self.transition('activate')
+
+    def stop(self, timeout_s: float = -1.0) -> bool:
+        """Shut down from whatever state; return whether that succeeded.
+
+        Args:
+            timeout_s: How long to wait for a transition that is in progress; negative: as long as it takes.
+        """
+        if self._autostart_timer is not None:
+            self._autostart_timer.cancel()
+        if self._state_machine.current_state[0] == State.PRIMARY_STATE_FINALIZED:
+            return True
+        return self.transition('shutdown', timeout_s)
+
+    def _on_clock_jump(self, jump: Any) -> None:
+        # rclpy hands over a dictionary, its documentation promises a TimeJump.
+        delta = jump['delta'] if isinstance(jump, dict) else jump.delta
+        nanoseconds = delta if isinstance(delta, int) else delta.nanoseconds
+        self.clock_jumped(max(0.0, -nanoseconds / 1e9))
+
+    # Diagnostics
+
+    def _report_lifecycle(self, stat: diagnostics.DiagnosticStatusWrapper) -> diagnostics.DiagnosticStatusWrapper:
+        if self.last_failure:
+            stat.summary(diagnostics.ERROR, f'{self.state_label}: {self.last_failure}')
+        else:
+            stat.summary(diagnostics.OK, self.state_label)
+        return stat
+
+    def _report_middleware(self, stat: diagnostics.DiagnosticStatusWrapper) -> diagnostics.DiagnosticStatusWrapper:
+        stat.summary(diagnostics.OK, 'OK')
+        for events in list(self.topic_events.values()):
+            if events.incompatible:
+                stat.mergeSummary(diagnostics.ERROR, f'{events.topic}: incompatible {events.last_incompatible_policy}')
+            if events.deadlines_missed or events.messages_lost:
+                stat.add(f'{events.topic} lost', events.messages_lost)
+                stat.add(f'{events.topic} deadlines missed', events.deadlines_missed)
+        for publisher in list(self._counting_publishers):
+            if publisher.dropped:
+                stat.add(f'{publisher.topic_name} dropped while inactive', publisher.dropped)
+        return stat
+
+
+def _all_or_error(*outcomes: Outcome) -> Outcome:
+    """Going down cannot merely fail: that would leave the state machine up with its publishers closed."""
+    return Outcome.SUCCESS if all(outcome is Outcome.SUCCESS for outcome in outcomes) else Outcome.ERROR
+
+
+NodeFactory = Callable[[], CosmosLifecycleNode | Sequence[CosmosLifecycleNode]]
+
+
+def spin(
+    factory: NodeFactory, *, args: Sequence[str] | None = None, threads: int = 4, grace_s: float = STOP_GRACE_S
+) -> int:
+    """Run nodes until SIGINT or SIGTERM; the whole life of a process.
+
+    On a signal every node is shut down from whatever state it is in, so that its stop command goes out. A node that is
+    still configuring when the grace is over is abandoned; nothing of it was moving.
+
+    Args:
+        factory: Makes the node, or several that share the process; called after ROS is initialised.
+        args: Command line; None: that of the process.
+        threads: Threads that run callbacks.
+        grace_s: Seconds from the signal to the end of the process.
+
+    Returns:
+        Exit code: 0 after a signal, 1 if a callback raised or a node could not be stopped, 2 if arguments or parameters
+        are wrong.
+    """
+    return _Program(answer_signals(), grace_s).run(factory, args, threads)
+
+
+class _Program:
+    """One run of :func:`spin`."""
+
+    def __init__(self, stop_request: StopRequest, grace_s: float) -> None:
+        self.stop_request = stop_request
+        self._nodes: list[CosmosLifecycleNode] = []
+        self._exit_code = EXIT_OK
+        stop_request.take_over(self._late_exit_code, grace_s)
+
+    def run(self, factory: NodeFactory, args: Sequence[str] | None, threads: int) -> int:
+        logger = get_logger('cosmos3_ros')
+        try:
+            rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+            made = factory()
+            self._nodes = list(made) if isinstance(made, Sequence) else [made]
+        except (CosmosError, rclpy.exceptions.ROSInterruptException) as error:
+            logger.fatal(str(error))
+            return self._end(EXIT_USAGE)
+        except Exception:  # whatever it is, it ends the program and must be told
+            logger.fatal(f'cannot start:\n{traceback.format_exc()}')
+            return self._end(EXIT_FAILED)
+        executor = MultiThreadedExecutor(num_threads=threads)
+        for node in self._nodes:
+            executor.add_node(node)
+        threading.Thread(target=self._spin, args=(executor,), name='executor', daemon=True).start()
+        self.stop_request.requested.wait()
+        return self._stop(executor)
+
+    def _spin(self, executor: MultiThreadedExecutor) -> None:
+        try:
+            executor.spin()
+        except ExternalShutdownException:
+            pass
+        except Exception:  # out of a callback; the robot must be stopped all the same
+            self._exit_code = EXIT_FAILED
+            get_logger('cosmos3_ros').fatal(f'a callback raised, stopping:\n{traceback.format_exc()}')
+        self.stop_request.request()
+
+    def _stop(self, executor: MultiThreadedExecutor) -> int:
+        # Side by side, without a time limit: one that is stuck must not keep the others from stopping, and the stop
+        # request ends the process when the grace is over.
+        stopping = [threading.Thread(target=self._stop_node, args=(node,), daemon=True) for node in self._nodes]
+        for thread in stopping:
+            thread.start()
+        for thread in stopping:
+            thread.join()
+        executor.shutdown(timeout_sec=0.2)
+        for node in self._nodes:
+            node.destroy_node()
+        return self._end(self._exit_code)
+
+    def _stop_node(self, node: CosmosLifecycleNode) -> None:
+        if not node.stop():
+            self._exit_code = EXIT_FAILED
+
+    def _end(self, code: int) -> int:
+        rclpy.try_shutdown()
+        return code
+
+    def _late_exit_code(self) -> int:
+        return EXIT_FAILED if any(node.active for node in self._nodes) else self._exit_code

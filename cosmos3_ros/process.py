@@ -1,0 +1,83 @@
+"""Stop requests (SIGINT, SIGTERM) that are honoured at any moment of a process's life.
+
+Python runs signal handlers between bytecodes of the main thread, so a handler is late while the main thread imports a
+large library or waits inside C, and taking a lock inside one can deadlock. Here the C-level handler writes one byte into
+a pipe and a small thread reads it: it answers at once, wherever the main thread is. Only the standard library is
+imported, so that this can run before anything heavy does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """The wish that this process ends; one per process, see :func:`answer_signals`.
+
+    Until :meth:`take_over` nothing can be moving, and a stop request ends the process at once with exit code 0.
+    Afterwards it sets :attr:`requested` and leaves the stopping to the program, for `grace_s` seconds; then the process
+    is ended whatever still blocks it (a model that loads cannot be interrupted), with the exit code the program chose.
+    """
+
+    def __init__(self) -> None:
+        self.requested = threading.Event()
+        self._lock = threading.Lock()
+        self._late_exit_code: Callable[[], int] | None = None
+        self._grace_s = 0.0
+        self._read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self._write_fd, False)
+        threading.Thread(target=self._watch, name='stop-request', daemon=True).start()
+
+    def listen(self) -> None:
+        """Route SIGINT and SIGTERM here, also those that were held back so far; main thread only."""
+        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda _number, _frame: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def take_over(self, late_exit_code: Callable[[], int], grace_s: float) -> None:
+        """From now on the program stops by itself when :attr:`requested` is set.
+
+        Args:
+            late_exit_code: Called if the program has not ended in time; returns the exit code to end with.
+            grace_s: Seconds the program has for stopping.
+        """
+        with self._lock:
+            self._late_exit_code, self._grace_s = late_exit_code, grace_s
+
+    def request(self) -> None:
+        """Ask this process to stop, as a signal would."""
+        os.write(self._write_fd, b'\0')
+
+    def _watch(self) -> None:
+        while os.read(self._read_fd, 64):
+            with self._lock:
+                late_exit_code, grace_s = self._late_exit_code, self._grace_s
+                if late_exit_code is None:
+                    os._exit(0)
+            if self.requested.is_set():
+                continue  # a second Ctrl-C, or the terminal and a supervisor both asking
+            self.requested.set()
+            threading.Thread(target=self._enforce, args=(late_exit_code, grace_s), daemon=True).start()
+
+    def _enforce(self, late_exit_code: Callable[[], int], grace_s: float) -> None:
+        time.sleep(grace_s)
+        os._exit(late_exit_code())
+
+
+_stop_request: StopRequest | None = None
+
+
+def answer_signals() -> StopRequest:
+    """Answer SIGINT and SIGTERM from now on; call it from the main thread, before heavy imports. Idempotent."""
+    global _stop_request  # noqa: PLW0603 (signals belong to the process, so the answer to them does too)
+    if _stop_request is None:
+        _stop_request = StopRequest()
+        _stop_request.listen()
+    return _stop_request
