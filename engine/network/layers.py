@@ -1,0 +1,202 @@
+"""One layer of the mixture of transformers: two towers that share nothing but the attention of the second on the first.
+
+Module and parameter names are those of the published checkpoints. Tensors carry no batch dimension: a sequence is
+[tokens, width], and heads are [tokens, heads, head_dim].
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.network.config import TransformerConfig
+
+
+class Rotary(NamedTuple):
+    """Cosines and sines of each token's rotation, both [tokens, head_dim] in the model's type."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of one layer's understanding tokens, as generation reads them.
+
+    Both are [tokens, kv_heads, head_dim]; keys are normalised and rotated.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+
+class RmsNorm(nn.Module):
+    """RMS norm with the statistic in float32 (float64 in a float64 model).
+
+    In half precision the two backbones round at different places: Qwen (Nano, Super) casts to the model's type before
+    it multiplies by the weight, Nemotron (Edge) after. `F.rms_norm` multiplies before it casts.
+
+    Args:
+        width: Length of the normalised dimension.
+        eps: Added to the mean square.
+        nemotron: Whether to round after the multiplication.
+    """
+
+    def __init__(self, width: int, eps: float, *, nemotron: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.nemotron = nemotron
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        if self.nemotron:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, eps=self.eps) * self.weight
+
+
+class GatedMlp(nn.Module):
+    """down(silu(gate(x)) * up(x)), of Nano and Super."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [tokens, hidden_size] to the same shape."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class SquaredReluMlp(nn.Module):
+    """down(relu(up(x))^2), of Edge."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [tokens, hidden_size] to the same shape."""
+        out: Tensor = self.down_proj(F.relu(self.up_proj(x)).square())
+        return out
+
+
+class JointAttention(nn.Module):
+    """Grouped-query attention: understanding is causal; generation sees all of understanding and of itself."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        hidden, dim = config.hidden_size, config.head_dim
+        queries, keys = config.num_attention_heads * dim, config.num_key_value_heads * dim
+        self.to_q = nn.Linear(hidden, queries, bias=False)
+        self.to_k = nn.Linear(hidden, keys, bias=False)
+        self.to_v = nn.Linear(hidden, keys, bias=False)
+        self.to_out = nn.Linear(queries, hidden, bias=False)
+        self.norm_q = head_norm(config, present=config.qk_norm_for_text)
+        self.norm_k = head_norm(config, present=config.qk_norm_for_text)
+        self.k_norm_und_for_gen = head_norm(config, present=config.norms_und_keys_for_gen)
+        self.add_q_proj = nn.Linear(hidden, queries, bias=False)
+        self.add_k_proj = nn.Linear(hidden, keys, bias=False)
+        self.add_v_proj = nn.Linear(hidden, keys, bias=False)
+        self.to_add_out = nn.Linear(queries, hidden, bias=False)
+        self.norm_added_q = head_norm(config, present=True)
+        self.norm_added_k = head_norm(config, present=True)
+
+    def prefix(self, x: Tensor, rotary: Rotary) -> KeysValues:
+        """What generation reads of the understanding tokens `x` [U, hidden_size]."""
+        return self._seen_by_generation(self._und_keys(x), self._heads(self.to_v(x)), rotary)
+
+    def understand(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, KeysValues]:
+        """Causal self-attention of the understanding tokens [U, hidden_size], and what generation reads of them.
+
+        The tower itself attends to its keys as they are; only generation sees them through `k_norm_und_for_gen`.
+        """
+        query = rotate(self.norm_q(self._heads(self.to_q(x))), rotary)
+        keys, values = self._und_keys(x), self._heads(self.to_v(x))
+        attended = attend(query, rotate(keys, rotary), values, causal=True)
+        return self.to_out(attended), self._seen_by_generation(keys, values, rotary)
+
+    def generate(self, x: Tensor, rotary: Rotary, prefix: KeysValues) -> Tensor:
+        """Attention of the generation tokens [N, hidden_size] to the prefix and to each other, without a mask."""
+        query = rotate(self.norm_added_q(self._heads(self.add_q_proj(x))), rotary)
+        keys = rotate(self.norm_added_k(self._heads(self.add_k_proj(x))), rotary)
+        values = self._heads(self.add_v_proj(x))
+        attended = attend(query, torch.cat([prefix.keys, keys]), torch.cat([prefix.values, values]), causal=False)
+        out: Tensor = self.to_add_out(attended)
+        return out
+
+    def _und_keys(self, x: Tensor) -> Tensor:
+        keys: Tensor = self.norm_k(self._heads(self.to_k(x)))
+        return keys
+
+    def _seen_by_generation(self, keys: Tensor, values: Tensor, rotary: Rotary) -> KeysValues:
+        return KeysValues(rotate(self.k_norm_und_for_gen(keys), rotary), values)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], -1, self.head_dim)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and MLP, once for each tower."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attn = JointAttention(config)
+        self.mlp = make_mlp(config)
+        self.mlp_moe_gen = make_mlp(config)
+        self.input_layernorm = hidden_norm(config)
+        self.input_layernorm_moe_gen = hidden_norm(config)
+        self.post_attention_layernorm = hidden_norm(config)
+        self.post_attention_layernorm_moe_gen = hidden_norm(config)
+
+    def prefix(self, hidden: Tensor, rotary: Rotary) -> KeysValues:
+        """What generation reads of the understanding stream [U, hidden_size]; does not advance that stream."""
+        return self.self_attn.prefix(self.input_layernorm(hidden), rotary)
+
+    def understand(self, hidden: Tensor, rotary: Rotary) -> tuple[Tensor, KeysValues]:
+        """Advance the understanding stream [U, hidden_size]; also what generation reads of it."""
+        attended, seen = self.self_attn.understand(self.input_layernorm(hidden), rotary)
+        hidden = hidden + attended
+        return hidden + self.mlp(self.post_attention_layernorm(hidden)), seen
+
+    def generate(self, hidden: Tensor, rotary: Rotary, prefix: KeysValues) -> Tensor:
+        """Advance the generation stream [N, hidden_size]."""
+        hidden = hidden + self.self_attn.generate(self.input_layernorm_moe_gen(hidden), rotary, prefix)
+        out: Tensor = hidden + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(hidden))
+        return out
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
+    """Scaled dot-product attention over [tokens, heads, head_dim]; returns [tokens, heads * head_dim]."""
+    query, keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (query, keys, values))
+    out = F.scaled_dot_product_attention(query, keys, values, is_causal=causal, enable_gqa=True)
+    return out.squeeze(0).transpose(0, 1).flatten(1)
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate heads [tokens, heads, head_dim]; dimension k is paired with k + head_dim / 2."""
+    first, second = x.chunk(2, dim=-1)
+    return x * rotary.cos.unsqueeze(1) + torch.cat([-second, first], dim=-1) * rotary.sin.unsqueeze(1)
+
+
+def hidden_norm(config: TransformerConfig) -> RmsNorm:
+    """A norm of the residual stream."""
+    return RmsNorm(config.hidden_size, config.rms_norm_eps, nemotron=config.hidden_act == 'relu2')
+
+
+def head_norm(config: TransformerConfig, *, present: bool) -> nn.Module:
+    """A norm of single heads, or nothing in its place (and then no parameter)."""
+    if not present:
+        return nn.Identity()
+    return RmsNorm(config.head_dim, config.rms_norm_eps, nemotron=config.hidden_act == 'relu2')
+
+
+def make_mlp(config: TransformerConfig) -> nn.Module:
+    """The MLP that belongs to `hidden_act`."""
+    return SquaredReluMlp(config) if config.hidden_act == 'relu2' else GatedMlp(config)
