@@ -1,0 +1,362 @@
+"""From noise to clean tensors: schedules, the UniPC solver, guidance, the distilled sampler and reproducible noise.
+
+The flow-matching convention throughout: ``x = (1 - sigma) * clean + sigma * noise``, and the network predicts the
+velocity ``v = noise - clean``, so ``clean = x - sigma * v``.
+
+The solver is FlowUniPC: UniPC (Zhao et al., arXiv 2302.04867) of order 2 with the ``bh2`` variant of B(h), predicting
+clean data, the corrector always on, and first order at both ends. It equals diffusers' ``UniPCMultistepScheduler`` with
+flow sigmas up to float32 rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine.errors import InvalidInput, Problem
+
+Samples = torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
+"""One tensor, or one tensor for each modality as a tuple or a dict; modalities are stepped together."""
+
+TRAIN_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The noise levels that a sampler visits.
+
+    Attributes:
+        timesteps: What the network is told at each step, in 0..1000, descending.
+        sigmas: Noise level before each step, then the final 0; float32 [steps + 1], read-only.
+    """
+
+    timesteps: tuple[int, ...]
+    sigmas: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        self.sigmas.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+def flow_unipc_schedule(steps: int, shift: float) -> Schedule:
+    """Noise levels of FlowUniPC: evenly spaced, then shifted towards noise by `shift`.
+
+    ``sigma = shift * s / (1 + (shift - 1) * s)`` with `s` evenly spaced from 0.999 down, 0 excluded. The timestep is
+    the *truncated* ``1000 * sigma``. The figures agree with the `FlowUniPCMultistepScheduler` of NVIDIA's
+    cosmos-framework; the start is 0.999 rounded to float32, as there, because truncation makes the last bit visible.
+
+    Args:
+        steps: Number of network evaluations, at least 1.
+        shift: Time shift, above 0; 1 leaves the spacing even.
+
+    Raises:
+        InvalidInput: `steps` or `shift` is out of range.
+    """
+    _check_schedule(steps, shift)
+    start = float(np.float32(1.0 - 1.0 / TRAIN_TIMESTEPS))
+    spaced = np.linspace(start, 0.0, steps + 1)[:-1]
+    sigmas = shift * spaced / (1.0 + (shift - 1.0) * spaced)
+    timesteps = tuple(int(t) for t in TRAIN_TIMESTEPS * sigmas)
+    return Schedule(timesteps, np.append(sigmas, 0.0).astype(np.float32))
+
+
+def _check_schedule(steps: int, shift: float) -> None:
+    problems = []
+    if steps < 1:
+        problems.append(Problem('steps', 'too few', str(steps), 'a whole number from 1'))
+    # From 30,000 up the first sigma rounds to 1 in float32, where the solver's log-SNR is infinite.
+    if not 0.0 < shift <= 10_000.0:
+        problems.append(Problem('shift', 'out of range', str(shift), 'above 0 and at most 10000'))
+    if problems:
+        raise InvalidInput('sampling schedule', problems)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Coefficients of one solver step, on differences that vanish wherever the velocity is zero.
+
+    With `m` the predicted clean tensor, `d = m - previous m`, and `base` the corrected sample of the step before::
+
+        corrected = base + correct_mean * (previous m - base) + correct_old * previous d + correct_new * d
+        next      = corrected + predict_mean * (m - corrected) + predict_new * d
+    """
+
+    sigma: float
+    correct_mean: float
+    correct_old: float
+    correct_new: float
+    predict_mean: float
+    predict_new: float
+
+
+def _unipc_steps(sigmas: npt.NDArray[np.float32]) -> tuple[_Step, ...]:
+    """All coefficients of a run, in float64 from the float32 noise levels, rounded to float32 once."""
+    levels = [float(s) for s in sigmas]
+    return tuple(_unipc_step(levels, k) for k in range(len(levels) - 1))
+
+
+def _unipc_step(sigmas: list[float], k: int) -> _Step:
+    steps = len(sigmas) - 1
+    correct_mean = correct_old = correct_new = predict_new = 0.0
+    if k > 0:
+        correct_mean = 1.0 - sigmas[k] / sigmas[k - 1]
+        correct_old, correct_new = _corrector(sigmas, k, order=_order(k - 1, steps))
+    if _order(k, steps) == 2:
+        h = _log_snr(sigmas[k + 1]) - _log_snr(sigmas[k])
+        ratio = (_log_snr(sigmas[k - 1]) - _log_snr(sigmas[k])) / h
+        predict_new = (1.0 - sigmas[k + 1]) * math.expm1(-h) * 0.5 / ratio
+    predict_mean = 1.0 - sigmas[k + 1] / sigmas[k]
+    weights = (sigmas[k], correct_mean, correct_old, correct_new, predict_mean, predict_new)
+    return _Step(*(float(np.float32(w)) for w in weights))
+
+
+def _corrector(sigmas: list[float], k: int, order: int) -> tuple[float, float]:
+    """Weights of the corrector's differences: (previous one, newest one)."""
+    h = _log_snr(sigmas[k]) - _log_snr(sigmas[k - 1])
+    b = math.expm1(-h)
+    scale = -(1.0 - sigmas[k]) * b
+    if order == 1:
+        return 0.0, 0.5 * scale
+    ratio = (_log_snr(sigmas[k - 2]) - _log_snr(sigmas[k - 1])) / h
+    phi_1 = b / -h - 1.0
+    phi_2 = phi_1 / -h - 0.5
+    rhs_1, rhs_2 = phi_1 / b, 2.0 * phi_2 / b
+    # Solve [1 1; ratio 1] [old new] = [rhs_1 rhs_2].
+    old = (rhs_2 - rhs_1) / (ratio - 1.0)
+    return -scale * old / ratio, scale * (rhs_1 - old)
+
+
+def _order(k: int, steps: int) -> int:
+    """Order of the predictor at step `k`: it has no history at the start, and no use for it at the end."""
+    return min(2, k + 1, steps - k)
+
+
+def _log_snr(sigma: float) -> float:
+    """Half the log signal-to-noise ratio; the solver's time variable."""
+    return math.log1p(-sigma) - math.log(sigma)
+
+
+class _Track:
+    """The solver's memory of one tensor during one run."""
+
+    def __init__(self) -> None:
+        self._base: torch.Tensor | None = None
+        self._clean: torch.Tensor | None = None
+        self._difference: torch.Tensor | None = None
+
+    def step(self, weights: _Step, velocity: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """Return the sample at the next noise level, a new tensor."""
+        clean = torch.sub(sample, velocity, alpha=weights.sigma)
+        if weights.predict_mean == 1.0:  # the next noise level is 0: the prediction is the answer
+            return clean
+        difference = None
+        if self._base is not None and self._clean is not None:
+            difference = clean - self._clean
+            sample = self._correct(weights, self._base, self._clean, difference)
+        self._base, self._clean, self._difference = sample, clean, difference
+        result = torch.lerp(sample, clean, weights.predict_mean)
+        if difference is not None and weights.predict_new != 0.0:
+            result.add_(difference, alpha=weights.predict_new)
+        return result
+
+    def _correct(
+        self, weights: _Step, base: torch.Tensor, clean: torch.Tensor, difference: torch.Tensor
+    ) -> torch.Tensor:
+        """Estimate the sample at this noise level again, now that the network has been evaluated there."""
+        result = torch.lerp(base, clean, weights.correct_mean)
+        if self._difference is not None:
+            result.add_(self._difference, alpha=weights.correct_old)
+        return result.add_(difference, alpha=weights.correct_new)
+
+
+class UniPc:
+    """FlowUniPC over one run: call :meth:`step` with k = 0, 1, ... once for each entry of the schedule.
+
+    A call with k = 0 starts a new run, so one object serves many requests, one after another. The object holds three
+    tensors for each modality between steps and never synchronises with the device.
+
+    Positions whose velocity is exactly zero keep their value bit for bit: every update is a sum of differences that
+    are zero there. Conditioning therefore needs no re-injection, as long as tensors are float32.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        """Precompute every coefficient of `schedule`."""
+        self.schedule = schedule
+        self._steps = _unipc_steps(schedule.sigmas)
+        self._next = 0
+        self._tracks: dict[Any, _Track] = {}
+
+    def step[S: Samples](self, k: int, velocity: Samples, sample: S) -> S:
+        """Move `sample` from noise level k to k + 1.
+
+        Args:
+            k: Index into the schedule; 0, or one more than in the last call.
+            velocity: Predicted ``noise - clean`` at `sample`, any float type; same structure and shapes as `sample`.
+            sample: The sample at noise level k, float32 (or float64), as the last call returned it.
+
+        Returns:
+            The sample at noise level k + 1, new tensors; after the last step the predicted clean sample itself.
+
+        Raises:
+            ValueError: `k` is out of turn, or `velocity` is structured unlike `sample`.
+            TypeError: a sample is of lower precision than float32, which drifts visibly over a run.
+        """
+        if k not in (0, self._next) or k >= len(self._steps):
+            raise ValueError(f'step {k} is out of turn: expected 0 or {self._next} of {len(self._steps)} steps')
+        _check_precision(sample)
+        if k == 0:
+            self._tracks = {name: _Track() for name in _named(sample)}
+        result = _map(lambda x, v, track: track.step(self._steps[k], v, x), sample, velocity, self._tracks)
+        self._next = k + 1
+        if self._next == len(self._steps):  # a finished run holds no memory
+            self._next, self._tracks = 0, {}
+        return result
+
+
+def _check_precision(samples: Samples) -> None:
+    for leaf in _named(samples).values():
+        if leaf.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f'samples must be float32: {leaf.dtype} lets conditioning drift by up to 0.05 in 30 steps')
+
+
+def _map[S: Samples](function: Callable[..., torch.Tensor], first: S, *others: Any) -> S:
+    """Apply `function` to corresponding members of equally structured samples."""
+    columns = [_named(samples) for samples in (first, *others)]
+    if any(column.keys() != columns[0].keys() for column in columns):
+        raise ValueError(f'samples differ in structure: {[list(column) for column in columns]}')
+    results = {name: function(*(column[name] for column in columns)) for name in columns[0]}
+    if isinstance(first, torch.Tensor):
+        return cast('S', results[0])
+    return cast('S', results if isinstance(first, dict) else tuple(results.values()))
+
+
+def _named(samples: Any) -> dict[Any, Any]:
+    """The members of `samples` by name, or by position where they have no name."""
+    if isinstance(samples, dict):
+        return samples
+    return {0: samples} if isinstance(samples, torch.Tensor) else dict(enumerate(samples))
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """When and how strongly to push away from the unconditional prediction.
+
+    Attributes:
+        scale: Guidance scale; 1 means none, and then the unconditional branch is never run.
+        interval: Timesteps between which guidance acts; None for all of them.
+        strict: Whether the ends of the interval are outside it, as in cosmos-framework; vllm-omni includes them.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] | None = None
+    strict: bool = True
+
+    def active(self, timestep: float) -> bool:
+        """Whether the step at `timestep` (as the network is told it, 0..1000) needs the unconditional branch."""
+        if self.scale == 1.0:
+            return False
+        if self.interval is None:
+            return True
+        low, high = self.interval
+        return low < timestep < high if self.strict else low <= timestep <= high
+
+
+def combine[S: Samples](conditional: S, unconditional: S, scale: float, *, normalize: bool = False) -> S:
+    """Classifier-free guidance: ``unconditional + scale * (conditional - unconditional)``, in the tensors' own type.
+
+    Args:
+        conditional: Velocity under the prompt.
+        unconditional: Velocity under the empty or negative prompt; same structure and shapes.
+        scale: Guidance scale.
+        normalize: Shrink the result to the norm of `conditional`, taken over all modalities of the sample together,
+            where it is longer (the `normalize_cfg` option of cosmos-framework).
+    """
+    guided = _map(lambda c, u: u + scale * (c - u), conditional, unconditional)
+    if not normalize:
+        return guided
+    shrink = (_norm(conditional) / (_norm(guided) + 1e-8)).clamp(0.0, 1.0)
+    return _map(lambda v: (v * shrink).to(v.dtype), guided)
+
+
+def _norm(samples: Samples) -> torch.Tensor:
+    """Euclidean norm of everything in `samples`; float32, 0-d, left on the device."""
+    norms = [torch.linalg.vector_norm(leaf.float()) for leaf in _named(samples).values()]
+    total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total
+
+
+class DistilledSde:
+    """The fixed four-step sampler of the distilled checkpoints: predict the clean sample, add fresh noise, repeat.
+
+    The network is told ``1000 * sigma`` as a float, not truncated, and guidance is not used. The figures are those of
+    the `FixedStepSampler` of NVIDIA's cosmos-framework.
+    """
+
+    SIGMAS = (1.0, 0.9375, 0.8333333333333334, 0.625)
+
+    def __init__(self, seed: int, sigmas: tuple[float, ...] = SIGMAS) -> None:
+        """Sample with noise of step k seeded by ``seed + k``; `sigmas` descends and excludes the final 0."""
+        self.seed = seed
+        self.sigmas = (*sigmas, 0.0)
+        self.timesteps = tuple(TRAIN_TIMESTEPS * sigma for sigma in sigmas)
+
+    def step[S: Samples](
+        self, k: int, velocity: Samples, sample: S, *, clean: Samples | None = None, keep: Samples | None = None
+    ) -> S:
+        """Move `sample` from noise level k to k + 1.
+
+        Args:
+            k: Index into `timesteps`.
+            velocity: Predicted ``noise - clean`` at `sample`.
+            sample: The sample at noise level k.
+            clean: Conditioning values, read where `keep` is true.
+            keep: Boolean masks of the positions that hold conditioning; broadcastable to `sample`.
+        """
+        current, following = self.sigmas[k], self.sigmas[k + 1]
+        result = _map(lambda x, v: torch.sub(x, v, alpha=current), sample, velocity)
+        if following > 0.0:
+            result = _map(lambda x, e: (1.0 - following) * x + following * e, result, self._fresh(k, result))
+        if clean is None or keep is None:
+            return result
+        return _map(lambda x, mask, c: torch.where(mask, c.to(x.dtype), x), result, keep, clean)
+
+    def _fresh[S: Samples](self, k: int, like: S) -> S:
+        """Noise of step `k`: one draw for all modalities laid end to end, as the reference does."""
+        leaves = list(_named(like).values())
+        generator = torch.Generator(leaves[0].device).manual_seed(self.seed + k)
+        sizes = [leaf.numel() for leaf in leaves]
+        flat = torch.randn(sum(sizes), generator=generator, device=leaves[0].device, dtype=leaves[0].dtype)
+        parts = iter(torch.split(flat, sizes))
+        return _map(lambda leaf: next(parts).view(leaf.shape), like)
+
+
+def framework_noise(seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Initial noise as cosmos-framework draws it: NumPy's legacy generator, started anew for every modality.
+
+    Starting anew has a consequence worth knowing: under one seed the noise of the action rows equals the first values
+    of the video noise.
+
+    Args:
+        seed: Seed of the request, 0..2**32 - 1.
+        shape: Video [1, 48, T, h, w] (already cropped to the content), action [rows, 64], sound [64, T_s].
+
+    Returns:
+        Standard normal noise, float32.
+    """
+    # The legacy generator is the point: the reference's numbers come from it.
+    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+
+
+def request_seeds(base: int = 0) -> Iterator[int]:
+    """Seeds of successive requests as cosmos-framework's RoboLab server draws them from its base seed."""
+    generator = np.random.default_rng(base)
+    while True:
+        yield int(generator.integers(0, 2**31))
