@@ -1,0 +1,46 @@
+"""Package of type ament_python; pip can install it too. What it needs to run is in package.xml and requirements/."""
+
+from glob import glob
+from os.path import dirname, isfile
+
+from setuptools import find_packages, setup
+
+PACKAGE = 'cosmos3_ros'
+
+
+def tree(folder):
+    """Everything below `folder` as data_files entries, at the same place below the package's share directory."""
+    files = [path for path in sorted(glob(f'{folder}/**', recursive=True)) if isfile(path) and '__pycache__' not in path]
+    folders = sorted({dirname(path) for path in files})
+    return [(f'share/{PACKAGE}/{place}', [path for path in files if dirname(path) == place]) for place in folders]
+
+
+setup(
+    name=PACKAGE,
+    version='0.1.0',
+    description='Cosmos 3 on ROS 2: one checkpoint as policy, imagination and planner of a robot, behind a guard',
+    license='Apache-2.0',
+    maintainer='cosmos3_ros maintainers',
+    maintainer_email='maintainers@cosmos3-ros.invalid',
+    python_requires='>=3.12',
+    packages=find_packages(include=['engine', 'engine.*', PACKAGE, f'{PACKAGE}.*']),
+    package_data={'engine': ['py.typed', '**/*.json', '**/*.yaml']},
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
+        (f'share/{PACKAGE}', ['package.xml']),
+        *tree('launch'),
+        *tree('config'),
+    ],
+    install_requires=['setuptools'],
+    extras_require={'test': ['pytest']},
+    zip_safe=False,
+    entry_points={
+        'console_scripts': [
+            f'cosmos3 = {PACKAGE}.cli:main',
+            f'host = {PACKAGE}.host:main',
+            f'guard = {PACKAGE}.guard_node:main',
+            f'sim_robot = {PACKAGE}.sim_robot_node:main',
+            f'replay_robot = {PACKAGE}.replay_robot_node:main',
+        ],
+    },
+)
