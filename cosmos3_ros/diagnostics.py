@@ -1,8 +1,8 @@
 """What a node says about its health on `/diagnostics`, once a second.
 
 Names and calls are those of the `diagnostic_updater` package, which cannot be relied on to be installed: a task is
-anything with a `name` and a `run(stat)` that fills in a status, and `Updater.add` takes a task or a name with a function.
-Replacing this `Updater` with that package's needs no change in the tasks.
+anything with a `name` and a `run(stat)` that fills in a status, and `Updater.add` takes a task, or a name with a
+function. To put that package's `Updater` in place of this one, no task has to change.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ class CosmosLifecycleNode(LifecycleNode):
     """A managed node whose transitions say why they failed.
 
     Fill in the hooks; each may raise. A :class:`~engine.errors.CosmosError` is the user's to mend: its text is logged
-    and the transition *fails*, so that it can be tried again. Anything else is a defect: it is logged with its traceback
-    and the transition is an *error*. (rclpy up to Jazzy swallows exceptions here.)
+    and the transition *fails*, so that it can be tried again. Anything else is a defect: it is logged with its
+    traceback and the transition is an *error*. (rclpy up to Jazzy swallows exceptions here.)
 
     ==================  ============================================================================================
     `configure_node`    read parameters, load, create publishers, subscriptions, timers, services, action servers
@@ -188,7 +188,7 @@ class CosmosLifecycleNode(LifecycleNode):
         profile: QoSProfile,
         group: CallbackGroup | None = None,
     ) -> Subscription:
-        """Create a subscription; middleware events are counted and logged. It delivers while the node is inactive too."""
+        """Create a subscription, open in every state; middleware events are counted and logged."""
         events = self._events_of(topic)
         arguments = {
             'callback_group': group or self.sensor_group,

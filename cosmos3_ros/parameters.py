@@ -116,9 +116,9 @@ class Parameter:
 
     def _describe_range(self, descriptor: ParameterDescriptor) -> None:
         if self.kind is int:
-            low = -_LARGEST_INTEGER if self.minimum is None else int(self.minimum)
-            high = _LARGEST_INTEGER if self.maximum is None else int(self.maximum)
-            descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
+            first = -_LARGEST_INTEGER if self.minimum is None else int(self.minimum)
+            last = _LARGEST_INTEGER if self.maximum is None else int(self.maximum)
+            descriptor.integer_range = [IntegerRange(from_value=first, to_value=last)]
         else:
             low = -sys.float_info.max if self.minimum is None else float(self.minimum)
             high = sys.float_info.max if self.maximum is None else float(self.maximum)

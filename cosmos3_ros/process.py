@@ -1,8 +1,8 @@
 """Stop requests (SIGINT, SIGTERM) that are honoured at any moment of a process's life.
 
 Python runs signal handlers between bytecodes of the main thread, so a handler is late while the main thread imports a
-large library or waits inside C, and taking a lock inside one can deadlock. Here the C-level handler writes one byte into
-a pipe and a small thread reads it: it answers at once, wherever the main thread is. Only the standard library is
+large library or waits inside C, and taking a lock inside one can deadlock. Here the C-level handler writes one byte
+into a pipe and a small thread reads it: it answers at once, wherever the main thread is. Only the standard library is
 imported, so that this can run before anything heavy does.
 """
 
