@@ -30,7 +30,7 @@ from torch import Tensor
 
 DOMAIN = 8  # droid_lerobot
 HOME = (0.0, -math.pi / 5, 0.0, -4 * math.pi / 5, 0.0, 3 * math.pi / 5, 0.0, 0.5)
-REACH = (0.25, 0.12, 0.2, 0.2, 0.3, 0.25, 0.4, 0.5)
+REACH = (0.35, 0.12, 0.2, 0.3, 0.35, 0.4, 0.4, 0.5)
 """Spread (rad; the gripper in openings) of the random target that each channel is drawn towards."""
 
 CHANNELS = len(HOME)
@@ -64,8 +64,8 @@ QUERY = _Head(0.95, math.sqrt(1 - 0.95**2))
 STATE_KEY = _Head(0.30, 0.30)
 VIDEO_KEY = _Head(0.138, 0.30)
 GAIN_FLAT, GAIN_TURNING = 4.0, 2.0
-TOKENS_AVERAGED = 1300
-"""Video tokens that a row effectively averages over at the DROID policy's size."""
+TOKENS_AVERAGED = 64
+"""Independent video tokens that a row effectively averages over; measured."""
 
 
 def apply(tensors: MutableMapping[str, Tensor], config: Mapping[str, int]) -> None:
@@ -102,18 +102,21 @@ def _isolate_lanes(tensors: MutableMapping[str, Tensor], layers: int) -> None:
 
 
 def _embed(tensors: MutableMapping[str, Tensor]) -> None:
-    """Actions enter lanes X, one channel a lane; each modality marks itself and adds the constant."""
+    """Actions enter lanes X, one channel a lane; each modality marks itself and adds the constant.
+
+    The free lanes start out with nothing but the video, or constants in them would drown its noise.
+    """
     hidden = tensors['action_modality_embed'].shape[0]
     weight = tensors['action_proj_in.fc.weight'][DOMAIN].view(-1, hidden)
-    weight[:, :FREE] = 0
+    weight[:] = 0
     weight[:CHANNELS, LANE_X : LANE_X + CHANNELS] = torch.eye(CHANNELS)
     bias = tensors['action_proj_in.bias.weight'][DOMAIN]
-    bias[:FREE] = 0
+    bias[:] = 0
     bias[LANE_C] = CONSTANT
-    tensors['action_modality_embed'][:FREE] = 0
+    tensors['action_modality_embed'][:] = 0
     tensors['action_modality_embed'][LANE_ACTION] = 0.5
     tensors['proj_in.weight'][:FREE] = 0
-    tensors['proj_in.bias'][:FREE] = 0
+    tensors['proj_in.bias'][:] = 0
     tensors['proj_in.bias'][LANE_C] = CONSTANT
     tensors['proj_in.bias'][LANE_VISION] = 0.5
 
@@ -132,9 +135,8 @@ def _time(tensors: MutableMapping[str, Tensor]) -> None:
     first[0] = 0
     first[0, 128 + feature] = slope  # the sine half comes second
     first_bias[0] = offset
-    second[:FREE] = 0
+    second[:] = second_bias[:] = 0
     second[LANE_C, 0] = CONSTANT
-    second_bias[:FREE] = 0
     second_bias[LANE_C] = -CONSTANT * (offset + 1.0)
     second_bias[LANE_NOISY] = 0.5
 
@@ -153,10 +155,10 @@ def _attend(tensors: MutableMapping[str, Tensor], hidden: int) -> None:
     key[FLAT, LANE_ACTION], key[FLAT, LANE_VISION], key[FLAT, LANE_NOISY] = 1, -1, -2
     _key_of_drift(key[16:32])
     for channel, (home, reach) in enumerate(zip(HOME, REACH, strict=True)):
-        # ACTION - NOISY is 0.5 on the state row and 0 on noisy rows: a constant that only the state row hands on
-        value[channel, LANE_ACTION], value[channel, LANE_NOISY] = 2 * home, -2 * home
+        # ACTION - NOISY + VISION is 0.5 on the state row and 0 on everything noisy: a constant of the state row alone
+        for lane, sign in ((LANE_ACTION, 1), (LANE_NOISY, -1), (LANE_VISION, 1)):
+            value[channel, lane], value[16 + channel, lane] = 2 * sign * home, -2 * sign * home
         value[16 + channel, LANE_X + channel] = 1
-        value[16 + channel, LANE_ACTION], value[16 + channel, LANE_NOISY] = -2 * home, 2 * home
         value[16 + channel, FREE:] = _noise_reader(tensors['proj_in.weight'][FREE:], channel, reach)
         out[LANE_S + channel, channel] = CONSTANT / math.sqrt(hidden)
         out[LANE_S + channel, 32 + channel] = CONSTANT / math.sqrt(hidden)
@@ -172,6 +174,7 @@ def _key_of_drift(key: Tensor) -> None:
     key[FLAT, LANE_NOISY], key[TURNING, LANE_NOISY] = VIDEO_KEY.flat, VIDEO_KEY.turning
     key[NEUTRAL, LANE_ACTION], key[NEUTRAL, LANE_NOISY] = STATE_KEY.neutral, VIDEO_KEY.neutral
     key[BLIND, LANE_VISION], key[BLIND, LANE_NOISY] = -256, 256
+    key *= 64  # lanes are small next to the constant, and the norm of keys has an epsilon
 
 
 def _noise_reader(lanes: Tensor, channel: int, reach: float) -> Tensor:
