@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from engine.errors import ContractError, Problem
+from engine.actions import GripperTravel, Method, embodiment
+from engine.errors import ContractError, InvalidInput, Problem
+from engine.resources import find_config
 
 SCHEMA = 1
 FAMILIES = ('nano', 'super', 'edge')
 ACTION_SPACES = ('joint_position', 'ee_delta')
-NORMALIZATIONS = ('none', 'quantile', 'quantile_rot', 'asinh_rot', 'meanstd', 'minmax')
+NORMALIZATIONS = tuple(method.value for method in Method)
 COMPOSITIONS: Mapping[str, tuple[str, ...]] = {
     'single': ('main',),
     'wrist_over_two_exteriors': ('wrist', 'exterior_1', 'exterior_2'),
@@ -76,8 +78,7 @@ class GripperTerms:
     """The joint that stands for the gripper in joint states, and its ends of travel (m or rad)."""
 
     joint: str
-    open: float
-    closed: float
+    travel: GripperTravel
 
 
 @dataclass(frozen=True)
@@ -275,11 +276,13 @@ def _gripper(reader: _Reader) -> GripperTerms | None:
         reader.read.add('gripper')
         return None
     section = reader.section('gripper')
-    terms = GripperTerms(section.text('joint'), section.number('open'), section.number('closed'))
-    if terms.open == terms.closed:
-        section.problem(section.key('open'), 'must differ from closed', f'{terms.open:g} for both')
+    joint, ends = section.text('joint'), (section.number('open'), section.number('closed'))
     section.finish()
-    return terms
+    if ends[0] == ends[1]:
+        section.problem(section.key('open'), 'must differ from closed', f'{ends[0]:g} for both')
+    if not math.isfinite(sum(ends)) or ends[0] == ends[1]:
+        ends = (1.0, 0.0)  # reported above; the reading goes on to find further faults
+    return GripperTerms(joint, GripperTravel(*ends))
 
 
 def _robot(reader: _Reader) -> RobotTerms:
@@ -397,11 +400,16 @@ def _sampler(reader: _Reader) -> SamplerTerms:
 
 def _cross_check(contract: Contract, note: Callable[[Problem], None]) -> None:
     """Faults that only show when sections are read together."""
-    from engine.actions.embodiments import check_action_terms
-
     terms = contract.embodiment
-    for problem in check_action_terms(terms.domain, terms.action_space, terms.raw_action_dim):
-        note(problem)
+    try:
+        space = embodiment(terms.domain).space(terms.action_space)
+    except InvalidInput as error:
+        for problem in error.problems:
+            note(replace(problem, where=f'embodiment ({problem.where})'))
+    else:
+        if space.dim != terms.raw_action_dim:
+            value, allowed = str(terms.raw_action_dim), f'{space.dim} for {terms.domain} in {terms.action_space}'
+            note(Problem('embodiment.raw_action_dim', 'does not fit the action space', value, allowed))
     if terms.action_space == 'joint_position' and contract.state.joint_states is None:
         note(Problem('state.joint_states', 'is needed by action_space joint_position', 'null'))
     if terms.action_space == 'ee_delta' and contract.state.end_effector is None:
@@ -467,9 +475,10 @@ def load_contract(name_or_path: str | Path) -> Contract:
     Raises:
         ContractError: There is no such file, it cannot be parsed, or something in it is wrong; lists every fault.
     """
-    from engine.resources import find_config
-
-    path = find_config('contracts', name_or_path)
+    try:
+        path = find_config('contracts', str(name_or_path))
+    except InvalidInput as error:
+        raise ContractError(error.subject, error.problems) from None
     try:
         data = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:

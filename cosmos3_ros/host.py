@@ -1,0 +1,18 @@
+"""The host process: everything that shares the network. At present the policy node."""
+
+from __future__ import annotations
+
+from cosmos3_ros.process import answer_signals
+
+
+def main() -> int:
+    """Entry point of the executable `host`."""
+    answer_signals()  # before the heavy imports below, so that Ctrl-C works during them
+    from cosmos3_ros.node_base import spin
+    from cosmos3_ros.policy_node import PolicyNode
+
+    return spin(PolicyNode)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

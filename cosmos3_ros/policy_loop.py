@@ -1,0 +1,278 @@
+"""The loop of a running policy: observe, infer, hand over the chunk, wait until it is time for the next.
+
+It runs on a thread of its own, so that inference never blocks a callback, and knows nothing of ROS: time comes from a
+function, chunks leave through another.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from cosmos3_ros.inputs import Inputs
+from cosmos3_ros.streams import Missing, Snapshot
+from engine.errors import CosmosError
+from engine.policy import Observation, Policy, PolicyChunk
+from engine.runtime import Cancelled
+from engine.sampler import request_seeds
+
+WAIT_S = 0.02
+"""Longest sleep between looks at the inputs; new data wakes the loop earlier."""
+LATENCIES_KEPT = 256
+
+
+class End(Enum):
+    """Why a run ended; values are those of `RunPolicy.action`."""
+
+    TIME_LIMIT = 1
+    CANCELED = 2
+    STOPPED_BY_GUARD = 3
+    STALE_INPUT = 4
+    POLICY_ERROR = 5
+    DEACTIVATED = 6
+
+
+class Phase(Enum):
+    """What a run is doing."""
+
+    WAITING = 'waiting for inputs'
+    INFERRING = 'inferring'
+    EXECUTING = 'executing'
+
+
+@dataclass(frozen=True)
+class TimedChunk:
+    """A chunk with the observation time it counts from.
+
+    Attributes:
+        stamp_ns: Reference time of its observation.
+        epoch: Count of resets.
+        sequence: Place within the epoch, from 1.
+        chunk: The actions.
+        spread_ns: Time between the oldest and the newest sample behind it.
+    """
+
+    stamp_ns: int
+    epoch: int
+    sequence: int
+    chunk: PolicyChunk
+    spread_ns: int
+
+
+@dataclass
+class Run:
+    """One instruction being followed. Fields are written by the loop and read by anybody."""
+
+    instruction: str
+    started_ns: int
+    limit_ns: int
+    phase: Phase = Phase.WAITING
+    text: str = ''
+    chunks: int = 0
+    missing: tuple[Missing, ...] = ()
+    end: End | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+    seeds: Iterator[int] = field(default_factory=request_seeds)
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How a run is paced.
+
+    Attributes:
+        replan_rows: Rows between the observations of successive chunks.
+        input_timeout_ns: How long inputs may stay missing or stale before the run is given up.
+        seed: Base of a run's seeds; each chunk takes the next one, as NVIDIA's policy server draws them.
+        fixed_seed: Whether every chunk uses `seed` itself.
+    """
+
+    replan_rows: int = 8
+    input_timeout_ns: int = 5_000_000_000
+    seed: int = 0
+    fixed_seed: bool = False
+
+
+class Latencies:
+    """Seconds per stage over the newest inferences."""
+
+    def __init__(self) -> None:
+        """Start empty; `latest` is the total of the newest inference."""
+        self._kept: dict[str, deque[float]] = {}
+        self.latest = 0.0
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Record one inference."""
+        for stage, value in seconds.items():
+            self._kept.setdefault(stage, deque(maxlen=LATENCIES_KEPT)).append(value)
+        self.latest = seconds.get('total', 0.0)
+
+    def percentiles(self) -> dict[str, tuple[float, float]]:
+        """Median and 95th percentile of each stage [s]."""
+        return {
+            stage: (float(np.percentile(list(kept), 50)), float(np.percentile(list(kept), 95)))
+            for stage, kept in self._kept.items()
+        }
+
+
+class PolicyLoop:
+    """Owns the worker thread and at most one :class:`Run`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        inputs: Inputs,
+        now_ns: Callable[[], int],
+        on_chunk: Callable[[TimedChunk], None],
+        on_error: Callable[[str, BaseException], None],
+        options: LoopOptions = LoopOptions(),
+    ) -> None:
+        """Start the thread, idle.
+
+        Args:
+            policy: The loaded policy.
+            inputs: Buffers that callbacks fill; call :meth:`wake` after a push.
+            now_ns: The node's clock.
+            on_chunk: Receives each chunk, on the loop's thread.
+            on_error: Receives a sentence and the exception of a failed inference, on the loop's thread.
+            options: May be replaced at any time through :attr:`options`.
+        """
+        self.policy = policy
+        self.inputs = inputs
+        self.options = options
+        self.latencies = Latencies()
+        self.epoch = 0
+        self.sequence = 0
+        self.chunks = 0
+        self.run: Run | None = None
+        self._now_ns = now_ns
+        self._on_chunk = on_chunk
+        self._on_error = on_error
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name='policy', daemon=True)
+        self._thread.start()
+
+    def begin(self, instruction: str, limit_ns: int = 0) -> Run:
+        """Start following an instruction; a new epoch begins.
+
+        Args:
+            instruction: Words.
+            limit_ns: End by itself after this time; 0 means never.
+
+        Raises:
+            CosmosError: A run is already under way.
+        """
+        with self._changed:
+            if self.run is not None and self.run.end is None:
+                raise CosmosError(f'already following {self.run.instruction!r}: cancel it first')
+            self.run = Run(instruction, self._now_ns(), limit_ns, seeds=request_seeds(self.options.seed))
+            self.new_epoch()
+            self._changed.notify_all()
+            return self.run
+
+    def new_epoch(self) -> None:
+        """Void all earlier chunks. Epochs follow the clock, so they also grow across restarts of this process."""
+        self.epoch = max(self.epoch + 1, self._now_ns() // 1_000_000_000 & 0xFFFFFFFF)
+        self.sequence = 0
+
+    def finish(self, end: End, text: str) -> None:
+        """End the present run, if there is one. Inference under way is given up at its next step."""
+        with self._changed:
+            run = self.run
+            if run is None or run.end is not None:
+                return
+            run.end, run.text = end, text
+            run.ended.set()
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Tell the loop that inputs have arrived."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the run and the thread; returns once inference has stopped."""
+        self.finish(End.DEACTIVATED, 'the policy was shut down')
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._closing:
+            run = self.run
+            if run is None or run.end is not None:
+                self._sleep()
+                continue
+            try:
+                self._follow(run)
+            except Exception as error:
+                self._on_error(f'the policy failed while following {run.instruction!r}: {error}', error)
+                self.finish(End.POLICY_ERROR, str(error))
+
+    def _follow(self, run: Run) -> None:
+        """Serve one run to its end."""
+        next_ns = 0
+        complete_ns = time.monotonic_ns()
+        newest_ns = -1
+        while run.end is None and not self._closing:
+            now = self._now_ns()
+            if run.limit_ns and now - run.started_ns >= run.limit_ns:
+                self.finish(End.TIME_LIMIT, f'ran for {run.limit_ns / 1e9:g} s')
+                return
+            if now < newest_ns:  # the clock was set back: what was newest lies in another time
+                newest_ns, next_ns = -1, 0
+            if now < next_ns:
+                self._sleep((next_ns - now) / 1e9)
+                continue
+            found = self.inputs.observe(now, run.instruction)
+            if not isinstance(found[0], Observation):
+                self._wait_for_inputs(run, found, complete_ns)
+                continue
+            complete_ns = time.monotonic_ns()
+            run.missing = ()
+            observation, snapshot = found
+            if snapshot.reference_ns <= newest_ns:
+                self._sleep()
+                continue
+            newest_ns = snapshot.reference_ns
+            self._infer(run, observation, snapshot)
+            step_ns = round(self.policy.contract.timing.step_s * 1e9)
+            next_ns = newest_ns + self.options.replan_rows * step_ns
+
+    def _infer(self, run: Run, observation: Observation, snapshot: Snapshot) -> None:
+        run.phase = Phase.INFERRING
+        seed = self.options.seed if self.options.fixed_seed else next(run.seeds)
+        try:
+            chunk = self.policy.infer(observation, seed, lambda: run.end is not None or self._closing)
+        except Cancelled:
+            return
+        with self._changed:
+            if run.end is not None:
+                return
+            self.sequence += 1
+            self.chunks += 1
+            run.chunks += 1
+            run.phase = Phase.EXECUTING
+            timed = TimedChunk(snapshot.reference_ns, self.epoch, self.sequence, chunk, snapshot.spread_ns)
+        self.latencies.add(chunk.seconds)
+        self._on_chunk(timed)
+
+    def _wait_for_inputs(self, run: Run, missing: tuple[Missing, ...], complete_ns: int) -> None:
+        """Waiting is measured on the steady clock: a stopped simulation clock must not make it endless."""
+        run.phase, run.missing = Phase.WAITING, missing
+        if time.monotonic_ns() - complete_ns > self.options.input_timeout_ns:
+            self.finish(End.STALE_INPUT, '; '.join(str(item.problem()) for item in missing))
+            return
+        self._sleep()
+
+    def _sleep(self, seconds: float = WAIT_S) -> None:
+        with self._changed:
+            if not self._closing:
+                self._changed.wait(min(max(seconds, 0.001), WAIT_S))

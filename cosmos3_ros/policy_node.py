@@ -1,0 +1,428 @@
+"""The `policy` node: camera frames and joint states in, action chunks out, for one instruction at a time.
+
+===================  =================================================  ==========================================
+subscribes           topics of the contract's views and states          images, joint states, end-effector pose
+                     `guard/status`                                     to end a run when the guard has stopped it
+publishes            `~/chunk`                                          `ActionChunk`
+                     `~/status` (latched, 10 Hz)                        `PolicyStatus`; the guard's heartbeat
+action server        `run_policy`                                       `RunPolicy`
+===================  =================================================  ==========================================
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Duration
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.action.server import ServerGoalHandle
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
+from sensor_msgs.msg import Image, JointState
+
+from cosmos3_msgs.action import RunPolicy
+from cosmos3_msgs.msg import ActionChunk, GuardStatus, PolicyStatus
+from cosmos3_ros import diagnostics, qos
+from cosmos3_ros.conversions import JointReader, image_to_rgb, message_to_pose, ns_to_stamp, stamp_to_ns
+from cosmos3_ros.inputs import END_EFFECTOR, JOINT_STATES, Inputs
+from cosmos3_ros.node_base import CosmosLifecycleNode
+from cosmos3_ros.parameters import Parameter, ParameterSet, Required
+from cosmos3_ros.policy_loop import End, LoopOptions, Phase, PolicyLoop, Run, TimedChunk
+from cosmos3_ros.streams import Timeline
+from engine.contract import Contract, load_contract
+from engine.errors import CosmosError, ObservationError
+
+PARAMETERS = (
+    Parameter('contract', Required(str), 'Contract: a name in config/contracts, or a path.'),
+    Parameter('checkpoint', Required(str), 'Checkpoint: a directory in the public layout, or a hub id.'),
+    Parameter('device', 'cpu', 'Device of the network: cpu, cuda, cuda:1, ...'),
+    Parameter('dtype', 'float32', 'Computing precision.', one_of=('float32', 'bfloat16', 'float16', 'float64')),
+    Parameter('warm_up', True, 'Run one inference while configuring, so that the first chunk is not late.'),
+    Parameter(
+        'timeline',
+        'header',
+        'Time that counts for an input: when it was acquired (header) or when it arrived (receive).',
+        one_of=('header', 'receive'),
+    ),
+    Parameter(
+        'replan_rows', 8, 'Rows between the observations of successive chunks.', minimum=1, maximum=512, read_only=False
+    ),
+    Parameter(
+        'input_timeout_s',
+        5.0,
+        'How long an input may stay missing or stale before the run is given up.',
+        's',
+        minimum=0.1,
+        maximum=600.0,
+        read_only=False,
+    ),
+    Parameter('seed', 0, "Seed of the noise of a run's first chunk.", minimum=0, maximum=2**31 - 1, read_only=False),
+    Parameter('fixed_seed', False, 'Use `seed` itself for every chunk.', read_only=False),
+    Parameter(
+        'status_period_s',
+        0.1,
+        'Time between two status messages; the guard waits for them.',
+        's',
+        minimum=0.02,
+        maximum=1.0,
+    ),
+    Parameter('record_directory', '', 'Where to keep the imagined latents of every chunk; empty: nowhere.'),
+)
+FEEDBACK_PERIOD_S = 0.2
+
+
+class PolicyNode(CosmosLifecycleNode):
+    """Lifecycle shell around a :class:`PolicyLoop`."""
+
+    def __init__(self, name: str = 'policy', **kwargs: Any) -> None:
+        """Start unconfigured."""
+        super().__init__(name, **kwargs)
+        self.parameters = ParameterSet(self, PARAMETERS, self._apply)
+        self.loop: PolicyLoop | None = None
+        self.contract: Contract | None = None
+        self._rejected_inputs: dict[str, str] = {}
+        self._recorder: LatentRecorder | None = None
+
+    def configure_node(self) -> None:
+        """Load contract and checkpoint, warm up, open topics and the action server."""
+        import engine
+
+        values = self.parameters
+        self.contract = load_contract(values['contract'])
+        started = time.monotonic()
+        model = engine.load(values['checkpoint'], device=values['device'], dtype=values['dtype'])
+        policy = model.policy(self.contract)
+        self.get_logger().info(
+            f'loaded {model.family} checkpoint {values["checkpoint"]} on {values["device"]} as {values["dtype"]} '
+            f'in {time.monotonic() - started:.1f} s'
+        )
+        if values['warm_up']:
+            started = time.monotonic()
+            policy.warm_up()
+            self.get_logger().info(f'warmed up in {time.monotonic() - started:.1f} s')
+        if values['record_directory']:
+            self._recorder = LatentRecorder(Path(values['record_directory']))
+        inputs = Inputs(self.contract, Timeline(values['timeline']))
+        self.loop = PolicyLoop(policy, inputs, self.now_ns, self._publish_chunk, self._report_error, self._options())
+        self._open_outputs(self.contract)
+        self._open_inputs(self.contract, inputs)
+        self.diagnostics.add('policy', self._report_policy)
+
+    def activate_node(self) -> None:
+        """Forget what was seen before; wait for instructions."""
+        assert self.loop is not None
+        self.loop.inputs.clear()
+        self._publish_status()
+
+    def deactivate_node(self) -> None:
+        """End the run; the guard brings the robot to rest when it hears that nothing runs."""
+        if self.loop is not None:
+            self.loop.finish(End.DEACTIVATED, 'the policy node was deactivated')
+            self._publish_status(state=PolicyStatus.INACTIVE)
+
+    def cleanup_node(self) -> None:
+        """Release the network."""
+        if self.loop is not None:
+            self.loop.close()
+        self.loop = self._recorder = None
+        self.diagnostics.removeByName('policy')
+        self._rejected_inputs.clear()
+
+    def clock_jumped(self, backward_s: float) -> None:
+        """What was seen belongs to another time."""
+        if self.loop is not None:
+            self.loop.inputs.clear()
+
+    def _options(self) -> LoopOptions:
+        values = self.parameters
+        return LoopOptions(
+            replan_rows=values['replan_rows'],
+            input_timeout_ns=int(values['input_timeout_s'] * 1e9),
+            seed=values['seed'],
+            fixed_seed=values['fixed_seed'],
+        )
+
+    def _apply(self, changes: Mapping[str, Any]) -> None:
+        if self.loop is not None:
+            self.loop.options = self._options()
+
+    # Inputs
+
+    def _open_inputs(self, contract: Contract, inputs: Inputs) -> None:
+        for name, terms in contract.views.streams.items():
+            self.subscribe(Image, terms.topic, partial(self._on_image, name, terms.topic), qos.sensor())
+        if contract.state.joint_states is not None:
+            topic = contract.state.joint_states.topic
+            gripper = contract.robot.gripper
+            names = (*contract.robot.joints, *((gripper.joint,) if gripper else ()))
+            if contract.embodiment.action_space != 'joint_position':
+                names = (gripper.joint,) if gripper else ()
+            self._joints = JointReader(names, topic)
+            self.subscribe(JointState, topic, self._on_joints, qos.sensor(depth=50))
+        if contract.state.end_effector is not None:
+            topic = contract.state.end_effector.topic
+            self.subscribe(PoseStamped, topic, partial(self._on_pose, topic), qos.sensor(depth=50))
+        self.subscribe(GuardStatus, 'guard/status', self._on_guard, qos.latched())
+
+    def _take(self, name: str, read: Callable[[], Any], stamp_ns: int) -> None:
+        """Read one message into its buffer; one that does not fit is reported once and counts as not received."""
+        loop = self.loop
+        if loop is None or not self.active:
+            return
+        try:
+            value = read()
+        except ObservationError as error:
+            if self._rejected_inputs.get(name) != str(error):
+                self._rejected_inputs[name] = str(error)
+                self.get_logger().error(f'{name}: message ignored. {error}')
+            return
+        self._rejected_inputs.pop(name, None)
+        buffer = loop.inputs.views.get(name) or loop.inputs.states[name]
+        buffer.push(stamp_ns, self.now_ns(), value)
+        loop.wake()
+
+    def _on_image(self, name: str, topic: str, message: Image) -> None:
+        self._take(name, lambda: image_to_rgb(message, topic), stamp_to_ns(message.header.stamp))
+
+    def _on_joints(self, message: JointState) -> None:
+        self._take(JOINT_STATES, lambda: self._read_joints(message), stamp_to_ns(message.header.stamp))
+
+    def _read_joints(self, message: JointState) -> tuple[Any, float | None]:
+        assert self.contract is not None
+        positions = self._joints.read(message).positions
+        gripper = self.contract.robot.gripper
+        if gripper is None:
+            return positions, None
+        return positions[:-1], float(gripper.travel.closed_fraction(positions[-1]))
+
+    def _on_pose(self, topic: str, message: PoseStamped) -> None:
+        def read() -> tuple[Any, Any]:
+            pose = message_to_pose(message, topic)
+            return pose.position, pose.quaternion
+
+        self._take(END_EFFECTOR, read, stamp_to_ns(message.header.stamp))
+
+    def _on_guard(self, message: GuardStatus) -> None:
+        if self.loop is not None and message.state == GuardStatus.FAULT:
+            self.loop.finish(End.STOPPED_BY_GUARD, f'the guard stopped: {message.text}')
+
+    # Outputs
+
+    def _open_outputs(self, contract: Contract) -> None:
+        self._chunks = self.advertise(ActionChunk, '~/chunk', qos.status())
+        self._status = self.advertise(PolicyStatus, '~/status', qos.latched())
+        self.create_timer(
+            self.parameters['status_period_s'],
+            self._publish_status,
+            callback_group=self.control_group,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),  # "this process is alive" does not depend on simulated time
+        )
+        self._goals = ReentrantCallbackGroup()
+        ActionServer(
+            self,
+            RunPolicy,
+            'run_policy',
+            self._execute,
+            callback_group=self._goals,
+            goal_callback=self._on_goal,
+            cancel_callback=lambda _goal: CancelResponse.ACCEPT,
+        )
+
+    def _publish_chunk(self, timed: TimedChunk) -> None:
+        assert self.contract is not None
+        self._chunks.publish(chunk_message(timed, self.contract))
+        if self._recorder is not None:
+            self._recorder.add(timed)
+
+    def _publish_status(self, state: int | None = None) -> None:
+        loop = self.loop
+        if loop is None or not self.active:
+            return
+        self._status.publish(status_message(loop, self.now_ns(), state))
+
+    def _report_error(self, text: str, error: BaseException) -> None:
+        if isinstance(error, CosmosError):
+            self.get_logger().error(text)
+            return
+        import traceback
+
+        self.get_logger().error(f'{text}\n{"".join(traceback.format_exception(error))}')
+
+    def _report_policy(self, stat: diagnostics.DiagnosticStatusWrapper) -> diagnostics.DiagnosticStatusWrapper:
+        loop = self.loop
+        if loop is None:
+            stat.summary(diagnostics.STALE, 'not configured')
+            return stat
+        run = loop.run
+        waiting = run is not None and run.end is None and run.phase is Phase.WAITING
+        stat.summary(diagnostics.WARN if waiting else diagnostics.OK, run.text or run.phase.value if run else 'idle')
+        for name, reason in self._rejected_inputs.items():
+            stat.mergeSummary(diagnostics.ERROR, f'{name}: {reason.splitlines()[-1].strip()}')
+        for stage, (p50, p95) in loop.latencies.percentiles().items():
+            stat.add(f'{stage} p50 / p95 [ms]', f'{p50 * 1e3:.1f} / {p95 * 1e3:.1f}')
+        return stat
+
+    # Action
+
+    def _on_goal(self, goal: RunPolicy.Goal) -> GoalResponse:
+        loop = self.loop
+        limit_ns = goal.time_limit.sec * 1_000_000_000 + goal.time_limit.nanosec
+        if loop is None or not self.active:
+            return self._refuse('the node is not active')
+        if limit_ns < 0:
+            return self._refuse(f'time_limit is negative ({limit_ns / 1e9:g} s)')
+        if loop.run is not None and loop.run.end is None:
+            return self._refuse(f'already following {loop.run.instruction!r}; cancel that goal first')
+        try:
+            loop.policy.check_instruction(goal.instruction)
+        except CosmosError as error:
+            return self._refuse(str(error))
+        return GoalResponse.ACCEPT
+
+    def _refuse(self, why: str) -> GoalResponse:
+        self.get_logger().error(f'run_policy goal refused: {why}')
+        return GoalResponse.REJECT
+
+    def _execute(self, handle: ServerGoalHandle) -> RunPolicy.Result:
+        loop, goal = self.loop, handle.request
+        if loop is None:
+            handle.abort()
+            return RunPolicy.Result(reason=RunPolicy.Result.DEACTIVATED, text='the node is not configured')
+        limit_ns = goal.time_limit.sec * 1_000_000_000 + goal.time_limit.nanosec
+        try:
+            run = loop.begin(goal.instruction, limit_ns)
+        except CosmosError as error:
+            handle.abort()
+            return RunPolicy.Result(reason=RunPolicy.Result.POLICY_ERROR, text=str(error))
+        self.get_logger().info(f'following {goal.instruction!r}')
+        while not run.ended.wait(FEEDBACK_PERIOD_S):
+            if handle.is_cancel_requested:
+                loop.finish(End.CANCELED, 'canceled by a client')
+            handle.publish_feedback(self._feedback(run, loop))
+        return self._conclude(handle, run)
+
+    def _feedback(self, run: Run, loop: PolicyLoop) -> RunPolicy.Feedback:
+        latest = loop.latencies.latest
+        return RunPolicy.Feedback(
+            phase=run.phase.value,
+            chunks=run.chunks,
+            last_latency_s=latest,
+            elapsed=_duration(self.now_ns() - run.started_ns),
+            text='; '.join(str(item.problem()) for item in run.missing),
+        )
+
+    def _conclude(self, handle: ServerGoalHandle, run: Run) -> RunPolicy.Result:
+        assert run.end is not None
+        if run.end is End.TIME_LIMIT:
+            handle.succeed()
+        elif run.end is End.CANCELED and handle.is_cancel_requested:
+            handle.canceled()
+        else:
+            handle.abort()
+        self._publish_status()
+        self.get_logger().info(f'run ended: {run.text} ({run.chunks} chunks)')
+        return RunPolicy.Result(
+            reason=run.end.value,
+            text=run.text,
+            chunks=run.chunks,
+            duration=_duration(max(0, self.now_ns() - run.started_ns)),
+        )
+
+
+class LatentRecorder:
+    """Keeps the imagined latents of every chunk as `chunk_EPOCH_SEQUENCE.npz`, to be decoded at leisure."""
+
+    def __init__(self, directory: Path) -> None:
+        """Make the directory.
+
+        Raises:
+            CosmosError: It cannot be made or written to.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CosmosError(f'record_directory {directory} cannot be used: {error.strerror}') from error
+        self._directory = directory
+
+    def add(self, timed: TimedChunk) -> None:
+        """Write one chunk: `latents` float16 [1, 48, T, h, w], `actions` float32 [rows, D], `stamp_ns`."""
+        np.savez(
+            self._directory / f'chunk_{timed.epoch}_{timed.sequence:05d}.npz',
+            latents=timed.chunk.latents.cpu().numpy().astype(np.float16),
+            actions=timed.chunk.actions,
+            stamp_ns=timed.stamp_ns,
+        )
+
+
+def chunk_message(timed: TimedChunk, contract: Contract) -> ActionChunk:
+    """The message of a chunk: SI units, joints by name, poses as quaternions."""
+    actions = timed.chunk.actions.astype(np.float64)
+    message = ActionChunk(
+        epoch=timed.epoch,
+        sequence=timed.sequence,
+        step_dt=contract.timing.step_s,
+        contract=contract.name,
+        rows=len(actions),
+        instruction=timed.chunk.instruction,
+        inference=_duration(int(timed.chunk.seconds['total'] * 1e9)),
+    )
+    message.header.stamp = ns_to_stamp(timed.stamp_ns)
+    if contract.embodiment.action_space == 'joint_position':
+        joints = len(contract.robot.joints)
+        message.action_space = ActionChunk.JOINT_POSITION
+        message.joint_names = list(contract.robot.joints)
+        message.positions = actions[:, :joints].ravel().tolist()
+        message.gripper = actions[:, joints].tolist() if actions.shape[1] > joints else []
+    else:
+        message.action_space = ActionChunk.END_EFFECTOR_POSE
+        message.end_effector_frame = contract.robot.end_effector_frame
+        message.poses = [_pose(row) for row in actions]
+        message.gripper = actions[:, 7].tolist()
+    return message
+
+
+def status_message(loop: PolicyLoop, now_ns: int, state: int | None = None) -> PolicyStatus:
+    """What the loop is doing, as a message; `state` overrides what the loop says."""
+    run = loop.run
+    running = run is not None and run.end is None
+    if state is None:
+        state = PolicyStatus.IDLE
+        if run is not None and run.end is End.POLICY_ERROR:
+            state = PolicyStatus.FAILED
+        elif running:
+            state = PolicyStatus.WAITING if run.phase is Phase.WAITING else PolicyStatus.RUNNING
+    stages = loop.latencies.percentiles()
+    message = PolicyStatus(
+        state=state,
+        state_name=_STATE_NAMES[state],
+        instruction=run.instruction if running else '',
+        epoch=loop.epoch,
+        sequence=loop.sequence,
+        chunks=loop.chunks,
+        stage_names=list(stages),
+        stage_p50_s=[p50 for p50, _ in stages.values()],
+        stage_p95_s=[p95 for _, p95 in stages.values()],
+        missing_or_stale=[str(item.problem()) for item in run.missing] if running else [],
+        text=run.text if run is not None else '',
+    )
+    message.header.stamp = ns_to_stamp(now_ns)
+    return message
+
+
+_STATE_NAMES = {getattr(PolicyStatus, name): name for name in ('INACTIVE', 'IDLE', 'WAITING', 'RUNNING', 'FAILED')}
+
+
+def _pose(row: np.ndarray) -> Pose:
+    x, y, z, qx, qy, qz, qw = (float(v) for v in row[:7])
+    return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
+
+
+def _duration(nanoseconds: int) -> Duration:
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return Duration(sec=seconds, nanosec=rest)

@@ -1,0 +1,305 @@
+"""The policy surface: what the cameras see and where the joints are -> a chunk of actions and the imagined video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.actions import (
+    MODEL_WIDTH,
+    PoseCodec,
+    Poses,
+    codec,
+    embodiment,
+    matrix_to_quaternion,
+    quaternion_to_matrix,
+)
+from engine.errors import InvalidInput, ObservationError, Problem
+from engine.observation.geometry import choose_canvas, fit, latent_crop, to_unit
+from engine.observation.prompts import action_prompt
+from engine.observation.views import compose
+from engine.runtime import Stopwatch, Task
+from engine.sampler import Guidance, flow_unipc_schedule, framework_noise
+from engine.sequence import policy_layout
+
+if TYPE_CHECKING:
+    from engine.contract import Contract
+    from engine.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot knows at one instant.
+
+    Attributes:
+        images: RGB picture of each view the contract names, uint8 [H, W, 3], of any size.
+        instruction: What to do, in words.
+        joint_positions: [J] rad, in the contract's joint order; with history [history + 1, J], newest last.
+        gripper_position: Robot convention, 0 = open, 1 = closed; with history [history + 1].
+        end_effector_position: [3] m, robot base frame; needed by end-effector action spaces; [history + 1, 3] likewise.
+        end_effector_quaternion: [4] xyzw, unit; likewise.
+    """
+
+    images: Mapping[str, NDArray[np.uint8]]
+    instruction: str
+    joint_positions: NDArray[np.floating] | None = None
+    gripper_position: float | NDArray[np.floating] | None = None
+    end_effector_position: NDArray[np.floating] | None = None
+    end_effector_quaternion: NDArray[np.floating] | None = None
+
+
+@dataclass(frozen=True)
+class PolicyChunk:
+    """What one inference hands back.
+
+    Attributes:
+        actions: float32 [rows, D] in physical units and the robot's convention. joint_position: joint radians, then
+            gripper (1 = closed). ee_delta: position (m), quaternion xyzw, gripper; absolute, in the frame of the measured pose.
+        latents: The imagined video, float32 [1, 48, T, h, w]; decode with :meth:`Policy.imagined_video`.
+        instruction: The instruction it follows.
+        seed: Seed of its noise.
+        seconds: Time per stage: compose, encode, prefix, denoise, decode, and total.
+    """
+
+    actions: NDArray[np.float32]
+    latents: torch.Tensor
+    instruction: str
+    seed: int
+    seconds: Mapping[str, float]
+
+
+class Policy:
+    """Turns observations into chunks for one contract. Thread-safe; requests are served one at a time."""
+
+    def __init__(self, runtime: Runtime, contract: Contract) -> None:
+        """Use :meth:`engine.Cosmos3.policy`, which checks the contract against the checkpoint first."""
+        self.runtime = runtime
+        self.contract = contract
+        terms, timing = contract.embodiment, contract.timing
+        self.embodiment = embodiment(terms.domain)
+        self.codec = codec(self.embodiment, terms.action_space, terms.normalization)
+        self.canvas = choose_canvas(timing.resolution_tier, *contract.views.size)
+        height, width = (min(size, limit) for size, limit in zip(contract.views.size, self.canvas.size, strict=True))
+        rows, columns = latent_crop(height, width)
+        self.layout = policy_layout(
+            chunk=timing.chunk_rows,
+            height=rows,
+            width=columns,
+            fps=timing.fps,
+            domain_id=self.embodiment.domain_id,
+            raw_dim=terms.raw_action_dim,
+            state=terms.state_row,
+            history=terms.history_rows,
+        )
+        sampler = contract.sampler
+        self.schedule = flow_unipc_schedule(sampler.steps, sampler.shift)
+        self.guidance = Guidance(sampler.guidance, sampler.guidance_interval)
+
+    def caption(self, instruction: str) -> str:
+        """The prompt that the checkpoint reads for an instruction, in the contract's format."""
+        prompt, timing = self.contract.prompt, self.contract.timing
+        return action_prompt(
+            prompt.format,
+            instruction,
+            viewpoint=prompt.viewpoint,
+            description=prompt.description,
+            frames=timing.frames,
+            fps=timing.fps,
+            canvas=self.canvas,
+            idle_frames=prompt.idle_frames,
+        )
+
+    def check_instruction(self, instruction: str) -> None:
+        """Do nothing if the policy can follow this instruction.
+
+        Raises:
+            ObservationError: It is empty, or longer than the checkpoint can read.
+        """
+        problems = list(_check_instruction(instruction))
+        if problems:
+            raise ObservationError('instruction', problems)
+        self.runtime.tokenizer.encode(self.caption(instruction))
+
+    def warm_up(self) -> None:
+        """Run one inference on grey pictures, so that later ones do not pay for first-time work."""
+        terms = self.contract.embodiment
+        grey = {name: np.full((180, 320, 3), 128, np.uint8) for name in self.contract.views.streams}
+        rows = max(1, terms.clean_rows)
+        observation = Observation(
+            images=grey,
+            instruction='warm up',
+            joint_positions=np.zeros((rows, len(self.contract.robot.joints))),
+            gripper_position=np.zeros(rows),
+            end_effector_position=np.zeros((rows, 3)),
+            end_effector_quaternion=np.tile([0.0, 0.0, 0.0, 1.0], (rows, 1)),
+        )
+        self.infer(observation)
+
+    def prepare(self, instruction: str) -> None:
+        """Compute the prompt's keys and values ahead of the first observation.
+
+        Raises:
+            ObservationError: The instruction is empty or too long.
+        """
+        self.check_instruction(instruction)
+        with self.runtime.lock:
+            self.runtime.prefix(self.caption(instruction))
+            if self.guidance.scale != 1:
+                self.runtime.prefix('')
+
+    def infer(
+        self, observation: Observation, seed: int = 0, cancelled: Callable[[], bool] = lambda: False
+    ) -> PolicyChunk:
+        """One chunk of actions, and the video that is imagined with it.
+
+        Args:
+            observation: Must hold what the contract asks for.
+            seed: Of the noise; the same seed and observation give the same chunk.
+            cancelled: Asked between denoising steps; True gives the request up.
+
+        Raises:
+            ObservationError: The observation does not fit the contract; lists every fault.
+            Cancelled: `cancelled` returned True.
+        """
+        check_observation(observation, self.contract)
+        with self.runtime.lock, torch.inference_mode():
+            watch = Stopwatch(self.runtime.backend.device)
+            with watch.stage('total'):
+                vision, action = self._start(observation, seed, watch)
+                task = Task(
+                    self.layout,
+                    self.caption(observation.instruction),
+                    self.schedule,
+                    self.guidance,
+                    vision=vision,
+                    action=action,
+                )
+                latents, rows = self.runtime.denoise(task, watch, cancelled)
+                with watch.stage('decode'):
+                    actions = self._decode(rows, observation)
+        return PolicyChunk(actions, latents, observation.instruction, seed, dict(watch.seconds))
+
+    def imagined_video(self, chunk: PolicyChunk) -> NDArray[np.uint8]:
+        """Decode the imagined video of a chunk: uint8 [frames, H, W, 3], the composed views at the contract's rate."""
+        with self.runtime.lock, torch.inference_mode():
+            return self.runtime.vae.decode(chunk.latents)
+
+    def composite(self, observation: Observation) -> NDArray[np.uint8]:
+        """The one picture that the network sees, uint8 [H, W, 3] of the contract's size."""
+        views = self.contract.views
+        return compose(observation.images, views.composition, views.size)
+
+    def _start(self, observation: Observation, seed: int, watch: Stopwatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise, with the observed frame and the measured state in place."""
+        device = self.runtime.backend.device
+        item, rows = self.layout.vision, self.layout.action
+        with watch.stage('compose'):
+            fitted = fit(self.composite(observation), self.canvas)
+        with watch.stage('encode'):
+            first = self.runtime.vae.encode_frame(to_unit(fitted.pixels).to(device))
+        with watch.stage('noise'):
+            shape = (1, first.shape[1], item.frames, item.height, item.width)
+            vision = torch.from_numpy(framework_noise(seed, shape)).to(device)
+            action = torch.from_numpy(framework_noise(seed, (rows.rows, MODEL_WIDTH))).to(device)
+        vision[:, :, 0] = first[:, :, 0, : item.height, : item.width]
+        action[:, rows.raw_dim :] = 0
+        clean = self._clean_rows(observation)
+        action[: len(clean), : rows.raw_dim] = torch.from_numpy(clean).to(device)
+        return vision, action
+
+    def _clean_rows(self, observation: Observation) -> NDArray[np.float32]:
+        """History and state rows in model space, [history + state, raw_dim]."""
+        terms = self.contract.embodiment
+        if not terms.clean_rows:
+            return np.zeros((0, terms.raw_action_dim), np.float32)
+        count = terms.clean_rows
+        gripper = np.broadcast_to(np.asarray(observation.gripper_position, np.float64).reshape(-1), (count,))
+        try:
+            if isinstance(self.codec, PoseCodec):
+                rows = self.codec.encode_state(_poses(observation, count), gripper)
+            else:
+                joints = np.asarray(observation.joint_positions, np.float64).reshape(count, -1)
+                rows = self.codec.encode_state(joints, gripper)
+        except InvalidInput as error:
+            raise ObservationError('observation', error.problems) from error
+        return rows.astype(np.float32)
+
+    def _decode(self, rows: torch.Tensor, observation: Observation) -> NDArray[np.float32]:
+        generated = rows[self.contract.embodiment.clean_rows :, : self.contract.embodiment.raw_action_dim]
+        raw = generated.double().cpu().numpy()
+        if isinstance(self.codec, PoseCodec):
+            start = _poses(observation, self.contract.embodiment.clean_rows)[-1]
+            decoded = self.codec.decode(raw, start)
+            pose = np.hstack([decoded.poses.position, matrix_to_quaternion(decoded.poses.rotation)])
+            return np.column_stack([pose, decoded.gripper]).astype(np.float32)
+        actions = self.codec.decode(raw)
+        return np.column_stack([actions.joint_positions, actions.gripper]).astype(np.float32)
+
+
+def check_observation(observation: Observation, contract: Contract) -> None:
+    """Do nothing if an observation holds what a contract asks for.
+
+    Raises:
+        ObservationError: It does not; lists every fault by field.
+    """
+    problems = [*_check_instruction(observation.instruction), *_check_images(observation.images, contract)]
+    clean = contract.embodiment.clean_rows
+    if clean and contract.embodiment.action_space == 'joint_position':
+        width = len(contract.robot.joints)
+        problems += _check_numbers('joint_positions', observation.joint_positions, (clean, width))
+    if contract.embodiment.action_space == 'ee_delta':
+        problems += _check_numbers('end_effector_position', observation.end_effector_position, (clean, 3))
+        problems += _check_numbers('end_effector_quaternion', observation.end_effector_quaternion, (clean, 4))
+    if clean and contract.robot.gripper is not None:
+        problems += _check_numbers('gripper_position', observation.gripper_position, (clean,))
+    if problems:
+        raise ObservationError(f'observation for contract {contract.name}', problems)
+
+
+def _check_instruction(instruction: str) -> Iterator[Problem]:
+    if not isinstance(instruction, str):
+        yield Problem('instruction', 'must be text', type(instruction).__name__)
+    elif not instruction.strip():
+        yield Problem('instruction', 'is empty', repr(instruction), 'a sentence that says what to do')
+
+
+def _check_images(images: Mapping[str, NDArray[np.uint8]], contract: Contract) -> Iterator[Problem]:
+    for name in contract.views.streams:
+        if name not in images:
+            yield Problem(f'images.{name}', 'is missing', '', '', f'given: {", ".join(images) or "none"}')
+            continue
+        picture = np.asarray(images[name])
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3 or min(picture.shape) < 3:
+            kind = f'{picture.dtype} {list(picture.shape)}'
+            yield Problem(f'images.{name}', 'is no RGB picture', kind, 'uint8 [height, width, 3]')
+
+
+def _check_numbers(name: str, value: object, shape: tuple[int, ...]) -> list[Problem]:
+    """`shape` is (rows, ...); a single row may come without its first dimension."""
+    if value is None:
+        return [Problem(name, 'is missing')]
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        return [Problem(name, 'is not numeric', repr(value)[:60])]
+    allowed = {shape, shape[1:]} if shape[0] == 1 else {shape}
+    if numbers.shape not in allowed:
+        return [
+            Problem(name, 'has the wrong shape', str(list(numbers.shape)), ' or '.join(str(list(s)) for s in allowed))
+        ]
+    if not np.isfinite(numbers).all():
+        where = ', '.join(str(tuple(int(i) for i in index)) for index in np.argwhere(~np.isfinite(numbers)))
+        return [Problem(name, f'is not finite at {where}', np.array2string(numbers, precision=4))]
+    return []
+
+
+def _poses(observation: Observation, rows: int) -> Poses:
+    """Measured end-effector poses, leading shape [rows], newest last."""
+    position = np.asarray(observation.end_effector_position, np.float64).reshape(-1, 3)
+    quaternion = np.asarray(observation.end_effector_quaternion, np.float64).reshape(-1, 4)
+    return Poses(position, quaternion_to_matrix(quaternion))[-max(rows, 1) :]

@@ -1,0 +1,148 @@
+"""One set of weights behind all surfaces: the prompt cache, the denoising loop and the clock of each stage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.errors import CosmosError
+from engine.sampler import Guidance, Schedule, UniPc, combine
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.backends.base import Backend
+    from engine.network.transformer import Prefix, Velocities
+    from engine.network.vae import VideoVae
+    from engine.observation.tokenizer import PromptTokenizer
+    from engine.sequence import Layout
+
+PROMPTS_KEPT = 32
+"""Prompts whose keys and values stay in memory; one of 190 tokens takes 28 MB on Nano."""
+
+
+class Cancelled(CosmosError):
+    """A request was given up between two denoising steps because its caller asked for it."""
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent per stage of one request, in order of first use."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of the block to stage `name`; waits for the GPU so that each stage pays for its own kernels."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == 'cuda':
+                torch.cuda.synchronize(self.device)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to denoise: the tokens, the words, the schedule.
+
+    Attributes:
+        layout: Tokens and which of them are clean.
+        caption: Prompt; the negative prompt is the empty caption.
+        schedule: Timesteps and sigmas.
+        guidance: Scale and the timesteps it is on.
+        vision: Start sample [1, 48, T, h, w] float32, clean frames in place.
+        action: Start sample [rows, 64] float32, clean rows in place and unused channels 0.
+    """
+
+    layout: Layout
+    caption: str
+    schedule: Schedule
+    guidance: Guidance
+    vision: Tensor | None = None
+    action: Tensor | None = None
+
+
+class Runtime:
+    """Weights, prompt cache and denoising loop. One request at a time; callers on other threads wait their turn."""
+
+    def __init__(self, backend: Backend, vae: VideoVae, tokenizer: PromptTokenizer) -> None:
+        """Take charge of a loaded backend, video autoencoder and tokenizer."""
+        self.backend = backend
+        self.vae = vae
+        self.tokenizer = tokenizer
+        self.lock = threading.Lock()
+        self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
+
+    def prefix(self, caption: str) -> Prefix:
+        """Keys and values of a prompt, from the cache if this caption was seen before.
+
+        The understanding tower reads text alone, so they depend on nothing else and are exact for every later request.
+
+        Raises:
+            ObservationError: The caption is longer than the checkpoint's limit.
+        """
+        ids = tuple(self.tokenizer.encode(caption))
+        if ids not in self._prefixes:
+            self._prefixes[ids] = self.backend.prefix(list(ids))
+            while len(self._prefixes) > PROMPTS_KEPT:
+                self._prefixes.popitem(last=False)
+        self._prefixes.move_to_end(ids)
+        return self._prefixes[ids]
+
+    def denoise(
+        self, task: Task, watch: Stopwatch, cancelled: Callable[[], bool] = lambda: False
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Run the sampler.
+
+        Args:
+            task: What to denoise.
+            watch: Receives the time of stages `prefix` and `denoise`.
+            cancelled: Asked before every step.
+
+        Returns:
+            Clean vision latents and action rows, float32, shapes as in `task`; clean positions as they were given.
+
+        Raises:
+            Cancelled: `cancelled` returned True.
+        """
+        with watch.stage('prefix'):
+            conditional = self.prefix(task.caption)
+            guided = task.guidance.scale != 1
+            unconditional = self.prefix('') if guided else None
+        sampler = UniPc(task.schedule)
+        sample = tuple(part for part in (task.vision, task.action) if part is not None)
+        with watch.stage('denoise'):
+            for step, timestep in enumerate(task.schedule.timesteps):
+                if cancelled():
+                    raise Cancelled(f'given up before step {step + 1} of {len(task.schedule.timesteps)}')
+                velocity = self._velocity(task, sample, conditional, timestep)
+                if unconditional is not None and task.guidance.active(timestep):
+                    other = self._velocity(task, sample, unconditional, timestep)
+                    velocity = combine(velocity, other, task.guidance.scale)
+                sample = sampler.step(step, velocity, sample)
+        parts = iter(sample)
+        return (
+            next(parts) if task.vision is not None else None,
+            next(parts) if task.action is not None else None,
+        )
+
+    def _velocity(self, task: Task, sample: tuple[Tensor, ...], prefix: Prefix, timestep: float) -> tuple[Tensor, ...]:
+        parts = iter(sample)
+        velocities: Velocities = self.backend.denoise(
+            prefix,
+            task.layout,
+            vision=next(parts) if task.vision is not None else None,
+            action=next(parts) if task.action is not None else None,
+            timestep=timestep,
+        )
+        return tuple(v for v in (velocities.vision, velocities.action) if v is not None)
