@@ -1,0 +1,194 @@
+"""A checkpoint as the user names it: resolved to a directory, verified as a whole, then loaded part by part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engine.checkpoint.expected import LANGUAGE_HEAD, build_transformer, build_vae
+from engine.checkpoint.inspection import Inspection
+from engine.checkpoint.loading import fill, sample
+from engine.checkpoint.shards import StoredTensor
+from engine.checkpoint.source import resolve
+from engine.checkpoint.verifying import (
+    VISION_ENCODER,
+    verify_index,
+    verify_root,
+    verify_sound_tokenizer,
+    verify_tokenizer,
+    verify_transformer,
+    verify_vae,
+)
+from engine.errors import CheckpointError, InvalidInput, Problem
+from engine.network.config import Family, TransformerConfig
+
+if TYPE_CHECKING:
+    from engine.network.transformer import CosmosTransformer
+    from engine.network.vae import VideoVae
+    from engine.observation.tokenizer import PromptTokenizer
+
+SURFACES = ('policy', 'dynamics', 'generator', 'reasoner')
+"""What a loaded transformer can serve; only the reasoner needs the language head."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint, of which nothing is loaded yet.
+
+    Attributes:
+        root: Its directory.
+        transformer_config: Sizes and switches of the transformer.
+        config: Root `config.json`, which describes the reasoner.
+        model_index: `model_index.json`, the parts of the diffusers pipeline and its flags.
+        provenance: `checkpoint.json`; empty if there is none.
+        tensors: Where each tensor of the transformer lies, by public name.
+        vae_config: `vae/config.json`.
+        vae_tensors: Where each tensor of the video autoencoder lies.
+        has_vision_encoder: Whether the reasoner can be shown pictures.
+        has_sound_tokenizer: Whether sound latents can be turned to audio.
+    """
+
+    root: Path
+    transformer_config: TransformerConfig
+    config: Mapping[str, Any]
+    model_index: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    vae_config: Mapping[str, Any]
+    vae_tensors: Mapping[str, StoredTensor]
+    has_vision_encoder: bool
+    has_sound_tokenizer: bool
+
+    @property
+    def family(self) -> Family:
+        """Which published family this is: `nano`, `super` or `edge`."""
+        return self.transformer_config.family
+
+    @property
+    def has_action(self) -> bool:
+        """Whether there are action heads."""
+        return 'action_modality_embed' in self.tensors
+
+    @property
+    def has_sound(self) -> bool:
+        """Whether there is a sound head; exports may leave it out although the configuration names it."""
+        return 'audio_modality_embed' in self.tensors
+
+    @property
+    def has_language_head(self) -> bool:
+        """Whether the understanding tower can score words, as the reasoner must."""
+        return LANGUAGE_HEAD in self.tensors
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of configuration and weights, 64 hexadecimal digits; stable, whatever the directory is called.
+
+        Covers every name, type and shape, and a few bytes of every tensor instead of all: enough to tell one training
+        run from another, and quick even for a hundred gigabytes.
+        """
+        digest = hashlib.sha256()
+        for document in (self.transformer_config.to_dict(), self.vae_config, self.provenance):
+            digest.update(json.dumps(document, sort_keys=True).encode())
+        for name, tensor in [*sorted(self.tensors.items()), *sorted(self.vae_tensors.items())]:
+            digest.update(f'{name} {tensor.dtype} {tensor.shape}'.encode())
+            digest.update(sample(tensor))
+        return digest.hexdigest()
+
+    def load_transformer(
+        self,
+        device: torch.device | str = 'cpu',
+        dtype: torch.dtype = torch.bfloat16,
+        surfaces: Iterable[str] = SURFACES,
+    ) -> CosmosTransformer:
+        """Load the transformer straight to its device and type, tensor by tensor, ready for inference.
+
+        Host memory holds no second copy: at most one tensor beyond what the device keeps.
+
+        Args:
+            device: Where the weights go.
+            dtype: Type of the weights and of the calculation.
+            surfaces: What the transformer will serve, of `SURFACES`; without the reasoner there is no language head.
+
+        Raises:
+            InvalidInput: `surfaces` names something unknown.
+            CheckpointError: A file has changed since the checkpoint was opened.
+        """
+        wanted = tuple(surfaces)
+        unknown = [Problem('surfaces', 'is unknown', repr(s), ', '.join(SURFACES)) for s in wanted if s not in SURFACES]
+        if unknown:
+            raise InvalidInput('transformer', unknown)
+        lm_head = self.has_language_head and 'reasoner' in wanted
+        model = build_transformer(
+            self.transformer_config, sound=self.has_sound, action=self.has_action, lm_head=lm_head
+        )
+        fill(model, self.tensors, device, dtype)
+        return model
+
+    def load_vae(self, device: torch.device | str = 'cpu', dtype: torch.dtype = torch.bfloat16) -> VideoVae:
+        """Load the video autoencoder straight to its device and type.
+
+        Raises:
+            CheckpointError: It is of another variant, or a file has changed since the checkpoint was opened.
+        """
+        from engine.network.vae import VideoVae
+
+        model = build_vae(self.vae_config)
+        fill(model, self.vae_tensors, device, dtype)
+        return VideoVae(model)
+
+    def load_tokenizer(self) -> PromptTokenizer:
+        """Load the tokenizer and chat template of prompts.
+
+        Raises:
+            CheckpointError: They cannot be read.
+        """
+        from engine.observation.tokenizer import PromptTokenizer
+
+        return PromptTokenizer.from_directory(self.root / 'text_tokenizer', self.family, self.config)
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """Verify a checkpoint without loading it.
+
+    Every document is parsed, every index compared with its files, every safetensors header with the file's length and
+    with the tensors that the configuration calls for. Sound head, sound tokenizer, vision encoder, language head and
+    `checkpoint.json` are optional; a part that is there must be sound.
+
+    Args:
+        source: A directory in the public layout, or a hub id (`nvidia/Cosmos3-Nano`), which is downloaded or taken from
+            the local cache.
+
+    Raises:
+        CheckpointError: Listing every fault by file and tensor, or why the hub id cannot be had.
+    """
+    root = resolve(source)
+    look = Inspection(root)
+    index = verify_index(look)
+    config, transformer = verify_transformer(look)
+    described = verify_root(look, config, transformer)
+    vae_config, vae = verify_vae(look, config)
+    verify_tokenizer(look)
+    look.document('scheduler/scheduler_config.json')
+    provenance = look.document('checkpoint.json', required=False)
+    has_sound_tokenizer = verify_sound_tokenizer(look)
+    if look.problems or config is None or described is None or index is None or vae_config is None:
+        raise CheckpointError(f'checkpoint {root}', look.problems)
+    return Checkpoint(
+        root=root,
+        transformer_config=config,
+        config=described,
+        model_index=index,
+        provenance=provenance or {},
+        tensors=transformer.tensors,
+        vae_config=vae_config,
+        vae_tensors=vae.tensors,
+        has_vision_encoder=look.has(VISION_ENCODER),
+        has_sound_tokenizer=has_sound_tokenizer,
+    )
