@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.network.config import TransformerConfig
+from engine.network.heads import time_features
 from engine.network.layers import RmsNorm
 from engine.network.rope import layout_positions, rotary
 from engine.network.transformer import CosmosTransformer, Velocities
@@ -27,6 +28,7 @@ from engine.sequence import (
 )
 
 diffusers = pytest.importorskip('diffusers', reason='diffusers is the reference here')
+from diffusers.models.embeddings import Timesteps  # noqa: E402
 from diffusers.models.normalization import RMSNorm  # noqa: E402
 from diffusers.models.transformers import transformer_cosmos3 as reference_module  # noqa: E402
 from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import (  # noqa: E402
@@ -302,6 +304,12 @@ def test_norms_round_where_diffusers_rounds(dtype: torch.dtype) -> None:
         ours, reference = RmsNorm(128, 1e-5, nemotron=nemotron), theirs(128, eps=1e-5)
         ours.weight.data, reference.weight.data = weight, weight
         assert torch.equal(ours(x), reference(x))
+
+
+def test_time_features_equal_those_of_diffusers_bit_for_bit() -> None:
+    reference = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+    times = torch.arange(1000) * 0.001
+    assert torch.equal(time_features(times), reference(times))
 
 
 def test_the_two_norms_differ_in_bfloat16() -> None:
