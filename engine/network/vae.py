@@ -119,7 +119,7 @@ class VideoVae:
             decoded = self.autoencoder.decode(scaled, return_dict=False)[0]
         finally:
             self.autoencoder.clear_cache()
-        levels = (decoded[0].float().clamp(-1.0, 1.0) + 1.0) * 127.5
+        levels: torch.Tensor = (decoded[0].float().clamp(-1.0, 1.0) + 1.0) * 127.5
         return levels.to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
     def _normalise(self, mode: torch.Tensor) -> torch.Tensor:

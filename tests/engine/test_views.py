@@ -1,0 +1,198 @@
+"""Composites against an independent formulation, to the bit, and everything that is wrong with views at once."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import contract
+from engine.errors import InvalidInput, ObservationError
+from engine.observation.views import COMPOSITIONS, compose, letterbox, resize, split, view_size
+
+DROID = 'wrist_over_two_exteriors'
+
+
+def picture(h: int, w: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
+
+
+def droid_views(*sizes: tuple[int, int]) -> dict[str, np.ndarray]:
+    named = zip(COMPOSITIONS[DROID].views, sizes, strict=True)
+    return {name: picture(*size, seed) for seed, (name, size) in enumerate(named)}
+
+
+def reference_resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    resized = torch.nn.functional.interpolate(planes, size=size, mode='bilinear', align_corners=False)
+    return resized[0].permute(1, 2, 0).numpy().astype(np.uint8)
+
+
+def reference_composite(views: dict[str, np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    h, w = views['wrist'].shape[:2]
+    left, right = (reference_resize(views[name], (h // 2, w // 2)) for name in ('exterior_1', 'exterior_2'))
+    whole = np.concatenate([views['wrist'], np.concatenate([left, right], axis=1)], axis=0)
+    return whole if whole.shape[:2] == size else reference_resize(whole, size)
+
+
+@pytest.mark.parametrize(
+    'sizes',
+    [
+        [(360, 640)] * 3,
+        [(180, 320)] * 3,
+        [(480, 640)] * 3,
+        [(720, 1280), (480, 640), (360, 640)],
+        [(361, 642), (123, 77), (720, 1280)],
+    ],
+)
+def test_the_droid_composite_is_the_reference_servers_to_the_bit(sizes: list[tuple[int, int]]):
+    views = droid_views(*sizes)
+    composite = compose(views, DROID, (540, 640))
+    assert composite.dtype == np.uint8
+    np.testing.assert_array_equal(composite, reference_composite(views, (540, 640)))
+
+
+def test_halving_cuts_the_mean_of_four_pixels_off():
+    views = droid_views((360, 640), (360, 640), (360, 640))
+    composite = compose(views, DROID, (540, 640))
+    np.testing.assert_array_equal(composite[:360], views['wrist'])
+    for name, columns in (('exterior_1', slice(0, 320)), ('exterior_2', slice(320, 640))):
+        blocks = views[name].astype(int).reshape(180, 2, 320, 2, 3).sum(axis=(1, 3))
+        np.testing.assert_array_equal(composite[360:, columns], blocks // 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    old=st.tuples(st.integers(1, 80), st.integers(1, 80)),
+    new=st.tuples(st.integers(1, 80), st.integers(1, 80)),
+    seed=st.integers(0, 1000),
+)
+def test_any_resize_is_pytorchs_to_the_bit(old: tuple[int, int], new: tuple[int, int], seed: int):
+    image = picture(*old, seed)
+    np.testing.assert_array_equal(resize(image, new), reference_resize(image, new))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    new=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    eighths=st.tuples(st.integers(1, 48), st.integers(1, 48)),
+    seed=st.integers(0, 1000),
+)
+def test_the_fast_resize_is_pytorchs_to_the_bit(new: tuple[int, int], eighths: tuple[int, int], seed: int):
+    new = (8 * new[0], 8 * new[1])
+    old = (new[0] * eighths[0] // 8, new[1] * eighths[1] // 8)
+    image = picture(*old, seed)
+    np.testing.assert_array_equal(resize(image, new), reference_resize(image, new))
+
+
+@pytest.mark.parametrize('old', [(180, 320), (270, 320), (360, 640), (1080, 1280), (2160, 2560)])
+def test_camera_sizes_are_resized_to_the_bit(old: tuple[int, int]):
+    image = picture(*old)
+    np.testing.assert_array_equal(resize(image, (540, 640)), reference_resize(image, (540, 640)))
+
+
+def test_a_single_view_is_only_resized():
+    image = picture(270, 320)
+    np.testing.assert_array_equal(compose({'main': image}, 'single', (540, 640)), reference_resize(image, (540, 640)))
+    assert compose({'main': image}, 'single', (270, 320)) is image
+
+
+def test_the_compositions_are_those_that_contracts_may_name():
+    assert {name: layout.views for name, layout in COMPOSITIONS.items()} == dict(contract.COMPOSITIONS)
+
+
+@pytest.mark.parametrize('composition', COMPOSITIONS)
+def test_splitting_undoes_composing(composition: str):
+    size = (540, 640)
+    layout = COMPOSITIONS[composition]
+    views = {name: picture(*view_size(composition, size), seed) for seed, name in enumerate(layout.views)}
+    parts = split(compose(views, composition, size), composition)
+    assert list(parts) == list(layout.views)
+    for name, part in parts.items():
+        np.testing.assert_array_equal(part, resize(views[name], part.shape[:2]))
+    assert sum(part[..., 0].size for part in parts.values()) == 540 * 640
+
+
+def test_a_decoded_video_is_split_where_the_whole_composite_is():
+    video = np.stack([picture(528, 640, seed) for seed in range(2)])
+    parts = split(video, DROID, (540, 640))
+    assert parts['wrist'].shape == (2, 360, 640, 3)
+    assert parts['exterior_1'].shape == parts['exterior_2'].shape == (2, 168, 320, 3)
+    np.testing.assert_array_equal(parts['exterior_2'], video[:, 360:, 320:])
+
+
+def test_cameras_are_asked_for_the_size_that_needs_no_resampling():
+    assert view_size(DROID, (540, 640)) == (360, 640)
+    assert view_size('single', (256, 320)) == (256, 320)
+
+
+@pytest.mark.parametrize('size', [(720, 1280), (480, 640), (180, 320), (1000, 333), (360, 641), (360, 640)])
+def test_letterboxing_is_openpis(size: tuple[int, int]):
+    image_tools = pytest.importorskip('openpi_client.image_tools')
+    image = picture(*size)
+    np.testing.assert_array_equal(letterbox(image, (360, 640)), image_tools.resize_with_pad(image, 360, 640))
+
+
+def test_letterboxing_centres_the_whole_picture_on_black():
+    boxed = letterbox(np.full((480, 640, 3), 200, np.uint8), (360, 640))
+    assert (boxed[:, 80:560] == 200).all()
+    assert (boxed[:, :80] == 0).all()
+    assert (boxed[:, 560:] == 0).all()
+
+
+def test_every_fault_of_the_views_is_listed():
+    views = {
+        'wrist': np.zeros((360, 640, 3), np.float32),
+        'exterior_2': np.zeros((360, 640), np.uint8),
+        'front': picture(360, 640),
+    }
+    with pytest.raises(ObservationError) as error:
+        compose(views, DROID, (540, 640))
+    assert [(problem.where, problem.what.split()[0]) for problem in error.value.problems] == [
+        ('view exterior_1', 'missing'),
+        ('view front', 'unknown'),
+        ('view wrist', 'not'),
+        ('view exterior_2', 'not'),
+    ]
+
+
+@pytest.mark.parametrize('bad', [[[1, 2, 3]], None, np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])
+def test_what_is_no_picture_is_refused(bad: object):
+    with pytest.raises(ObservationError, match='view main'):
+        compose({'main': bad}, 'single', (540, 640))  # type: ignore[dict-item]
+    with pytest.raises(ObservationError, match='image'):
+        letterbox(bad, (360, 640))  # type: ignore[arg-type]
+
+
+def test_a_wrist_picture_that_cannot_be_halved_is_refused():
+    with pytest.raises(ObservationError, match='360 x 641'):
+        compose(droid_views((360, 641), (360, 640), (360, 640)), DROID, (540, 640))
+
+
+def test_an_unknown_composition_is_refused_with_the_known_ones():
+    for function in (lambda: compose({}, 'grid', (1, 1)), lambda: view_size('grid', (1, 1))):
+        with pytest.raises(InvalidInput, match='single, wrist_over_two_exteriors'):
+            function()
+
+
+def test_views_are_left_as_they_were():
+    views = droid_views((180, 320), (180, 320), (180, 320))
+    kept = {name: view.copy() for name, view in views.items()}
+    compose(views, DROID, (540, 640))[:] = 0
+    for name, view in views.items():
+        np.testing.assert_array_equal(view, kept[name])
+
+
+@pytest.mark.parametrize('size', [(180, 320), (360, 640)])
+def test_composing_takes_a_small_part_of_a_control_period(size: tuple[int, int]):
+    views = droid_views(size, size, size)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        compose(views, DROID, (540, 640))
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.003
