@@ -10,7 +10,9 @@ PACKAGE = 'cosmos3_ros'
 
 def tree(folder):
     """Everything below `folder` as data_files entries, at the same place below the package's share directory."""
-    files = [path for path in sorted(glob(f'{folder}/**', recursive=True)) if isfile(path) and '__pycache__' not in path]
+    files = [
+        path for path in sorted(glob(f'{folder}/**', recursive=True)) if isfile(path) and '__pycache__' not in path
+    ]
     folders = sorted({dirname(path) for path in files})
     return [(f'share/{PACKAGE}/{place}', [path for path in files if dirname(path) == place]) for place in folders]
 
