@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from engine.network.config import TransformerConfig
 from engine.network.heads import time_features
 from engine.network.layers import RmsNorm
-from engine.network.rope import layout_positions, rotary
+from engine.network.rope import action_positions, layout_positions, rotary, vision_positions
 from engine.network.transformer import CosmosTransformer, Velocities
 from engine.sequence import (
     ActionItem,
@@ -281,6 +281,17 @@ def test_actions_alone_equal_diffusers_own_modules_run_without_vision(pairs: Pai
     expected[0] = 0
     expected[:, item.raw_dim :] = 0
     assert difference(mine, Velocities(None, expected, None)) <= EXACT
+
+
+@pytest.mark.parametrize('fps', [5, 10.0, 15.0, 16.0, 20.0, 23.976, 29.97, 30.0])
+def test_positions_equal_those_of_diffusers_bit_for_bit(fps: float) -> None:
+    offset = 15150
+    clip, _ = get_3d_mrope_ids_vae_tokens(200, 2, 3, offset, fps=fps)
+    assert torch.equal(vision_positions(VisionItem(200, 3, 6, fps), 2, offset), clip)
+    for start in (1, 0, -4):
+        rates = {'temporal_compression_factor': 1, 'base_temporal_compression_factor': 4}
+        rows, _ = get_3d_mrope_ids_vae_tokens(200, 1, 1, offset, fps=fps, start_frame_offset=start, **rates)
+        assert torch.equal(action_positions(ActionItem(200, 8, 8, fps, start=start), offset), rows)
 
 
 @pytest.mark.parametrize('family', FAMILIES)

@@ -62,6 +62,11 @@ def test_a_clip_at_5_fps_has_the_published_positions() -> None:
     assert [round(t, 4) for t in time.tolist()] == [15150.0, 15154.7998, 15159.5996, 15164.4004, 15169.2002]
 
 
+def test_the_order_of_operations_decides_the_last_bit() -> None:
+    time = vision_positions(VisionItem(26, 2, 2, 29.97), 2, OFFSET)[0]
+    assert time[25].item() == 15170.0205078125, 'multiplying by one ratio instead gives 15170.01953125'
+
+
 def test_actions_after_a_state_row_have_the_published_positions() -> None:
     positions = action_positions(ActionItem(33, 8, 8, 15.0, start=0, clean=(0,)), OFFSET)
     assert positions.dtype == torch.float32
