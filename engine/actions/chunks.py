@@ -40,7 +40,8 @@ def fit_chunk(rows: ArrayLike, length: int) -> Floats:
         raise InvalidInput('rows', [Problem('rows', 'are no chunk', f'shape {array.shape}', '[T, D] with T >= 1')])
     if length < 1:
         raise InvalidInput('chunk', [Problem('length', 'is too small', str(length), 'at least 1')])
-    return np.take(array, np.minimum(np.arange(length), len(array) - 1), axis=0)
+    fitted: Floats = np.take(array, np.minimum(np.arange(length), len(array) - 1), axis=0)
+    return fitted
 
 
 def read_action_file(path: str | Path, dim: int | None = None) -> Floats:

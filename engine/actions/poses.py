@@ -126,13 +126,12 @@ def anchored_deltas(poses: Poses) -> Poses:
 def integrate_framewise(start: Poses, deltas: Poses) -> Poses:
     """Return the N + 1 poses, `start` first, whose framewise deltas these are.
 
-    Products are formed pairwise (a parallel prefix), log2(N) vectorised steps, and put back on SO(3) after each, so
-    that rounding neither grows with the number of rows nor leaves the group.
+    Products are formed pairwise (a parallel prefix): log2(N) vectorised steps, through which rounding grows no further
+    than that. Deltas are put on SO(3) before, since those in single precision would leave it together, and poses after.
     """
-    product, stride = deltas, 1
+    product, stride = _tidy(deltas), 1
     while stride < len(deltas):
-        later = _tidy(compose(product[:-stride], product[stride:]))
-        product = _chain(product[:stride], later)
+        product = _chain(product[:stride], compose(product[:-stride], product[stride:]))
         stride *= 2
     return integrate_anchored(start, product)
 
