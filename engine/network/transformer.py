@@ -175,7 +175,7 @@ class CosmosTransformer(nn.Module):
         Args:
             prefix: The prompt, from `prefix`.
             layout: What is generated and what is given.
-            vision: Latents [1, C, T, h, w], clean frames included; any float type (float32 keeps the sampler exact).
+            vision: Latents [1, C, T, h, w] on the model's device, as the others; clean frames included; any float type.
             action: Rows [rows, action_dim], zero in channels the embodiment does not use.
             sound: Latents [sound_dim, frames].
             timestep: The sampler's timestep, 0 to 1000; a number or a tensor with one element.
