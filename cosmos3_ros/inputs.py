@@ -17,8 +17,8 @@ STATE_DEPTH = 256
 class Inputs:
     """Buffers of everything a contract's policy reads.
 
-    Values pushed: images as uint8 [H, W, 3] RGB; joint states as (positions [J], closed fraction of the gripper or None);
-    end-effector poses as (position [3], quaternion xyzw [4]).
+    Values pushed: images as uint8 [H, W, 3] RGB; joint states as (positions [J], closed fraction of the gripper or
+    None); end-effector poses as (position [3], quaternion xyzw [4]).
     """
 
     def __init__(self, contract: Contract, timeline: Timeline = Timeline.HEADER) -> None:

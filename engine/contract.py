@@ -249,7 +249,7 @@ class _Reader:
 
 
 def _checkpoint(reader: _Reader) -> CheckpointTerms:
-    families = reader.take('families', list, [])
+    families: list[Any] = reader.take('families', list, [])
     unknown = [f for f in families if f not in FAMILIES]
     if unknown or (not families and 'families' in reader.data):
         reader.problem(reader.key('families'), 'must name model families', repr(families), ', '.join(FAMILIES))
@@ -286,7 +286,7 @@ def _gripper(reader: _Reader) -> GripperTerms | None:
 
 
 def _robot(reader: _Reader) -> RobotTerms:
-    joints = reader.take('joints', list, [])
+    joints: list[Any] = reader.take('joints', list, [])
     if (
         not all(isinstance(j, str) and j for j in joints)
         or len(set(map(str, joints))) != len(joints)

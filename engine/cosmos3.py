@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from engine.runtime import Runtime
 
 
+PRECISIONS = ('float32', 'bfloat16', 'float16', 'float64')
+
+
 class Cosmos3:
     """A loaded checkpoint: one copy of the weights, from which every surface is served."""
 
@@ -125,8 +128,9 @@ def _device(device: str | torch.device) -> torch.device:
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     import torch
 
-    names = {name: getattr(torch, name) for name in ('float32', 'bfloat16', 'float16', 'float64')}
-    chosen = names.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in names.values():
-        raise CosmosError(f'dtype {dtype!r} is not one of {", ".join(names)}')
-    return chosen
+    names: dict[str, torch.dtype] = {name: getattr(torch, name) for name in PRECISIONS}
+    if isinstance(dtype, torch.dtype) and dtype in names.values():
+        return dtype
+    if isinstance(dtype, str) and dtype in names:
+        return names[dtype]
+    raise CosmosError(f'dtype {dtype!r} is not one of {", ".join(names)}')

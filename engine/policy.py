@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from engine.actions import (
     MODEL_WIDTH,
+    Embodiment,
+    JointCodec,
     PoseCodec,
     Poses,
     codec,
@@ -19,10 +21,10 @@ from engine.actions import (
     matrix_to_quaternion,
     quaternion_to_matrix,
 )
-from engine.errors import InvalidInput, ObservationError, Problem
-from engine.observation.geometry import choose_canvas, fit, latent_crop, to_unit
+from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError, Problem
+from engine.observation.geometry import choose_canvas, content_size, fit, latent_crop, to_unit
 from engine.observation.prompts import action_prompt
-from engine.observation.views import compose
+from engine.observation.views import compose, letterbox, view_size
 from engine.runtime import Stopwatch, Task
 from engine.sampler import Guidance, flow_unipc_schedule, framework_noise
 from engine.sequence import policy_layout
@@ -30,6 +32,10 @@ from engine.sequence import policy_layout
 if TYPE_CHECKING:
     from engine.contract import Contract
     from engine.runtime import Runtime
+
+
+ASPECT_TOLERANCE = 0.03
+"""Relative difference in shape that is scaled away rather than padded: tiles of rounded sizes, 152 x 304 for 16:9."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class PolicyChunk:
 
     Attributes:
         actions: float32 [rows, D] in physical units and the robot's convention. joint_position: joint radians, then
-            gripper (1 = closed). ee_delta: position (m), quaternion xyzw, gripper; absolute, in the frame of the measured pose.
+            gripper (1 = closed). ee_delta: position (m), quaternion xyzw, gripper; absolute, in the frame that the
+            measured pose is given in.
         latents: The imagined video, float32 [1, 48, T, h, w]; decode with :meth:`Policy.imagined_video`.
         instruction: The instruction it follows.
         seed: Seed of its noise.
@@ -82,10 +89,9 @@ class Policy:
         self.contract = contract
         terms, timing = contract.embodiment, contract.timing
         self.embodiment = embodiment(terms.domain)
-        self.codec = codec(self.embodiment, terms.action_space, terms.normalization)
+        self.codec = _policy_codec(self.embodiment, contract)
         self.canvas = choose_canvas(timing.resolution_tier, *contract.views.size)
-        height, width = (min(size, limit) for size, limit in zip(contract.views.size, self.canvas.size, strict=True))
-        rows, columns = latent_crop(height, width)
+        rows, columns = latent_crop(*content_size(*contract.views.size, self.canvas))
         self.layout = policy_layout(
             chunk=timing.chunk_rows,
             height=rows,
@@ -112,6 +118,7 @@ class Policy:
             fps=timing.fps,
             canvas=self.canvas,
             idle_frames=prompt.idle_frames,
+            action_rows=timing.chunk_rows + self.contract.embodiment.clean_rows,
         )
 
     def check_instruction(self, instruction: str) -> None:
@@ -180,6 +187,8 @@ class Policy:
                     action=action,
                 )
                 latents, rows = self.runtime.denoise(task, watch, cancelled)
+                if latents is None or rows is None:
+                    raise CosmosError(f'the sampler lost a modality of {self.layout}')
                 with watch.stage('decode'):
                     actions = self._decode(rows, observation)
         return PolicyChunk(actions, latents, observation.instruction, seed, dict(watch.seconds))
@@ -187,25 +196,34 @@ class Policy:
     def imagined_video(self, chunk: PolicyChunk) -> NDArray[np.uint8]:
         """Decode the imagined video of a chunk: uint8 [frames, H, W, 3], the composed views at the contract's rate."""
         with self.runtime.lock, torch.inference_mode():
-            return self.runtime.vae.decode(chunk.latents)
+            return self.runtime.vae.decode(chunk.latents).cpu().numpy()
 
     def composite(self, observation: Observation) -> NDArray[np.uint8]:
-        """The one picture that the network sees, uint8 [H, W, 3] of the contract's size."""
+        """The one picture that the network sees, uint8 [H, W, 3] of the contract's size.
+
+        Pictures of another shape than the composition's tiles are letter-boxed, as NVIDIA's evaluation clients do;
+        pictures of the right shape are left to the composition to scale.
+        """
         views = self.contract.views
-        return compose(observation.images, views.composition, views.size)
+        tile = view_size(views.composition, views.size)
+        shaped = {name: _in_shape(observation.images[name], tile) for name in views.streams}
+        return compose(shaped, views.composition, views.size)
 
     def _start(self, observation: Observation, seed: int, watch: Stopwatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise, with the observed frame and the measured state in place."""
         device = self.runtime.backend.device
         item, rows = self.layout.vision, self.layout.action
+        if item is None or rows is None:
+            raise CosmosError(f'a policy needs vision and actions, got {self.layout}')
         with watch.stage('compose'):
             fitted = fit(self.composite(observation), self.canvas)
         with watch.stage('encode'):
-            first = self.runtime.vae.encode_frame(to_unit(fitted.pixels).to(device))
+            first = self.runtime.vae.encode_frame(to_unit(fitted.pixels, device))
         with watch.stage('noise'):
             shape = (1, first.shape[1], item.frames, item.height, item.width)
-            vision = torch.from_numpy(framework_noise(seed, shape)).to(device)
-            action = torch.from_numpy(framework_noise(seed, (rows.rows, MODEL_WIDTH))).to(device)
+            noise = framework_noise(seed, shape)
+            vision = noise.to(device, copy=True)
+            action = _leading(noise, seed, (rows.rows, MODEL_WIDTH)).to(device, copy=True)
         vision[:, :, 0] = first[:, :, 0, : item.height, : item.width]
         action[:, rows.raw_dim :] = 0
         clean = self._clean_rows(observation)
@@ -221,13 +239,21 @@ class Policy:
         gripper = np.broadcast_to(np.asarray(observation.gripper_position, np.float64).reshape(-1), (count,))
         try:
             if isinstance(self.codec, PoseCodec):
-                rows = self.codec.encode_state(_poses(observation, count), gripper)
+                rows = self._pose_rows(self.codec, _poses(observation, count), gripper)
             else:
                 joints = np.asarray(observation.joint_positions, np.float64).reshape(count, -1)
                 rows = self.codec.encode_state(joints, gripper)
         except InvalidInput as error:
             raise ObservationError('observation', error.problems) from error
         return rows.astype(np.float32)
+
+    @staticmethod
+    def _pose_rows(codec: PoseCodec, poses: Poses, gripper: NDArray[np.float64]) -> NDArray[np.float64]:
+        """History as framewise deltas between measured poses, then the state row with the absolute pose."""
+        state = codec.encode_state(poses[-1:], gripper[-1:])
+        if len(gripper) == 1:
+            return state
+        return np.vstack([codec.encode_trajectory(poses, gripper[1:]), state])
 
     def _decode(self, rows: torch.Tensor, observation: Observation) -> NDArray[np.float32]:
         generated = rows[self.contract.embodiment.clean_rows :, : self.contract.embodiment.raw_action_dim]
@@ -296,6 +322,31 @@ def _check_numbers(name: str, value: object, shape: tuple[int, ...]) -> list[Pro
         where = ', '.join(str(tuple(int(i) for i in index)) for index in np.argwhere(~np.isfinite(numbers)))
         return [Problem(name, f'is not finite at {where}', np.array2string(numbers, precision=4))]
     return []
+
+
+def _policy_codec(of: Embodiment, contract: Contract) -> JointCodec | PoseCodec:
+    terms = contract.embodiment
+    try:
+        found = codec(of, terms.action_space, terms.normalization)
+    except InvalidInput as error:
+        raise ContractError(f'contract {contract.name}', error.problems) from error
+    if not isinstance(found, JointCodec | PoseCodec):
+        problem = Problem('embodiment.domain', 'has no policy: its rows are neither joints nor poses', terms.domain)
+        raise ContractError(f'contract {contract.name}', [problem])
+    return found
+
+
+def _leading(noise: torch.Tensor, seed: int, shape: tuple[int, int]) -> torch.Tensor:
+    """Noise of `shape` under the same seed: every modality starts the generator anew, so it is the video's first."""
+    count = shape[0] * shape[1]
+    return noise.view(-1)[:count].view(shape) if noise.numel() >= count else framework_noise(seed, shape)
+
+
+def _in_shape(picture: NDArray[np.uint8], tile: tuple[int, int]) -> NDArray[np.uint8]:
+    """The picture itself if its aspect ratio is that of `tile` (height, width), else letter-boxed to it."""
+    height, width = picture.shape[:2]
+    same = abs(height * tile[1] / (width * tile[0]) - 1) < ASPECT_TOLERANCE
+    return picture if same else letterbox(picture, tile)
 
 
 def _poses(observation: Observation, rows: int) -> Poses:

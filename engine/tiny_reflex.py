@@ -187,7 +187,8 @@ def _noise_reader(lanes: Tensor, channel: int, reach: float) -> Tensor:
     """
     direction = lanes @ lanes[channel]
     seen = (direction @ lanes).norm()
-    return direction * (reach * math.sqrt(TOKENS_AVERAGED) / seen)
+    scaled: Tensor = direction * (reach * math.sqrt(TOKENS_AVERAGED) / seen)
+    return scaled
 
 
 def _read_out(tensors: MutableMapping[str, Tensor], hidden: int) -> None:
