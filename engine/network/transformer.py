@@ -161,7 +161,7 @@ class CosmosTransformer(nn.Module):
         out: Tensor = self.lm_head(hidden)
         return out
 
-    def denoise(  # noqa: PLR0917 - the order in which they are used
+    def denoise(
         self,
         prefix: Prefix,
         layout: Layout,
