@@ -1,0 +1,279 @@
+"""Judges a whole chunk before any of its rows moves the arm: accepts it with a splice that fits, or says why not.
+
+Nothing is ever clamped. The rows are checked as they are; then the motion that would really be executed, from the
+present commanded state through the fade into the chunk, is checked in continuous time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos3_ros.guard.chunk import Chunk
+from cosmos3_ros.guard.executor import ChunkMotion
+from cosmos3_ros.guard.limits import RobotLimits
+from cosmos3_ros.guard.motion import NS, Array, JointsState, instants
+from cosmos3_ros.guard.options import CheckOptions
+from cosmos3_ros.guard.reasons import Reason, Rejection, reject
+from cosmos3_ros.guard.tracker import peak_speed, stopping_displacement
+
+# The fade is looked at on a grid; between two of its points a peak may be a little higher. With this many points per
+# row # and three rows the error stays below 0.4 % of a quintic's acceleration peak (h²/8 times the fourth derivative).
+_POINTS_PER_ROW = 16
+_HEADROOM = 0.99
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Measured joints at the time a chunk was computed from, each [J]: positions rad, velocities rad/s."""
+
+    positions: Array
+    velocities: Array
+
+
+@dataclass(frozen=True)
+class SpliceContext:
+    """What the guard knows when a chunk arrives.
+
+    Attributes:
+        now_ns: Present time.
+        start_ns: Instant from which on the chunk can take over; later than what has been committed to the robot.
+        state: Commanded state at `start_ns`.
+        observed: Measured joints at the chunk's stamp; None if they are not remembered.
+        rest_since_ns: Since when the command has been at rest; None while it moves.
+        epoch: Present epoch.
+        last_sequence: Last sequence number seen in this epoch; None if there was none.
+    """
+
+    now_ns: int
+    start_ns: int
+    state: JointsState
+    observed: Observed | None
+    rest_since_ns: int | None
+    epoch: int
+    last_sequence: int | None
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """A chunk that may be executed.
+
+    Attributes:
+        motion: The motion to take over at its `start_ns`.
+        rows_dropped: Rows that are due before the splice and will not be approached.
+        window_rows: Length of the fade, in rows.
+        splice_jump: Distance between the motion in progress and the chunk at the splice, largest over the joints, rad.
+    """
+
+    motion: ChunkMotion
+    rows_dropped: int
+    window_rows: int
+    splice_jump: float
+
+
+def check_chunk(
+    chunk: Chunk, limits: RobotLimits, context: SpliceContext, options: CheckOptions
+) -> Acceptance | Rejection:
+    """Judge a well-formed chunk.
+
+    Args:
+        chunk: Output of :func:`cosmos3_ros.guard.chunk.arrange`.
+        limits: Limits of the robot, joints in the chunk's order.
+        context: State of the motion in progress and of the books.
+        options: Tolerances.
+
+    Returns:
+        The shortest admissible splice, or the first reason that speaks against the chunk.
+    """
+    stale = check_freshness(chunk, context, options) or check_start(chunk, limits, context, options)
+    if stale is not None:
+        return stale
+    since = context.rest_since_ns
+    if options.replay_from_rest and since is not None and since <= chunk.stamp_ns:
+        chunk = chunk.starting_at(context.start_ns)
+    wrong = check_time_left(chunk, context) or check_rows(chunk, limits, context.state)
+    if wrong is not None:
+        return wrong
+    return splice(chunk, limits, context.start_ns, context.state, options)
+
+
+def check_freshness(chunk: Chunk, context: SpliceContext, options: CheckOptions) -> Rejection | None:
+    """Refuse chunks of an older epoch, repeated or overtaken ones, and stamps that are too old or lie ahead."""
+    if chunk.epoch < context.epoch:
+        return reject(Reason.CHUNK_STALE_EPOCH, f'epoch {chunk.epoch}, present epoch {context.epoch}')
+    last = context.last_sequence
+    if chunk.epoch == context.epoch and last is not None and chunk.sequence <= last:
+        reason = Reason.CHUNK_DUPLICATE if chunk.sequence == last else Reason.CHUNK_OUT_OF_ORDER
+        return reject(reason, f'sequence {chunk.sequence}, last seen {last}')
+    age = context.now_ns - chunk.stamp_ns
+    if -age > options.future_tolerance_ns:
+        limit = options.future_tolerance_ns / NS
+        return reject(Reason.CHUNK_FROM_FUTURE, 'stamp ahead of the clock by', value=-age / NS, limit=limit, unit='s')
+    if age > options.max_age_ns:
+        limit = options.max_age_ns / NS
+        return reject(Reason.CHUNK_EXPIRED, 'age of its observation', value=age / NS, limit=limit, unit='s')
+    return None
+
+
+def check_time_left(chunk: Chunk, context: SpliceContext) -> Rejection | None:
+    """Refuse a chunk of which less than one row remains after the splice."""
+    left = chunk.end_ns - context.start_ns
+    if left >= chunk.step_ns:
+        return None
+    what = 'time left after the splice'
+    return reject(Reason.CHUNK_EXPIRED, what, value=left / NS, limit=chunk.step_ns / NS, unit='s')
+
+
+def check_start(chunk: Chunk, limits: RobotLimits, context: SpliceContext, options: CheckOptions) -> Rejection | None:
+    """Refuse a chunk whose first row is not near the robot's measured pose at the time of its observation.
+
+    A moving arm may be ahead: by one step, and by the lag of its drives behind the command.
+    """
+    if context.observed is None:
+        return reject(Reason.CHUNK_EXPIRED, 'no joint state is remembered for the time of its observation')
+    reach = (chunk.step_ns + options.tracking_lag_ns) / NS
+    allowed = options.start_jump_rad + np.abs(context.observed.velocities) * reach
+    jump = (chunk.positions[0] - context.observed.positions)[None]
+    return _first_above(Reason.START_JUMP, 'distance from the measured position', jump, allowed, limits, 'rad')
+
+
+def check_rows(chunk: Chunk, limits: RobotLimits, state: JointsState) -> Rejection | None:
+    """Check positions, and first, second and third differences of all rows against the limits.
+
+    For the B-spline that is executed these differences *are* the extremes of position, speed, acceleration and jerk.
+    """
+    lower, upper = position_bounds(limits, state)
+    rows = chunk.positions
+    outside = _first_outside(Reason.POSITION_LIMIT, 'position', rows, lower, upper, limits)
+    if outside is not None:
+        return outside
+    dt = chunk.step_ns / NS
+    for order, (reason, what, limit, unit) in enumerate(_rates(limits), start=1):
+        rate = np.diff(rows, order, axis=0) / dt**order
+        found = _first_above(reason, what, rate, limit, limits, unit, first_row=order)
+        if found is not None:
+            return found
+    return None
+
+
+def splice(
+    chunk: Chunk, limits: RobotLimits, start_ns: int, state: JointsState, options: CheckOptions
+) -> Acceptance | Rejection:
+    """Find the shortest fade by which the chunk can take over within the limits.
+
+    Args:
+        chunk: A chunk whose rows have been checked.
+        limits: Limits of the robot.
+        start_ns: Instant of the splice, before the last row is due.
+        state: Commanded state at that instant.
+        options: The windows to try, in rows, and the largest jump.
+
+    Returns:
+        The splice, or what is wrong with the longest fade tried.
+    """
+    verdict: Rejection | None = None
+    for rows in options.blend_rows:
+        motion = ChunkMotion(chunk, start_ns, state, rows * chunk.step_ns)
+        verdict = _check_jump(motion, limits, options) or check_motion(motion, limits, state)
+        if verdict is None:
+            dropped = max(0, (start_ns - chunk.due_ns(0)) // chunk.step_ns + 1)
+            return Acceptance(motion, int(dropped), rows, float(motion.jump.max()))
+        if verdict.reason is Reason.SPLICE_JUMP or motion.window_ns < rows * chunk.step_ns:
+            break  # a longer window cannot mend it
+    return verdict or reject(Reason.SPLICE_JUMP, 'no blend window is configured')
+
+
+def check_motion(motion: ChunkMotion, limits: RobotLimits, state: JointsState) -> Rejection | None:
+    """Check the motion that would be executed, splice included, and that the arm can stop at any instant of it."""
+    chunk = motion.chunk
+    fade_end = motion.start_ns + motion.window_ns
+    fade = instants(motion.start_ns, fade_end, chunk.step_ns // _POINTS_PER_ROW or 1)
+    rest = instants(fade_end, motion.end_ns, chunk.step_ns // 4 or 1)[1:] if fade_end < motion.end_ns else fade[:0]
+    times = np.concatenate([fade, rest])
+    rows = np.array([chunk.row_at(t) for t in times.tolist()])
+    samples = motion.sample(times)
+    lower, upper = position_bounds(limits, state)
+    v, a = samples.velocities, samples.accelerations
+    found = _first_outside(Reason.POSITION_LIMIT, 'position', samples.positions, lower, upper, limits, rows)
+    faded = len(fade)
+    jerk = motion.jerk(fade)
+    for values, (reason, what, limit, unit) in zip((v[:faded], a[:faded], jerk), _rates(limits), strict=True):
+        found = found or _first_above(
+            reason, f'{what} of the splice', values, _HEADROOM * limit, limits, unit, rows=rows
+        )
+    peak = peak_speed(v, a, limits.jerk)
+    what = 'speed on the way to a stop'
+    found = found or _first_above(Reason.VELOCITY_LIMIT, what, peak, limits.velocity, limits, 'rad/s', rows=rows)
+    stop = samples.positions + stopping_displacement(v, a, limits.acceleration, limits.jerk)
+    return found or _first_outside(Reason.STOPPING_DISTANCE, 'would come to rest at', stop, lower, upper, limits, rows)
+
+
+def position_bounds(limits: RobotLimits, state: JointsState) -> tuple[Array, Array]:
+    """Range a chunk may use, rad [J] each: the limits less the margin, widened to where the arm is already.
+
+    An arm that stands inside the margin may leave it inwards, never go further out; the hard limit stays.
+    """
+    lower = np.maximum(limits.lower, np.minimum(limits.soft_lower, state.positions))
+    upper = np.minimum(limits.upper, np.maximum(limits.soft_upper, state.positions))
+    return lower, upper
+
+
+def _rates(limits: RobotLimits) -> tuple[tuple[Reason, str, Array, str], ...]:
+    return (
+        (Reason.VELOCITY_LIMIT, 'speed', limits.velocity, 'rad/s'),
+        (Reason.ACCELERATION_LIMIT, 'acceleration', limits.acceleration, 'rad/s^2'),
+        (Reason.JERK_LIMIT, 'jerk', limits.jerk, 'rad/s^3'),
+    )
+
+
+def _check_jump(motion: ChunkMotion, limits: RobotLimits, options: CheckOptions) -> Rejection | None:
+    row = np.array([motion.chunk.row_at(motion.start_ns)])
+    allowed = np.full(len(motion.jump), options.splice_jump_rad)
+    what = 'distance from the commanded position'
+    return _first_above(Reason.SPLICE_JUMP, what, motion.jump[None], allowed, limits, 'rad', rows=row)
+
+
+def _first_above(
+    reason: Reason,
+    what: str,
+    values: Array,
+    limit: Array,
+    limits: RobotLimits,
+    unit: str,
+    *,
+    first_row: int = 0,
+    rows: NDArray[np.int64] | None = None,
+) -> Rejection | None:
+    """The earliest entry of |values| [S, J] above its limit [J]; among the joints of that instant the worst."""
+    ratio = np.abs(values) / limit
+    if not ratio.size or ratio.max() <= 1.0 + _ROUNDING:
+        return None
+    index = int((ratio > 1.0 + _ROUNDING).any(axis=1).argmax())
+    joint = int(ratio[index].argmax())
+    row = index + first_row if rows is None else int(rows[index])
+    value, bound = float(abs(values[index, joint])), float(limit[joint])
+    return reject(reason, what, joint=limits.joint_names[joint], row=row, value=value, limit=bound, unit=unit)
+
+
+def _first_outside(
+    reason: Reason,
+    what: str,
+    values: Array,
+    lower: Array,
+    upper: Array,
+    limits: RobotLimits,
+    rows: NDArray[np.int64] | None = None,
+) -> Rejection | None:
+    """The earliest entry of values [S, J] outside its range; among the joints of that instant the worst."""
+    excess = np.maximum(lower - values, values - upper)
+    if not excess.size or excess.max() <= _ROUNDING:
+        return None
+    index = int((excess > _ROUNDING).any(axis=1).argmax())
+    joint = int(excess[index].argmax())
+    row = index if rows is None else int(rows[index])
+    value = float(values[index, joint])
+    bound = float(upper[joint] if value > upper[joint] else lower[joint])
+    return reject(reason, what, joint=limits.joint_names[joint], row=row, value=value, limit=bound, unit='rad')

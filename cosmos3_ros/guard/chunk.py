@@ -1,0 +1,196 @@
+"""Chunks: what arrives from the policy, and the same thing brought into the robot's order of joints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos3_ros.guard.reasons import Reason, Rejection, reject
+
+Array = NDArray[np.float64]
+
+JOINT_POSITION = 'joint_position'
+MINIMUM_ROWS = 2
+MAXIMUM_ROWS = 1024  # over a minute at policy rates; anything longer is a mistake and would only cost time to check
+_LARGEST_INTEGER = 2**62  # leaves room to add a chunk's length in 64-bit arithmetic
+_LONGEST_STEP_NS = 1_000_000_000  # slower than 1 Hz is no policy that this guard was made for
+
+
+@dataclass(frozen=True, eq=False)
+class ReceivedChunk:
+    """A chunk exactly as it arrived; nothing about it is trusted yet.
+
+    Attributes:
+        stamp_ns: Time of the observation it was computed from, node clock.
+        epoch: Count of resets that the sender knew of.
+        sequence: Rises by at least one from chunk to chunk within an epoch.
+        step_ns: Time between rows.
+        joint_names: Meaning of the columns of `positions`, in any order.
+        positions: [N, J], rad.
+        gripper: [N], 0 = open, 1 = closed; None if the chunk does not command the gripper.
+        action_space: Meaning of the rows; the guard understands 'joint_position'.
+    """
+
+    stamp_ns: int
+    epoch: int
+    sequence: int
+    step_ns: int
+    joint_names: Sequence[str]
+    positions: Any
+    gripper: Any = None
+    action_space: str = JOINT_POSITION
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """A chunk in the robot's own order of joints; well formed and finite, not yet checked against any limit.
+
+    Row k is the joint target to be *at* at `stamp_ns + delay_ns + (k + 1) * step_ns`.
+
+    Attributes:
+        stamp_ns: Time of the observation, ns.
+        epoch: Count of resets.
+        sequence: Number within the epoch.
+        step_ns: Time between rows, ns.
+        joint_names: The robot's joints.
+        positions: [N, J], rad, read-only.
+        gripper: [N], 0 = open, 1 = closed, read-only; None if absent.
+        delay_ns: Deliberate delay of the whole chunk, ns; 0 unless an arm at rest starts it from its first row.
+    """
+
+    stamp_ns: int
+    epoch: int
+    sequence: int
+    step_ns: int
+    joint_names: tuple[str, ...]
+    positions: Array
+    gripper: Array | None
+    delay_ns: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Number of rows N."""
+        return len(self.positions)
+
+    @property
+    def end_ns(self) -> int:
+        """When the last row is due."""
+        return self.due_ns(self.rows - 1)
+
+    def due_ns(self, row: int) -> int:
+        """When a row is due."""
+        return self.stamp_ns + self.delay_ns + (row + 1) * self.step_ns
+
+    def row_at(self, time_ns: int) -> int:
+        """Index of the row being approached at a time; clipped to the rows there are."""
+        approached = -((self.due_ns(0) - time_ns) // self.step_ns)  # rounded up, in integers
+        return min(max(approached, 0), self.rows - 1)
+
+    def starting_at(self, time_ns: int) -> Chunk:
+        """The same rows, delayed so that the first is due one step after `time_ns`."""
+        return replace(self, delay_ns=time_ns - self.stamp_ns)
+
+
+def arrange(received: ReceivedChunk, joint_names: tuple[str, ...]) -> Chunk | Rejection:
+    """Bring a chunk into the robot's order of joints, or say what is wrong with its form.
+
+    Args:
+        received: The chunk as it arrived.
+        joint_names: The robot's joints in the robot's order.
+
+    Returns:
+        The chunk with its columns sorted by name, or the reason why it is malformed. Never raises for bad content.
+    """
+    if received.action_space != JOINT_POSITION:
+        what = f"action space '{received.action_space}' is not '{JOINT_POSITION}'"
+        return reject(Reason.UNSUPPORTED_ACTION_SPACE, what)
+    order = _column_order(tuple(received.joint_names), joint_names)
+    if isinstance(order, Rejection):
+        return order
+    header = _header(received)
+    if isinstance(header, Rejection):
+        return header
+    positions = _positions(received.positions, len(joint_names))
+    if isinstance(positions, Rejection):
+        return positions
+    gripper = _gripper(received.gripper, len(positions))
+    if isinstance(gripper, Rejection):
+        return gripper
+    return _finite(Chunk(**header, joint_names=joint_names, positions=_frozen(positions[:, order]), gripper=gripper))
+
+
+def _column_order(given: tuple[str, ...], wanted: tuple[str, ...]) -> list[int] | Rejection:
+    missing = [name for name in wanted if name not in given]
+    extra = [name for name in given if name not in wanted]
+    twice = [name for name in dict.fromkeys(given) if given.count(name) > 1]
+    faults = [('missing', missing), ('unknown', extra), ('named twice', twice)]
+    if any(names for _, names in faults):
+        what = '; '.join(f'{fault}: {", ".join(names)}' for fault, names in faults if names)
+        return reject(Reason.CHUNK_JOINT_NAMES, what, joint=(missing + extra + twice)[0])
+    return [given.index(name) for name in wanted]
+
+
+def _header(received: ReceivedChunk) -> dict[str, int] | Rejection:
+    """The integers of a chunk, if they are integers in a range that time arithmetic can hold."""
+    header: dict[str, int] = {}
+    for name, smallest in (('stamp_ns', 0), ('epoch', 0), ('sequence', 0), ('step_ns', 1)):
+        value = getattr(received, name)
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            return reject(Reason.CHUNK_SHAPE, f'{name} is not an integer')
+        if not smallest <= value <= _LARGEST_INTEGER:
+            return reject(Reason.CHUNK_SHAPE, f'{name} is {value}, allowed {smallest}..{_LARGEST_INTEGER}')
+        header[name] = int(value)
+    if header['step_ns'] > _LONGEST_STEP_NS:
+        return reject(Reason.CHUNK_SHAPE, 'time between rows', value=header['step_ns'] * 1e-9, limit=1.0, unit='s')
+    return header
+
+
+def _positions(data: Any, joints: int) -> Array | Rejection:
+    positions = _numbers(data)
+    if positions is None:
+        return reject(Reason.CHUNK_SHAPE, f'positions are not numbers in rows of {joints}')
+    if positions.ndim != 2 or positions.shape[1] != joints:
+        return reject(Reason.CHUNK_SHAPE, f'positions have shape {list(positions.shape)}, must be [N, {joints}]')
+    if not MINIMUM_ROWS <= len(positions) <= MAXIMUM_ROWS:
+        return reject(Reason.CHUNK_SHAPE, f'{len(positions)} rows, allowed {MINIMUM_ROWS}..{MAXIMUM_ROWS}')
+    return positions
+
+
+def _gripper(data: Any, rows: int) -> Array | Rejection | None:
+    if data is None:
+        return None
+    gripper = _numbers(data)
+    if gripper is None:
+        return reject(Reason.CHUNK_SHAPE, 'gripper values are not numbers')
+    if gripper.shape != (rows,):
+        return reject(Reason.CHUNK_SHAPE, f'gripper has shape {list(gripper.shape)}, must be [{rows}]')
+    return _frozen(gripper)
+
+
+def _finite(chunk: Chunk) -> Chunk | Rejection:
+    bad = np.argwhere(~np.isfinite(chunk.positions))
+    if len(bad):
+        row, column = (int(i) for i in bad[0])
+        what = f'position is {chunk.positions[row, column]}'
+        return reject(Reason.CHUNK_NOT_FINITE, what, joint=chunk.joint_names[column], row=row)
+    if chunk.gripper is not None and not np.isfinite(chunk.gripper).all():
+        row = int(np.argmin(np.isfinite(chunk.gripper)))
+        return reject(Reason.CHUNK_NOT_FINITE, f'gripper is {chunk.gripper[row]}', row=row)
+    return chunk
+
+
+def _numbers(data: Any) -> Array | None:
+    """The data as floats; None if it is ragged or holds something that is no number."""
+    try:
+        return np.array(data, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _frozen(array: Array) -> Array:
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,519 @@
+"""The guard: a small state machine between the policy and the robot.
+
+    INACTIVE --activate--> WAITING --chunk accepted--> TRACKING --nothing more to play, something stale--> BRAKING
+    BRAKING --at rest--> HOLDING --chunk accepted--> TRACKING          any --stop, fault--> FAULT --reset--> WAITING
+
+It is fed with what arrives and asked once per control period for the next command. It knows no clock: every call says
+what time it is, in integer nanoseconds. It starts no thread and raises nothing for bad input; calls must not overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos3_ros.guard.checks import Acceptance, Observed, SpliceContext, check_chunk, splice
+from cosmos3_ros.guard.chunk import Chunk, ReceivedChunk, arrange
+from cosmos3_ros.guard.executor import ChunkMotion
+from cosmos3_ros.guard.limits import RobotLimits
+from cosmos3_ros.guard.motion import NS, JointsState, Samples
+from cosmos3_ros.guard.options import GuardOptions
+from cosmos3_ros.guard.output import CommandedMotion
+from cosmos3_ros.guard.reasons import Reason, Rejection, reject
+from cosmos3_ros.guard.statistics import Recorder, Statistics
+from cosmos3_ros.guard.watch import Watch
+
+Array = NDArray[np.float64]
+
+# A chunk refused for one of these is not entered in the books: its numbers may be wrong or of another time.
+_NOT_BOOKED = frozenset(
+    {
+        Reason.CHUNK_STALE_EPOCH,
+        Reason.CHUNK_OUT_OF_ORDER,
+        Reason.CHUNK_DUPLICATE,
+        Reason.CHUNK_FROM_FUTURE,
+        Reason.CHUNK_EXPIRED,
+    }
+)
+
+
+class GuardState(StrEnum):
+    """What the guard is doing."""
+
+    INACTIVE = 'INACTIVE'
+    """Not activated: commands nothing."""
+    WAITING = 'WAITING'
+    """Active; has commanded nothing yet."""
+    TRACKING = 'TRACKING'
+    """Plays accepted chunks."""
+    BRAKING = 'BRAKING'
+    """Decelerates to rest."""
+    HOLDING = 'HOLDING'
+    """At rest where it stopped; goes on with the next accepted chunk."""
+    FAULT = 'FAULT'
+    """Brakes or stands, and stays so until a person resets it."""
+
+
+class Answer(NamedTuple):
+    """Whether a request was granted, and what to tell the person who made it."""
+
+    ok: bool
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Command:
+    """A trajectory to send. It starts with the present commanded state and always ends at rest.
+
+    Attributes:
+        stamp_ns: Time of its first point.
+        joint_names: Meaning of the columns.
+        times_ns: [S], time of each point from `stamp_ns`; the first is 0.
+        positions: [S, J], rad.
+        velocities: [S, J], rad/s; the last row is zero.
+        accelerations: [S, J], rad/s²; the last row is zero.
+        gripper: 0 = open, 1 = closed; None to leave the gripper as it is.
+        state: State of the guard.
+        reason: Why it is not moving, or NONE.
+    """
+
+    stamp_ns: int
+    joint_names: tuple[str, ...]
+    times_ns: NDArray[np.int64]
+    positions: Array
+    velocities: Array
+    accelerations: Array
+    gripper: float | None
+    state: GuardState
+    reason: Reason
+
+
+class Guard:
+    """Judges chunks, plays accepted ones within the limits, and stops when anything is not as it must be."""
+
+    def __init__(self, limits: RobotLimits, options: GuardOptions | None = None) -> None:
+        """Make an inactive guard.
+
+        Args:
+            limits: Limits of the robot; its order of joints is the order of all commands.
+            options: Rates, time-outs and tolerances; the defaults suit a 100 Hz control period.
+        """
+        self.limits = limits
+        self.options = options or GuardOptions()
+        self._watch = Watch(limits.joint_names, self.options)
+        self._motion = CommandedMotion(limits, self.options)
+        self._recorder = Recorder()
+        self._state = GuardState.INACTIVE
+        self._cause = reject(Reason.NOT_ACTIVE, Reason.NOT_ACTIVE.sentence)
+        self._now_ns = 0
+        self._epoch = 0
+        self._sequence: int | None = None
+        self._latched_ns = 0
+        self._active_since_ns = 0
+        self._apart_since_ns: int | None = None
+        self._played: ChunkMotion | None = None
+        self._late = False
+        self._quiet = True
+        self._paused = False
+
+    @property
+    def state(self) -> GuardState:
+        """What the guard is doing."""
+        return self._state
+
+    @property
+    def cause(self) -> Rejection:
+        """Why the robot is not (or no longer) moving: its reason is NONE while nothing is in the way."""
+        return self._cause
+
+    @property
+    def epoch(self) -> int:
+        """Chunks of older epochs are refused; a chunk of a newer one raises it."""
+        return self._epoch
+
+    @property
+    def buffer_ns(self) -> int:
+        """Time that the accepted chunk still covers; 0 if there is none."""
+        motion = self._motion.chunk_motion
+        return 0 if motion is None else max(0, motion.end_ns - self._now_ns)
+
+    def statistics(self) -> Statistics:
+        """Counts and extremes since the last activation."""
+        return self._recorder.snapshot()
+
+    # What arrives
+
+    def on_joint_state(
+        self,
+        stamp_ns: int,
+        now_ns: int,
+        names: Sequence[str],
+        positions: Sequence[float] | Array,
+        velocities: Sequence[float] | Array | None = None,
+    ) -> Rejection | None:
+        """Take a measured joint state.
+
+        Args:
+            stamp_ns: When it was measured.
+            now_ns: Present time.
+            names: Joints in any order; those that are not the robot's are ignored.
+            positions: One per name, rad.
+            velocities: One per name, rad/s; None or empty if unknown.
+
+        Returns:
+            Why it was not used; None if it was (or if a newer one is known already).
+        """
+        self._observe_clock(now_ns)
+        states = self._watch.joint_states
+        before = states.stamp_ns
+        self._watch.discarded = states.receive(stamp_ns, now_ns, names, positions, velocities)
+        if self._watch.discarded is not None:
+            self._recorder.discarded[self._watch.discarded.reason] += 1
+        elif states.stamp_ns != before:
+            self._check_following(stamp_ns)
+        return self._watch.discarded
+
+    def on_heartbeat(self, now_ns: int) -> None:
+        """The policy process is alive."""
+        self._observe_clock(now_ns)
+        self._watch.heartbeat(now_ns)
+
+    def on_source(self, name: str, stamp_ns: int, now_ns: int) -> None:
+        """A source named in the options delivered something measured at `stamp_ns`."""
+        self._observe_clock(now_ns)
+        self._watch.source(name, stamp_ns, now_ns)
+
+    def on_chunk(self, received: ReceivedChunk, now_ns: int) -> Acceptance | Rejection:
+        """Judge a chunk and, if it is accepted, let it take over within two control periods.
+
+        Args:
+            received: The chunk as it arrived; nothing about it needs to be valid.
+            now_ns: Present time.
+
+        Returns:
+            How it will be joined to the motion in progress, or why nothing of it will be executed.
+        """
+        self._observe_clock(now_ns)
+        self._recorder.chunks_received += 1
+        verdict = self._judge(received, now_ns)
+        if isinstance(verdict, Rejection):
+            self._recorder.rejections[verdict.reason] += 1
+        else:
+            self._recorder.chunks_accepted += 1
+            self._recorder.rows_dropped += verdict.rows_dropped
+            self._recorder.largest_splice_jump = max(self._recorder.largest_splice_jump, verdict.splice_jump)
+        return verdict
+
+    # What is asked for
+
+    def activate(self, now_ns: int) -> Answer:
+        """Begin to guard. Chunks from before are refused; the robot stays where it is until a chunk is accepted."""
+        self._observe_clock(now_ns)
+        if self._state is not GuardState.INACTIVE:
+            return Answer(False, f'the guard is active already, in state {self._state}')
+        self._recorder = Recorder()
+        self._paused = False
+        self._begin(now_ns)
+        return Answer(True, 'active; waiting for the first chunk')
+
+    def deactivate(self, now_ns: int) -> Command | None:
+        """Stop guarding.
+
+        Returns:
+            The last command to send: the stop from the present motion. None if the robot is at rest already.
+        """
+        self._observe_clock(now_ns)
+        if self._state is GuardState.INACTIVE:
+            return None
+        inactive = reject(Reason.NOT_ACTIVE, Reason.NOT_ACTIVE.sentence)
+        self._motion.catch_up(now_ns)
+        self._stop(now_ns, GuardState.INACTIVE, inactive)
+        last = None if self._quiet else self._stopping_command(now_ns)
+        self._quiet = True
+        return last
+
+    def request_stop(self, text: str, now_ns: int) -> None:
+        """Stop and latch: somebody, or a verdict, wants the robot to stand still.
+
+        Args:
+            text: Who asks and why.
+            now_ns: Present time.
+        """
+        self._observe_clock(now_ns)
+        self._latch(reject(Reason.STOP_REQUESTED, text), now_ns)
+
+    def pause(self, now_ns: int) -> None:
+        """Come to rest and refuse chunks until :meth:`resume`; nothing is latched."""
+        self._observe_clock(now_ns)
+        self._paused = True
+
+    def resume(self, now_ns: int) -> None:
+        """Accept chunks again."""
+        self._observe_clock(now_ns)
+        self._paused = False
+
+    def reset(self, now_ns: int) -> Answer:
+        """Clear a latched fault, on behalf of a person who has looked.
+
+        Returns:
+            Granted only at rest, after the cool-down, and with a fresh joint state; else the text says what is in the
+            way.
+        """
+        self._observe_clock(now_ns)
+        if self._state is not GuardState.FAULT:
+            return Answer(False, f'nothing is latched; the guard is in state {self._state}')
+        left = self._latched_ns + self.options.reset_cooldown_ns - now_ns
+        if left > 0:
+            return Answer(False, f'too early: {left / NS:.2f} s of the cool-down are left ({self._cause.text})')
+        if not self._quiet:
+            return Answer(False, 'the robot is still braking')
+        stale = self._watch.stale(now_ns)
+        if stale is not None:
+            return Answer(False, stale.text)
+        text = f'reset after {self._cause.text}'
+        self._begin(now_ns)
+        return Answer(True, f'{text}; epoch {self._epoch} begins, start the policy anew')
+
+    def tick(self, now_ns: int) -> Command | None:
+        """The command to send now; to be called once per control period.
+
+        Returns:
+            A trajectory that ends at rest; None when there is nothing (more) to say: the robot is at rest and has been
+            told.
+        """
+        self._observe_clock(now_ns)
+        if self._state is GuardState.INACTIVE or self._quiet:
+            return None
+        self._late = self._motion.catch_up(now_ns) or self._late
+        if self._state is GuardState.TRACKING:
+            self._supervise(now_ns)
+        if self._state is GuardState.TRACKING:
+            command = self._playing_command(now_ns)
+            if command is not None:
+                return command
+        elif self._motion.chunk_motion is not None:
+            self._motion.brake(now_ns)  # latched since the last tick
+        return self._stopping_command(now_ns)
+
+    # How a chunk is judged
+
+    def _judge(self, received: ReceivedChunk, now_ns: int) -> Acceptance | Rejection:
+        refusal = self._not_ready(now_ns)
+        if refusal is not None:
+            return refusal
+        chunk = arrange(received, self.limits.joint_names)
+        if isinstance(chunk, Rejection):
+            return chunk
+        self._late = self._motion.catch_up(now_ns) or self._late
+        anchor = self._anchor(now_ns)
+        if isinstance(anchor, Rejection):
+            return anchor
+        verdict = check_chunk(chunk, self.limits, self._context(chunk, anchor, now_ns), self.options.checks)
+        if isinstance(verdict, Acceptance) or verdict.reason not in _NOT_BOOKED:
+            self._epoch, self._sequence = chunk.epoch, chunk.sequence
+        if isinstance(verdict, Acceptance):
+            self._adopt(verdict, anchor, now_ns)
+        return verdict
+
+    def _not_ready(self, now_ns: int) -> Rejection | None:
+        """Why no chunk is welcome at all."""
+        if self._state is GuardState.INACTIVE:
+            return self._cause
+        if self._state is GuardState.FAULT:
+            return reject(Reason.FAULT_LATCHED, self._cause.text)
+        return self.obstacle(now_ns)
+
+    def obstacle(self, now_ns: int) -> Rejection | None:
+        """What forbids motion at this instant, latched faults apart: a pause, or a source that is stale."""
+        return reject(Reason.PAUSED, Reason.PAUSED.sentence) if self._paused else self._watch.stale(now_ns)
+
+    def _anchor(self, now_ns: int) -> Array | Rejection | None:
+        """Where the next motion has to start if not from the last command: measured positions [J]."""
+        measured = self._watch.joint_states.latest
+        if measured is None:
+            return reject(Reason.STALE_JOINT_STATE, 'no joint state yet')
+        if self.options.dry_run:
+            return measured.positions
+        if self._state not in (GuardState.WAITING, GuardState.HOLDING):
+            return None
+        apart = np.abs(self._motion.state(now_ns).positions - measured.positions).max()
+        if self._state is GuardState.HOLDING and apart <= self.options.reanchor_rad:
+            return None
+        return self._moving(measured) or measured.positions
+
+    def _moving(self, measured: Observed) -> Rejection | None:
+        """Refuse to take over an arm that somebody else moves at this instant."""
+        speeds = np.abs(measured.velocities)
+        joint, limit = int(speeds.argmax()), self.options.standstill_rad_s
+        if speeds[joint] <= limit:
+            return None
+        name, value = self.limits.joint_names[joint], float(speeds[joint])
+        return reject(Reason.ROBOT_MOVING, 'measured speed', joint=name, value=value, limit=limit, unit='rad/s')
+
+    def _context(self, chunk: Chunk, anchor: Array | None, now_ns: int) -> SpliceContext:
+        observed = self._watch.joint_states.at(chunk.stamp_ns)
+        if anchor is None:
+            start_ns = max(self._motion.takeover_ns(now_ns), chunk.stamp_ns)
+            state, since = self._motion.state(start_ns), self._motion.rest_since(now_ns)
+        else:
+            start_ns = max(now_ns + 2 * self.options.period_ns, chunk.stamp_ns)
+            state, since = JointsState.at_rest(anchor), self._anchored_since(now_ns)
+        return SpliceContext(now_ns, start_ns, state, observed, since, self._epoch, self._sequence)
+
+    def _anchored_since(self, now_ns: int) -> int:
+        """Since when the robot stands where it is measured, as far as the guard can tell."""
+        return self._active_since_ns if self._state is GuardState.WAITING or self.options.dry_run else now_ns
+
+    def _adopt(self, accepted: Acceptance, anchor: Array | None, now_ns: int) -> None:
+        if anchor is not None:
+            self._motion.anchor(anchor, self._anchored_since(now_ns))
+        self._motion.adopt(accepted.motion)
+        self._played = accepted.motion
+        self._state = GuardState.TRACKING
+        self._cause = reject(Reason.NONE, Reason.NONE.sentence)
+        self._late = self._quiet = False
+        self._apart_since_ns = None
+
+    # How the motion goes on, or ends
+
+    def _supervise(self, now_ns: int) -> None:
+        """While playing: stop for whatever is in the way; mend a late tick."""
+        obstacle = self.obstacle(now_ns)
+        motion = self._motion.chunk_motion
+        if obstacle is not None:
+            self._stop(now_ns, GuardState.BRAKING, obstacle)
+        elif self._late:
+            self._resume_late(now_ns)
+        elif motion is not None and motion.end_ns - now_ns < self.options.period_ns:
+            self._starve()
+
+    def _resume_late(self, now_ns: int) -> None:
+        """The robot has begun to brake because this tick is late: rejoin the chunk if the limits allow it."""
+        self._late = False
+        motion = self._played
+        if motion is None or motion.end_ns - now_ns < motion.chunk.step_ns:
+            self._starve()
+            return
+        state = self._motion.state(now_ns)
+        joined = splice(motion.chunk, self.limits, now_ns, state, self.options.checks)
+        late = reject(Reason.TICK_LATE, Reason.TICK_LATE.sentence)
+        self._recorder.stops[Reason.TICK_LATE] += 1
+        if isinstance(joined, Acceptance):
+            self._motion.adopt(joined.motion)
+            self._played = joined.motion
+        else:
+            self._state, self._cause = GuardState.BRAKING, late
+
+    def _starve(self) -> None:
+        self._motion.let_brake()
+        self._enter(GuardState.BRAKING, reject(Reason.STARVED, Reason.STARVED.sentence))
+
+    def _stop(self, now_ns: int, state: GuardState, cause: Rejection) -> None:
+        """Begin to brake now, unless that has been done."""
+        if self._motion.chunk_motion is not None:
+            self._motion.brake(now_ns)
+        self._enter(state, cause)
+
+    def _enter(self, state: GuardState, cause: Rejection) -> None:
+        if not self._quiet:
+            self._recorder.stops[cause.reason] += 1
+        self._state, self._cause = state, cause
+
+    def _latch(self, cause: Rejection, now_ns: int) -> None:
+        """Latch a fault; the next tick begins to brake. Another one prolongs the cool-down, the first cause stays."""
+        self._latched_ns = now_ns
+        if self._state not in (GuardState.INACTIVE, GuardState.FAULT):
+            self._enter(GuardState.FAULT, cause)
+
+    def _begin(self, now_ns: int) -> None:
+        """Stand still and wait, in a new epoch: nothing computed before counts any more."""
+        self._state = GuardState.WAITING
+        self._cause = reject(Reason.NONE, 'waiting for the first chunk')
+        self._epoch, self._sequence = self._epoch + 1, None
+        self._active_since_ns = now_ns
+        self._late, self._quiet = False, True
+
+    def _playing_command(self, now_ns: int) -> Command | None:
+        points = self._motion.advance(now_ns)
+        if isinstance(points, Rejection):
+            self._motion.let_brake()
+            if points.reason is Reason.OUTPUT_CHECK:
+                self._latch(points, now_ns)
+            else:
+                self._enter(GuardState.BRAKING, points)
+            return None
+        return self._command(points, now_ns)
+
+    def _stopping_command(self, now_ns: int) -> Command | None:
+        """What is left of the stop. The last one says that the robot is at rest; after it there is silence."""
+        points = self._motion.remainder(now_ns)
+        if isinstance(points, Rejection):
+            self._latch(points, now_ns)
+            self._quiet = True  # what was sent before ends at rest; nothing better is known
+            return None
+        if self._motion.end_ns <= now_ns:
+            self._quiet = True
+            self._state = GuardState.HOLDING if self._state is GuardState.BRAKING else self._state
+        return self._command(points, now_ns)
+
+    def _command(self, points: Samples, now_ns: int) -> Command:
+        self._recorder.executed(points, now_ns + self.options.period_ns, self.limits)
+        playing = self._motion.playing(now_ns)
+        gripper = None
+        if playing is not None:
+            self._recorder.aged(now_ns - playing.chunk.stamp_ns)
+            if playing.chunk.gripper is not None:
+                wanted = playing.chunk.gripper[playing.chunk.row_at(now_ns)]
+                gripper = float(min(max(wanted, 0.0), 1.0))  # beyond its travel a gripper is fully open or fully closed
+        return Command(
+            now_ns,
+            self.limits.joint_names,
+            points.times_ns - now_ns,
+            points.positions,
+            points.velocities,
+            points.accelerations,
+            gripper,
+            self._state,
+            self._cause.reason,
+        )
+
+    # What must not happen
+
+    def _check_following(self, stamp_ns: int) -> None:
+        """Latch a fault if the robot has been away from its commanded position for too long."""
+        measured = self._watch.joint_states.latest
+        moving = self._state in (GuardState.TRACKING, GuardState.BRAKING) and not self.options.dry_run
+        if not moving or measured is None:
+            self._apart_since_ns = None
+            return
+        apart = np.abs(self._motion.state(stamp_ns).positions - measured.positions)
+        joint, limit = int(apart.argmax()), self.options.tracking_error_rad
+        if apart[joint] <= limit:
+            self._apart_since_ns = None
+            return
+        self._apart_since_ns = stamp_ns if self._apart_since_ns is None else self._apart_since_ns
+        if stamp_ns - self._apart_since_ns >= self.options.tracking_error_hold_ns:
+            name, value = self.limits.joint_names[joint], float(apart[joint])
+            what = 'distance between commanded and measured position'
+            cause = reject(Reason.TRACKING_ERROR, what, joint=name, value=value, limit=limit, unit='rad')
+            self._latch(cause, self._now_ns)
+
+    def _observe_clock(self, now_ns: int) -> None:
+        """Notice a clock that runs backwards: everything known is of another time then; stop."""
+        before, self._now_ns = self._now_ns, now_ns
+        if now_ns >= before - self.options.clock_tolerance_ns:
+            return
+        self._watch.forget()
+        self._latched_ns = min(self._latched_ns, now_ns)
+        self._active_since_ns = now_ns
+        self._apart_since_ns = None
+        self._motion.rebase(before, now_ns)
+        self._epoch, self._sequence = self._epoch + 1, None
+        if self._state in (GuardState.TRACKING, GuardState.BRAKING, GuardState.HOLDING):
+            jump = reject(Reason.CLOCK_JUMP, 'the clock ran backwards by', value=(before - now_ns) / NS, unit='s')
+            self._enter(GuardState.HOLDING if self._quiet else GuardState.BRAKING, jump)

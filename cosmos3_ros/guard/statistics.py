@@ -1,0 +1,134 @@
+"""Counts and extremes of one run of the guard, for reports and diagnostics."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos3_ros.guard.limits import RobotLimits
+from cosmos3_ros.guard.motion import NS, Samples
+from cosmos3_ros.guard.reasons import Reason
+
+Array = NDArray[np.float64]
+
+_AGES = 4096
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The closest a commanded joint came to one of its limits.
+
+    Attributes:
+        joint: Which joint; empty if nothing has been commanded yet.
+        value: What was left to the limit: rad (to the nearer hard end), rad/s, rad/s² or rad/s³; infinite before the
+            first command.
+        fraction: The same as a share of the limit; of the whole range for positions.
+    """
+
+    joint: str
+    value: float
+    fraction: float
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A snapshot.
+
+    Attributes:
+        chunks_received: Chunks that arrived.
+        chunks_accepted: Chunks that were accepted.
+        rejections: Chunks refused, by reason.
+        stops: Decelerations that the guard began, by reason.
+        discarded_joint_states: Joint states not used, by reason.
+        commands: Commands handed out.
+        rows_dropped: Rows of accepted chunks that were past when the chunk took over.
+        largest_splice_jump: rad; 0 if no chunk was accepted.
+        position_margin: Smallest over all executed commands.
+        velocity_margin: Smallest over all executed commands.
+        acceleration_margin: Smallest over all executed commands.
+        jerk_margin: Smallest over all executed commands, by differences of accelerations.
+        observation_ages: s; age of the observation behind each executed command, the latest few thousand.
+    """
+
+    chunks_received: int
+    chunks_accepted: int
+    rejections: Mapping[Reason, int]
+    stops: Mapping[Reason, int]
+    discarded_joint_states: Mapping[Reason, int]
+    commands: int
+    rows_dropped: int
+    largest_splice_jump: float
+    position_margin: Margin
+    velocity_margin: Margin
+    acceleration_margin: Margin
+    jerk_margin: Margin
+    observation_ages: tuple[float, ...]
+
+
+class Recorder:
+    """Gathers the statistics while the guard runs."""
+
+    def __init__(self) -> None:
+        self.chunks_received = 0
+        self.chunks_accepted = 0
+        self.commands = 0
+        self.rows_dropped = 0
+        self.largest_splice_jump = 0.0
+        self.rejections: Counter[Reason] = Counter()
+        self.stops: Counter[Reason] = Counter()
+        self.discarded: Counter[Reason] = Counter()
+        self._ages: deque[float] = deque(maxlen=_AGES)
+        self._margins = {
+            key: Margin('', math.inf, math.inf) for key in ('position', 'velocity', 'acceleration', 'jerk')
+        }
+
+    def executed(self, samples: Samples, until_ns: int, limits: RobotLimits) -> None:
+        """Note the part of a command that will be executed before the next one; the rest is superseded by it.
+
+        Args:
+            samples: Points of the command.
+            until_ns: When the next command is expected.
+            limits: Hard limits.
+        """
+        self.commands += 1
+        count = max(2, int(np.searchsorted(samples.times_ns, until_ns, side='right')))
+        p, v, a = samples.positions[:count], samples.velocities[:count], samples.accelerations[:count]
+        dt = np.diff(samples.times_ns[:count])[:, None] / NS
+        self._note('position', np.minimum(p - limits.lower, limits.upper - p), limits.upper - limits.lower, limits)
+        self._note('velocity', limits.velocity - np.abs(v), limits.velocity, limits)
+        self._note('acceleration', limits.acceleration - np.abs(a), limits.acceleration, limits)
+        self._note('jerk', limits.jerk - np.abs(np.diff(a, axis=0) / dt), limits.jerk, limits)
+
+    def aged(self, age_ns: int) -> None:
+        """Note the age of the observation behind the motion of this instant."""
+        self._ages.append(age_ns / NS)
+
+    def snapshot(self) -> Statistics:
+        """An independent copy of everything so far."""
+        return Statistics(
+            self.chunks_received,
+            self.chunks_accepted,
+            dict(self.rejections),
+            dict(self.stops),
+            dict(self.discarded),
+            self.commands,
+            self.rows_dropped,
+            self.largest_splice_jump,
+            self._margins['position'],
+            self._margins['velocity'],
+            self._margins['acceleration'],
+            self._margins['jerk'],
+            tuple(self._ages),
+        )
+
+    def _note(self, key: str, left: Array, whole: Array, limits: RobotLimits) -> None:
+        fractions = left / whole
+        index = int(fractions.argmin())
+        if fractions.flat[index] < self._margins[key].fraction:
+            joint = limits.joint_names[index % left.shape[1]]
+            self._margins[key] = Margin(joint, float(left.flat[index]), float(fractions.flat[index]))
