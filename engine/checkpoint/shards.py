@@ -103,8 +103,9 @@ def _read_entries(
     for name, entry in entries.items():
         try:
             first, last = entry['data_offsets']
-            shape = tuple(int(n) for n in entry['shape'])
-            consistent = 0 <= first <= last and last - first == math.prod(shape) * _ITEM_BYTES[entry['dtype']]
+            shape = tuple(entry['shape'])
+            natural = all(isinstance(n, int) and n >= 0 for n in (first, last, *shape))
+            consistent = natural and last - first == math.prod(shape) * _ITEM_BYTES[entry['dtype']]
         except (TypeError, ValueError, KeyError):
             consistent = False
         if consistent:
