@@ -208,7 +208,7 @@ class CosmosLifecycleNode(LifecycleNode):
 
     # Transitions
 
-    def on_configure(self, state: LifecycleState) -> Outcome:  # noqa: ARG002 (rclpy's signature)
+    def on_configure(self, state: LifecycleState) -> Outcome:
         """Run `configure_node`; on failure nothing of it is left."""
         if self._permanent_entities is None:
             self._permanent_entities = {id(entity) for entity in self._entities()}
@@ -231,7 +231,7 @@ class CosmosLifecycleNode(LifecycleNode):
         """Run `deactivate_node` and close the publishers, also if it fails."""
         return _all_or_error(self._undo_activate(state))
 
-    def on_cleanup(self, state: LifecycleState) -> Outcome:  # noqa: ARG002 (rclpy's signature)
+    def on_cleanup(self, state: LifecycleState) -> Outcome:
         """Run `cleanup_node` and destroy what `configure_node` created, also if it fails."""
         return _all_or_error(self._undo_configure())
 

@@ -9,12 +9,14 @@ imported, so that this can run before anything heavy does.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
 from collections.abc import Callable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SUPERVISOR_VARIABLE = 'COSMOS3_ROS_SUPERVISOR'  # process id of the supervisor that this process must not outlive
 
 
 class StopRequest:
@@ -55,6 +57,21 @@ class StopRequest:
         """Ask this process to stop, as a signal would."""
         os.write(self._write_fd, b'\0')
 
+    def follow_supervisor(self) -> None:
+        """Stop when the process that :data:`SUPERVISOR_VARIABLE` names has ended, however it ended."""
+        supervisor = os.environ.get(SUPERVISOR_VARIABLE, '')
+        if supervisor.isdecimal() and int(supervisor) == os.getppid():
+            threading.Thread(target=self._follow, args=(int(supervisor),), name='supervisor', daemon=True).start()
+
+    def _follow(self, supervisor: int) -> None:
+        try:
+            descriptor = os.pidfd_open(supervisor)
+        except ProcessLookupError:
+            self.request()
+            return
+        select.select([descriptor], [], [])  # readable once it has ended
+        self.request()
+
     def _watch(self) -> None:
         while os.read(self._read_fd, 64):
             with self._lock:
@@ -80,4 +97,5 @@ def answer_signals() -> StopRequest:
     if _stop_request is None:
         _stop_request = StopRequest()
         _stop_request.listen()
+        _stop_request.follow_supervisor()
     return _stop_request

@@ -1,0 +1,279 @@
+"""Which processes make up the system, described once.
+
+`launch/policy.launch.py` starts them with ROS 2's launch, :mod:`cosmos3_ros.runner` without it. Both offer the
+arguments of :data:`LAUNCH_ARGUMENTS`, turn them into :class:`Options` and start what :func:`processes` returns. Nothing
+here needs ROS.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.contract import load_contract
+from engine.errors import InvalidInput, Problem
+from engine.resources import config_folders
+
+PACKAGE = 'cosmos3_ros'
+_TRUTH = {'true': True, 'false': False}
+_LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
+_FASTDDS_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of the launch file and of the runner, given as `name:=value`.
+
+    Attributes:
+        name: Its name.
+        default: Value as text if none is given.
+        description: What it does, for `--show-args`.
+        choices: The only values accepted; empty if any is.
+    """
+
+    name: str
+    default: str
+    description: str
+    choices: tuple[str, ...] = ()
+
+
+LAUNCH_ARGUMENTS = (
+    Argument('contract', 'droid_joint_pos', 'Contract: a name in config/contracts, or the path of a file.'),
+    Argument(
+        'checkpoint',
+        '',
+        'Checkpoint: a directory in the public layout, or a hub id. Empty: the one the contract names.',
+    ),
+    Argument(
+        'robot',
+        'sim',
+        'sim: the simulated Franka. replay: a recording plays the sensors. none: your own drivers run already.',
+        ('sim', 'replay', 'none'),
+    ),
+    Argument('namespace', '', 'Namespace of all nodes and topics. Two robots need two.'),
+    Argument('params_file', '', 'Parameter file for all nodes. Empty: config/params/policy.yaml of this package.'),
+    Argument(
+        'dry_run',
+        'auto',
+        'true: everything runs and no command is sent. auto: false with robot:=sim, true otherwise.',
+        ('auto', 'true', 'false'),
+    ),
+    Argument(
+        'use_sim_time',
+        'false',
+        'Take the time from /clock, which robot:=sim and robot:=replay then publish.',
+        ('true', 'false'),
+    ),
+    Argument('log_level', 'info', 'Least severity that is logged.', _LOG_LEVELS),
+    Argument(
+        'instruction', '', 'Follow this instruction as soon as everything is up. Empty: wait for run_policy goals.'
+    ),
+    Argument('record', '', 'Directory in which the latents of every imagined video are kept. Empty: none are.'),
+    Argument('episode', '', 'What robot:=replay plays: directory of a LeRobot data set, or of one table and videos.'),
+    Argument(
+        'video_map', '', "Stand-ins for views that the episode has not: 'wrist:=exterior_2,exterior_1:=exterior_2'."
+    ),
+    Argument(
+        'autostart',
+        'true',
+        'true: nodes configure and activate by themselves. false: a lifecycle manager of yours does it.',
+        ('true', 'false'),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The choices of one start; see :data:`LAUNCH_ARGUMENTS` for what each means."""
+
+    contract: str = 'droid_joint_pos'
+    checkpoint: str = ''
+    robot: str = 'sim'
+    namespace: str = ''
+    params_file: str = ''
+    dry_run: bool | None = None
+    use_sim_time: bool = False
+    log_level: str = 'info'
+    instruction: str = ''
+    record: str = ''
+    episode: str = ''
+    video_map: str = ''
+    autostart: bool = True
+
+    @property
+    def sends_commands(self) -> bool:
+        """Whether the guard's commands reach the robot: by default only if the robot is simulated."""
+        return self.robot == 'sim' if self.dry_run is None else not self.dry_run
+
+
+def options_from_text(given: Mapping[str, str]) -> Options:
+    """Read arguments as text, missing ones at their defaults.
+
+    Raises:
+        InvalidInput: A name is unknown or a value is not among the choices; lists every fault.
+    """
+    known = {argument.name: argument for argument in LAUNCH_ARGUMENTS}
+    problems = [Problem(name, 'unknown argument', allowed=', '.join(known)) for name in given if name not in known]
+    values = {name: given.get(name, argument.default) for name, argument in known.items()}
+    for name, value in values.items():
+        choices = known[name].choices
+        if choices and value not in choices:
+            problems.append(Problem(name, 'not one of the choices', repr(value), ', '.join(choices)))
+    if problems:
+        raise InvalidInput('launch arguments', problems)
+    dry_run = _TRUTH.get(values.pop('dry_run'))
+    switches = {name: _TRUTH[values.pop(name)] for name in ('use_sim_time', 'autostart')}
+    return Options(**values, **switches, dry_run=dry_run)
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """One process to start: one node, or several that share it.
+
+    Attributes:
+        name: Name of its node.
+        executable: Name of its executable in the package, for `ros2 run` and `ros2 launch`.
+        module: Its Python module, for `python -m`.
+        parameters: Parameters of the node by name; they win over those of `parameter_files`.
+        parameter_files: Parameter files, the last one winning.
+        remappings: Pairs of a name in the node and the name to use instead.
+        namespace: Namespace of the node, '' for none.
+        log_level: Least severity that is logged.
+        environment: Variables to add to its environment, unless they are set already.
+        lifecycle: Whether its node is managed.
+        essential: Whether everything else must stop when it ends.
+        transient: Whether it ends by itself when its work is done.
+        package: Package that it belongs to.
+    """
+
+    name: str
+    executable: str
+    module: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameter_files: tuple[Path, ...] = ()
+    remappings: tuple[tuple[str, str], ...] = ()
+    namespace: str = ''
+    log_level: str = 'info'
+    environment: Mapping[str, str] = field(default_factory=dict)
+    lifecycle: bool = True
+    essential: bool = False
+    transient: bool = False
+    package: str = PACKAGE
+
+    @property
+    def full_name(self) -> str:
+        """Fully qualified name of the node."""
+        return f'/{self.namespace}/{self.name}' if self.namespace else f'/{self.name}'
+
+
+def processes(options: Options) -> tuple[ProcessSpec, ...]:
+    """Describe the processes to start, in the order of starting: robot, guard, host, instruction.
+
+    They must be stopped guard first, so that its stop command finds the robot still there.
+
+    Raises:
+        InvalidInput: The options contradict each other, or a file they name does not exist; lists every fault.
+        ContractError: The contract is faulty.
+    """
+    contract = load_contract(options.contract)
+    problems = _problems(options)
+    checkpoint = options.checkpoint or contract.checkpoint.policy or ''
+    if not checkpoint:
+        what = f'must be given: contract {contract.name} is made for no published checkpoint'
+        remedy = 'give a directory or a hub id; `cosmos3 make-tiny DIR` writes a small random one'
+        problems.append(Problem('checkpoint', what, remedy=remedy))
+    if problems:
+        raise InvalidInput('launch arguments', problems)
+    common = _common(options)
+    guard = ProcessSpec(
+        'guard',
+        'guard',
+        f'{PACKAGE}.guard_node',
+        parameters={**_shared(options), 'contract': options.contract, 'dry_run': not options.sends_commands},
+        essential=True,
+        **common,
+    )
+    policy = {'contract': options.contract, 'checkpoint': checkpoint}
+    if options.record:
+        policy['record_directory'] = str(Path(options.record).expanduser().absolute())
+    host = ProcessSpec('policy', 'host', f'{PACKAGE}.host', parameters={**_shared(options), **policy}, **common)
+    return (*_robot(options, common), guard, host, *_instruction(options, common))
+
+
+def _robot(options: Options, common: Mapping[str, Any]) -> tuple[ProcessSpec, ...]:
+    """The stand-in for a robot. It makes the time, so it never follows /clock itself."""
+    parameters: dict[str, Any] = {'autostart': options.autostart, 'publish_clock': options.use_sim_time}
+    environment = large_image_environment()
+    if options.robot == 'sim':
+        module = f'{PACKAGE}.sim_robot_node'
+        return (ProcessSpec('sim_robot', 'sim_robot', module, parameters, environment=environment, **common),)
+    if options.robot == 'replay':
+        module = f'{PACKAGE}.replay_robot_node'
+        parameters |= {'contract': options.contract, 'recording': str(Path(options.episode).expanduser().absolute())}
+        if options.video_map:
+            parameters['video_map'] = options.video_map.split(',')
+        return (ProcessSpec('replay_robot', 'replay_robot', module, parameters, environment=environment, **common),)
+    return ()
+
+
+def _instruction(options: Options, common: Mapping[str, Any]) -> tuple[ProcessSpec, ...]:
+    if not options.instruction:
+        return ()
+    parameters = {'use_sim_time': options.use_sim_time, 'instruction': options.instruction}
+    module = f'{PACKAGE}.instruct'
+    return (ProcessSpec('instruct', 'instruct', module, parameters, lifecycle=False, transient=True, **common),)
+
+
+def _shared(options: Options) -> dict[str, Any]:
+    return {'autostart': options.autostart, 'use_sim_time': options.use_sim_time}
+
+
+def _common(options: Options) -> dict[str, Any]:
+    return {
+        'parameter_files': (_params_file(options),),
+        'namespace': options.namespace.strip('/'),
+        'log_level': options.log_level,
+    }
+
+
+def _params_file(options: Options) -> Path:
+    if options.params_file:
+        return Path(options.params_file).expanduser().absolute()
+    return _shipped('params', 'policy.yaml')
+
+
+def _shipped(kind: str, name: str) -> Path:
+    for folder in config_folders(kind):
+        if (folder / name).is_file():
+            return (folder / name).resolve()
+    raise InvalidInput('installation', [Problem(f'config/{kind}/{name}', 'is missing from the package')])
+
+
+def large_image_environment() -> dict[str, str]:
+    """Environment with which Fast DDS hands large pictures over in shared memory; other middlewares ignore it."""
+    if any(variable in os.environ for variable in _FASTDDS_VARIABLES):
+        return {}  # the user has profiles of their own, and only one file is read
+    path = str(_shipped('fastdds', 'large_images.xml'))
+    return dict.fromkeys(_FASTDDS_VARIABLES, path)
+
+
+def _problems(options: Options) -> list[Problem]:
+    problems = []
+    if options.robot == 'replay' and not options.episode:
+        problems.append(Problem('episode', 'must be given with robot:=replay'))
+    if options.robot != 'replay' and options.episode:
+        problems.append(Problem('episode', f'means nothing with robot:={options.robot}', remedy='add robot:=replay'))
+    if options.episode and not Path(options.episode).expanduser().exists():
+        problems.append(Problem('episode', 'does not exist', options.episode))
+    if options.params_file and not Path(options.params_file).expanduser().is_file():
+        problems.append(Problem('params_file', 'is not a file', options.params_file))
+    if options.robot == 'replay' and options.dry_run is False:
+        remedy = 'leave dry_run out'
+        problems.append(Problem('dry_run', 'a recording does not follow commands', 'false', 'true', remedy))
+    if not all(part.isidentifier() for part in options.namespace.strip('/').split('/') if options.namespace):
+        allowed = 'letters, digits and underscores, parts separated by /'
+        problems.append(Problem('namespace', 'not a valid name', repr(options.namespace), allowed))
+    return problems

@@ -1,0 +1,20 @@
+"""The executable `sim_robot`."""
+
+from __future__ import annotations
+
+import sys
+
+from cosmos3_ros.process import answer_signals
+
+
+def main() -> int:
+    """Entry point of the executable `sim_robot`."""
+    answer_signals()  # before the heavy imports below, so that Ctrl-C works during them
+    from cosmos3_ros.node_base import spin
+    from cosmos3_ros.sim_robot import SimRobotNode
+
+    return spin(SimRobotNode)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
