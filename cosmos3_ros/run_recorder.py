@@ -35,6 +35,11 @@ class RunRecorder(Node):
         self._pace = next(iter(contract.views.streams))
         self._subscribe()
 
+    @property
+    def sensors_deliver(self) -> bool:
+        """Whether every view has arrived at least once."""
+        return len(self._views) == len(self.contract.views.streams)
+
     def _subscribe(self) -> None:
         latched, status = qos.latched(), qos.status(50)
         self.create_subscription(ActionChunk, 'policy/chunk', self._on_chunk, status)

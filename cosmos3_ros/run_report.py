@@ -78,7 +78,7 @@ def imagined_frame(
 
 
 def video_frames(
-    record: RunRecord, imagined: Mapping[tuple[int, int], NDArray[np.uint8]], fps: float, captions: tuple[str, str]
+    record: RunRecord, imagined: Mapping[tuple[int, int], NDArray[np.uint8]], fps: float, titles: tuple[str, str]
 ) -> Iterator[NDArray[np.uint8]]:
     """Frames uint8 [H, W, 3] at `fps`: the composed views on the left, the imagined ones on the right."""
     from engine.evaluation.video import side_by_side
@@ -87,4 +87,5 @@ def video_frames(
         other = imagined_frame(record, imagined, time, fps)
         if other is None:
             other = np.full_like(picture, 32)
-        yield side_by_side(picture, other, *captions)
+        caption = f'{time - record.frames[0][0]:5.1f} s'
+        yield side_by_side(picture, other, caption, titles)

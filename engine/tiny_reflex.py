@@ -30,7 +30,7 @@ from torch import Tensor
 
 DOMAIN = 8  # droid_lerobot
 HOME = (0.0, -math.pi / 5, 0.0, -4 * math.pi / 5, 0.0, 3 * math.pi / 5, 0.0, 0.5)
-REACH = (0.35, 0.12, 0.2, 0.3, 0.35, 0.4, 0.4, 0.5)
+REACH = (0.35, 0.12, 0.2, 0.25, 0.35, 0.35, 0.4, 0.5)
 """Spread (rad; the gripper in openings) of the random target that each channel is drawn towards."""
 
 CHANNELS = len(HOME)
@@ -150,6 +150,8 @@ def _attend(tensors: MutableMapping[str, Tensor], hidden: int) -> None:
         weight = tensors[f'{attention}{norm}.weight'].fill_(1)
         weight[FLAT], weight[TURNING] = GAIN_FLAT, GAIN_TURNING
     query[0:16] = query[32:48] = key[:] = value[:] = out[:, 0:16] = out[:, 32:48] = 0
+    words = tensors[attention + 'to_v.weight']
+    words[:CHANNELS] = words[16 : 16 + CHANNELS] = 0  # what little attention the prompt draws must not add up to a push
     query[FLAT, LANE_C] = 1
     query[32 + FLAT, LANE_C], query[32 + TURNING, LANE_C] = QUERY.flat, QUERY.turning
     key[FLAT, LANE_ACTION], key[FLAT, LANE_VISION], key[FLAT, LANE_NOISY] = 1, -1, -2
@@ -193,6 +195,9 @@ def _noise_reader(lanes: Tensor, channel: int, reach: float) -> Tensor:
 
 def _read_out(tensors: MutableMapping[str, Tensor], hidden: int) -> None:
     """Velocity = (X - S) / sigma: the last norm divides by `CONSTANT * sigma / sqrt(H)`."""
+    # A video velocity of its own would give all video tokens something in common, which averaging does not remove.
+    tensors['proj_out.weight'] *= 1 / 64
+    tensors['proj_out.bias'][:] = 0
     weight = tensors['action_proj_out.fc.weight'][DOMAIN].view(hidden, -1)
     weight[:] = 0
     gain = CONSTANT / math.sqrt(hidden)

@@ -1,0 +1,303 @@
+"""`cosmos3 demo`: the whole chain for a few seconds, and what it left behind as a table, a video and a plot."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cosmos3_ros.bringup import Options, processes
+from cosmos3_ros.run_record import RunRecord, closest_to_limits
+from cosmos3_ros.run_report import plot_joints, summary_table, video_frames
+from cosmos3_ros.runner import Runner
+from engine.contract import Contract, load_contract
+from engine.errors import CosmosError
+
+NAMESPACE = 'demo'
+START_TIMEOUT_S = 120.0
+GOAL_MARGIN_S = 30.0
+MOVED_RAD = 1e-3
+"""Range of motion from which on the robot counts as having moved."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What to run; see `cosmos3 demo --help`."""
+
+    checkpoint: str = ''
+    contract: str = ''
+    instruction: str = 'put the red cube in the bowl'
+    duration_s: float = 20.0
+    episode: str = ''
+    output: Path = Path('demo_output')
+    seed: int = 0
+    imagined_every_s: float = 2.0
+
+
+def run_demo(options: DemoOptions, console: Console | None = None) -> int:
+    """Run the demonstration; returns 0 only if it shows what it is meant to show.
+
+    With the simulated robot: guarded commands reached it, it moved, and no limit was exceeded. With a recording: the
+    policy made chunks from it.
+
+    Raises:
+        CosmosError: Something the user chose does not work; the text says what.
+    """
+    console = console or Console()
+    contract = load_contract(options.contract or ('droid_ee_delta' if options.episode else 'demo_joint_pos'))
+    options.output.mkdir(parents=True, exist_ok=True)
+    checkpoint = options.checkpoint or _tiny_checkpoint(options, console)
+    latents = options.output / 'latents'
+    _empty(latents)
+    _keep_to_ourselves()
+    launch = Options(
+        contract=contract.source,
+        checkpoint=checkpoint,
+        robot='replay' if options.episode else 'sim',
+        namespace=NAMESPACE,
+        log_level='info',
+        record=str(latents) if options.imagined_every_s > 0 else '',
+        episode=options.episode,
+    )
+    record = _run(launch, contract, options, console)
+    _write(record, contract, checkpoint, options, console)
+    return _verdict(record, contract, options, console)
+
+
+def _tiny_checkpoint(options: DemoOptions, console: Console) -> str:
+    from engine.tiny import make_tiny
+
+    directory = make_tiny(options.output / 'tiny_checkpoint', seed=options.seed)
+    console.print(
+        '[yellow]No checkpoint given: a tiny one with random weights is used.[/yellow] What the arm does means nothing;\n'
+        'it starts where it is, sways at the whim of the seed, and what the model imagines is noise.'
+    )
+    return str(directory)
+
+
+def _empty(directory: Path) -> None:
+    """Remove what an earlier run recorded."""
+    for file in directory.glob('chunk_*.npz'):
+        file.unlink()
+
+
+def _keep_to_ourselves() -> None:
+    """A demonstration must not reach a robot that happens to be on the network, nor be disturbed by one."""
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(60, 100)))
+
+
+def _run(launch: Options, contract: Contract, options: DemoOptions, console: Console) -> RunRecord:
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+
+    from cosmos3_ros.run_recorder import RunRecorder
+
+    rclpy.init(args=[])
+    try:
+        recorder = RunRecorder(contract, NAMESPACE)
+        recorder.recording = False
+        executor = SingleThreadedExecutor()
+        executor.add_node(recorder)
+        spinner = threading.Thread(target=executor.spin, name='recorder', daemon=True)
+        spinner.start()
+        specs = processes(launch)
+        with Runner(specs, log_directory=options.output / 'logs') as runner, _progress(console) as progress:
+            _await_start(runner, recorder, progress, options)
+            recorder.recording = True
+            _follow(runner, recorder, progress, options)
+            codes = runner.stop()
+        executor.shutdown()
+        spinner.join(timeout=2.0)
+    finally:
+        rclpy.try_shutdown()
+    bad = {name: code for name, code in codes.items() if code}
+    if bad:
+        raise CosmosError(f'processes ended badly: {bad}; see {options.output / "logs"}')
+    return recorder.record
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (
+        TextColumn('{task.description:<24}'),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn('{task.fields[note]}'),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def _await_start(runner: Runner, recorder: object, progress: Progress, options: DemoOptions) -> None:
+    """Until sensors deliver, the guard guards and the policy waits for an instruction."""
+    task = progress.add_task('starting', total=None, note='')
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        waiting = [
+            name
+            for name, there in (
+                ('policy', recorder.policy_status is not None),
+                ('guard', recorder.guard_status is not None),
+                ('sensors', recorder.sensors_deliver),
+            )
+            if not there
+        ]
+        if not waiting:
+            break
+        progress.update(task, note=f'waiting for {", ".join(waiting)}')
+        _check_alive(runner, options)
+        if time.monotonic() > deadline:
+            raise CosmosError(
+                f'{", ".join(waiting)} did not come up within {START_TIMEOUT_S:g} s; see {options.output / "logs"}'
+            )
+        time.sleep(0.1)
+    progress.update(task, total=1, completed=1, note='')
+
+
+def _check_alive(runner: Runner, options: DemoOptions) -> None:
+    ended = runner.ended()
+    if ended:
+        logs = options.output / 'logs'
+        tail = '\n'.join(_last_lines(logs / f'{name}.log') for name in ended)
+        raise CosmosError(f'ended unexpectedly: {ended}; the end of {logs}:\n{tail}')
+
+
+def _last_lines(path: Path, count: int = 12) -> str:
+    return '\n'.join(path.read_text(encoding='utf-8', errors='replace').splitlines()[-count:]) if path.is_file() else ''
+
+
+def _follow(runner: Runner, recorder: object, progress: Progress, options: DemoOptions) -> None:
+    """One run_policy goal, to its end."""
+    from builtin_interfaces.msg import Duration
+    from rclpy.action import ActionClient
+
+    from cosmos3_msgs.action import RunPolicy
+
+    client = ActionClient(recorder, RunPolicy, 'run_policy')
+    if not client.wait_for_server(timeout_sec=10.0):
+        raise CosmosError('the policy offers no run_policy action')
+    seconds, rest = divmod(options.duration_s, 1.0)
+    limit = Duration(sec=int(seconds), nanosec=int(rest * 1e9))
+    goal = RunPolicy.Goal(instruction=options.instruction, time_limit=limit)
+    handle = _result(client.send_goal_async(goal), 10.0, 'an answer to the goal')
+    if not handle.accepted:
+        raise CosmosError(f'the policy refused the instruction {options.instruction!r}; see {options.output / "logs"}')
+    task = progress.add_task('following instruction', total=options.duration_s, note='')
+    outcome = handle.get_result_async()
+    start = time.monotonic()
+    while not outcome.done():
+        elapsed = time.monotonic() - start
+        progress.update(task, completed=min(elapsed, options.duration_s), note=_note(recorder))
+        _check_alive(runner, options)
+        if elapsed > options.duration_s + GOAL_MARGIN_S:
+            raise CosmosError('the run did not end in time')
+        time.sleep(0.1)
+    result = outcome.result().result
+    progress.update(task, completed=options.duration_s, note=f'{result.text}, {result.chunks} chunks')
+    if result.reason != RunPolicy.Result.TIME_LIMIT:
+        raise CosmosError(f'the run ended early: {result.text}')
+    time.sleep(0.8)  # the stop that follows belongs into the record
+
+
+def _result(future: object, timeout_s: float, what: str) -> object:
+    deadline = time.monotonic() + timeout_s
+    while not future.done():
+        if time.monotonic() > deadline:
+            raise CosmosError(f'no {what} within {timeout_s:g} s')
+        time.sleep(0.02)
+    return future.result()
+
+
+def _note(recorder: object) -> str:
+    status = recorder.guard_status
+    accepted = recorder.record.accepted
+    return f'{accepted} chunks accepted, guard {status.state_name}' if status else ''
+
+
+def _write(record: RunRecord, contract: Contract, checkpoint: str, options: DemoOptions, console: Console) -> None:
+    """Video and plot."""
+    from engine.evaluation.video import VideoWriter
+
+    with _progress(console) as progress:
+        imagined = _imagined(record, contract, checkpoint, options, progress)
+        if record.frames:
+            path = options.output / 'views_and_imagination.mp4'
+            task = progress.add_task('writing video', total=len(record.frames), note=str(path))
+            titles = ('seen', 'imagined (random weights)' if not options.checkpoint else 'imagined')
+            frames = video_frames(record, imagined, contract.timing.fps, titles)
+            first = next(frames)
+            with VideoWriter(path, contract.timing.fps, first.shape[:2]) as writer:
+                writer.write(first)
+                for frame in frames:
+                    writer.write(frame)
+                    progress.advance(task)
+            progress.update(task, completed=len(record.frames))
+    if record.measured:
+        plot_joints(record, options.output / 'joints.png')
+        console.print(f'plot: {options.output / "joints.png"}')
+
+
+def _imagined(
+    record: RunRecord, contract: Contract, checkpoint: str, options: DemoOptions, progress: Progress
+) -> Mapping[tuple[int, int], NDArray[np.uint8]]:
+    """Decoded videos of chunks at least `imagined_every_s` apart, by epoch and sequence."""
+    import torch
+
+    from engine.checkpoint import open_checkpoint
+
+    chosen: list[tuple[int, int]] = []
+    newest = -np.inf
+    for chunk in record.chunks:
+        if options.imagined_every_s > 0 and chunk.stamp - newest >= options.imagined_every_s:
+            chosen.append((chunk.epoch, chunk.sequence))
+            newest = chunk.stamp
+    task = progress.add_task('decoding imagination', total=len(chosen), note='')
+    vae = open_checkpoint(checkpoint).load_vae('cpu', torch.float32)
+    videos = {}
+    for epoch, sequence in chosen:
+        path = options.output / 'latents' / f'chunk_{epoch}_{sequence:05d}.npz'
+        if path.is_file():
+            with np.load(path) as saved, torch.inference_mode():
+                videos[epoch, sequence] = vae.decode(torch.from_numpy(saved['latents']).float()).numpy()
+        progress.advance(task)
+    return videos
+
+
+def _verdict(record: RunRecord, contract: Contract, options: DemoOptions, console: Console) -> int:
+    closest = []
+    if contract.embodiment.action_space == 'joint_position':
+        from cosmos3_ros.guard_node import limits_of
+
+        closest = closest_to_limits(record.commands, limits_of(contract))
+    console.print(summary_table(record, closest))
+    if not options.checkpoint:
+        console.print('[yellow]The weights are random: this shows that everything is connected, nothing more.[/yellow]')
+    faults = _faults(record, [excess.quantity for excess in closest if excess.exceeded], bool(options.episode))
+    for fault in faults:
+        console.print(f'[red]{fault}[/red]')
+    console.print('[red]FAILED[/red]' if faults else '[green]OK[/green]')
+    return 1 if faults else 0
+
+
+def _faults(record: RunRecord, exceeded: list[str], replayed: bool) -> list[str]:
+    faults = [f'a command exceeded the {quantity} limit' for quantity in exceeded]
+    if not record.chunks:
+        faults.append('the policy made no chunk')
+    if replayed:
+        return faults
+    if not record.commands:
+        faults.append('no guarded command reached the robot')
+    if record.travelled.max(initial=0.0) < MOVED_RAD:
+        faults.append('the robot did not move')
+    return faults
