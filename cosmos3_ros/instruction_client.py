@@ -118,4 +118,4 @@ def follow(stop: StopRequest, arguments: list[str] | None = None) -> int:
     spinning.join(timeout=0.5)
     node.destroy_node()
     rclpy.try_shutdown()
-    return 1 if node.succeeded is False else 0
+    return 1 if node.succeeded is False and not stop.requested.is_set() else 0

@@ -471,9 +471,10 @@ class _Program:
         executor = MultiThreadedExecutor(num_threads=threads)
         for node in self._nodes:
             executor.add_node(node)
-        threading.Thread(target=self._spin, args=(executor,), name='executor', daemon=True).start()
+        spinning = threading.Thread(target=self._spin, args=(executor,), name='executor', daemon=True)
+        spinning.start()
         self.stop_request.requested.wait()
-        return self._stop(executor)
+        return self._stop(executor, spinning)
 
     def _spin(self, executor: MultiThreadedExecutor) -> None:
         try:
@@ -485,7 +486,7 @@ class _Program:
             get_logger('cosmos3_ros').fatal(f'a callback raised, stopping:\n{traceback.format_exc()}')
         self.stop_request.request()
 
-    def _stop(self, executor: MultiThreadedExecutor) -> int:
+    def _stop(self, executor: MultiThreadedExecutor, spinning: threading.Thread) -> int:
         # Side by side, without a time limit: one that is stuck must not keep the others from stopping, and the stop
         # request ends the process when the grace is over.
         stopping = [threading.Thread(target=self._stop_node, args=(node,), daemon=True) for node in self._nodes]
@@ -494,6 +495,9 @@ class _Program:
         for thread in stopping:
             thread.join()
         executor.shutdown(timeout_sec=0.2)
+        # Python ends daemon threads by force when it exits; one that is inside C++ then takes the process down with it.
+        # If a callback never returns, this never does, and the stop request ends the process.
+        spinning.join()
         for node in self._nodes:
             node.destroy_node()
         return self._end(self._exit_code)

@@ -111,10 +111,11 @@ def test_the_users_middleware_profile_is_left_alone(monkeypatch):
 
 
 def test_the_shipped_parameter_file_names_only_parameters_that_exist_at_their_defaults(repository):
-    from cosmos3_ros import policy_node, replay_robot, sim_robot
+    from cosmos3_ros import guard_node, policy_node, replay_robot, sim_robot
 
     declared = {
         '/**/policy': policy_node.PARAMETERS,
+        '/**/guard': guard_node.PARAMETERS,
         '/**/sim_robot': sim_robot.PARAMETERS,
         '/**/replay_robot': replay_robot.PARAMETERS,
     }
