@@ -117,7 +117,7 @@ def options_from_text(given: Mapping[str, str]) -> Options:
     """
     known = {argument.name: argument for argument in LAUNCH_ARGUMENTS}
     problems = [Problem(name, 'unknown argument', allowed=', '.join(known)) for name in given if name not in known]
-    values = {name: given.get(name, argument.default) for name, argument in known.items()}
+    values: dict[str, Any] = {name: given.get(name, argument.default) for name, argument in known.items()}
     for name, value in values.items():
         choices = known[name].choices
         if choices and value not in choices:
@@ -125,7 +125,7 @@ def options_from_text(given: Mapping[str, str]) -> Options:
     if problems:
         raise InvalidInput('launch arguments', problems)
     dry_run = _TRUTH.get(values.pop('dry_run'))
-    switches = {name: _TRUTH[values.pop(name)] for name in ('use_sim_time', 'autostart')}
+    switches: dict[str, Any] = {name: _TRUTH[values.pop(name)] for name in ('use_sim_time', 'autostart')}
     return Options(**values, **switches, dry_run=dry_run)
 
 

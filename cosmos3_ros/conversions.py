@@ -27,7 +27,7 @@ _QUATERNION_TOLERANCE = 1e-3  # float32 publishers round; anything beyond is not
 
 def stamp_to_ns(stamp: Time) -> int:
     """Return a message's stamp in nanoseconds."""
-    return stamp.sec * 1_000_000_000 + stamp.nanosec
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
 def ns_to_stamp(time_ns: int) -> Time:
@@ -86,7 +86,7 @@ def _to_rgb(pixels: NDArray[np.uint8], encoding: str) -> NDArray[np.uint8]:
     if encoding == 'rgba8':
         return pixels[..., :3]
     code = {'bgr8': cv2.COLOR_BGR2RGB, 'bgra8': cv2.COLOR_BGRA2RGB, 'mono8': cv2.COLOR_GRAY2RGB}[encoding]
-    return cv2.cvtColor(pixels, code)
+    return np.asarray(cv2.cvtColor(pixels, code), np.uint8)
 
 
 def compressed_to_rgb(message: CompressedImage, topic: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -99,7 +99,7 @@ def compressed_to_rgb(message: CompressedImage, topic: str, size: tuple[int, int
     if size is not None and bgr.shape[:2] != size:
         value, allowed = f'{bgr.shape[0]}x{bgr.shape[1]}', f'{size[0]}x{size[1]} (height x width)'
         raise ObservationError(f'image on {topic}', [Problem(topic, 'wrong size', value, allowed)])
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 class ImageWriter:

@@ -313,6 +313,26 @@ def test_sim_robot_starts_from_its_description_and_ends_with_code_0(graph):
     assert 'panda_joint1' in heard[0].name
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_the_runner_ends_everything_on_a_signal_with_code_0(program, number):
+    running = program('-m', 'cosmos3_ros.runner', 'robot:=none', 'contract:=demo_joint_pos', 'checkpoint:=/nowhere')
+    running.wait_for('[guard]', timeout=30.0)
+    running.wait_for('[policy]', timeout=60.0)  # its log says that there is no such checkpoint; it can be tried again
+    code, _ = running.end(number, timeout=20.0)
+    assert code == 0, running.output
+
+
+def test_everything_stops_when_the_guard_dies(graph, program):
+    running = program('-m', 'cosmos3_ros.runner', 'robot:=none', 'contract:=demo_joint_pos', 'checkpoint:=/nowhere')
+    running.wait_for('[guard]', timeout=30.0)
+    children = Path(f'/proc/{running.process.pid}/task/{running.process.pid}/children').read_text().split()
+    guard = next(pid for pid in children if b'guard_node' in Path(f'/proc/{pid}/cmdline').read_bytes())
+    os.kill(int(guard), signal.SIGKILL)
+    assert running.wait(20.0) == 1
+    assert 'guard ended by itself with exit code -9' in running.output
+    assert not any(Path(f'/proc/{pid}').exists() for pid in children)
+
+
 # The lifecycle client
 
 
