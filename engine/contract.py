@@ -335,7 +335,8 @@ def _views(reader: _Reader) -> ViewTerms:
     section = reader.section('streams')
     streams = {str(name): _stream(section, name) for name in section.data}
     expected = COMPOSITIONS.get(composition)
-    if expected is not None and section.data and set(streams) != set(expected):
+    listed = isinstance(reader.data.get('streams'), dict)
+    if expected is not None and listed and set(streams) != set(expected):
         reader.problem(section.where, f'do not fit composition {composition}', ', '.join(streams), ', '.join(expected))
     reader.finish()
     return ViewTerms(composition, (int(size[0]), int(size[1])), streams)

@@ -279,8 +279,9 @@ def check_observation(observation: Observation, contract: Contract) -> None:
         width = len(contract.robot.joints)
         problems += _check_numbers('joint_positions', observation.joint_positions, (clean, width))
     if contract.embodiment.action_space == 'ee_delta':
-        problems += _check_numbers('end_effector_position', observation.end_effector_position, (clean, 3))
-        problems += _check_numbers('end_effector_quaternion', observation.end_effector_quaternion, (clean, 4))
+        poses = max(clean, 1)  # rows are integrated from the measured pose, whether the network sees it or not
+        problems += _check_numbers('end_effector_position', observation.end_effector_position, (poses, 3))
+        problems += _check_numbers('end_effector_quaternion', observation.end_effector_quaternion, (poses, 4))
     if clean and contract.robot.gripper is not None:
         problems += _check_numbers('gripper_position', observation.gripper_position, (clean,))
     if problems:
