@@ -5,6 +5,7 @@ A node derives from :class:`CosmosLifecycleNode` and fills in the five hooks. A 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,9 @@ from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup,
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.event_handler import UnsupportedEventTypeError
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleNodeMixin, LifecyclePublisher, LifecycleState
 from rclpy.lifecycle import TransitionCallbackReturn as Outcome
 from rclpy.logging import get_logger
@@ -33,6 +36,8 @@ from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.parameters import Parameter, ParameterSet
 from cosmos3_ros.process import StopRequest, answer_signals
 from engine.errors import CosmosError
+
+RCLError = rclpy_implementation.RCLError  # rclpy has no public name for it
 
 EXIT_OK = 0
 EXIT_FAILED = 1  # something went wrong that should not have
@@ -58,11 +63,43 @@ class CountingPublisher(LifecyclePublisher):
 
     def publish(self, msg: Any) -> None:
         """Publish if the node is active, count it as dropped otherwise."""
+        try:
+            super().publish(msg)
+        except InvalidHandle:  # cleaned up by another thread in this very moment
+            self.dropped += 1
+            return
         if self.is_activated:
             self.sent += 1
         else:
             self.dropped += 1
-        super().publish(msg)
+
+
+class NodeExecutor(MultiThreadedExecutor):
+    """A multi-threaded executor that stands entities being destroyed while they are due.
+
+    rclpy forgets a waitable or a cancelled timer between the moment it is due and the moment it is served: an exception
+    then ends the executor, and leaves the callback group locked. Cleaning up a node that is spinning does just that.
+    """
+
+    def _take_timer(self, tmr: Any) -> Any:
+        try:
+            return super()._take_timer(tmr)
+        except RCLError:
+            if tmr.is_canceled():
+                return None
+            raise
+
+    def _take_waitable(self, waitable: Any) -> Any:
+        try:
+            execute = super()._take_waitable(waitable)
+        except InvalidHandle:
+            return None
+
+        async def execute_unless_destroyed() -> None:
+            with contextlib.suppress(InvalidHandle):
+                await execute()
+
+        return execute_unless_destroyed
 
 
 class CosmosLifecycleNode(LifecycleNode):
@@ -468,7 +505,7 @@ class _Program:
         except Exception:  # whatever it is, it ends the program and must be told
             logger.fatal(f'cannot start:\n{traceback.format_exc()}')
             return self._end(EXIT_FAILED)
-        executor = MultiThreadedExecutor(num_threads=threads)
+        executor = NodeExecutor(num_threads=threads)
         for node in self._nodes:
             executor.add_node(node)
         spinning = threading.Thread(target=self._spin, args=(executor,), name='executor', daemon=True)

@@ -39,17 +39,16 @@ os.environ['ROS_DOMAIN_ID'] = str(DOMAIN)
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 
 import rclpy  # noqa: E402 (reads the domain from the environment)
-from rclpy.executors import MultiThreadedExecutor  # noqa: E402
 from rclpy.node import Node  # noqa: E402
 
-from cosmos3_ros.node_base import CosmosLifecycleNode  # noqa: E402
+from cosmos3_ros.node_base import CosmosLifecycleNode, NodeExecutor  # noqa: E402
 
 
 class Graph:
     """Nodes of one test, spun by a thread until the test ends."""
 
     def __init__(self) -> None:
-        self._executor = MultiThreadedExecutor(num_threads=4)
+        self._executor = NodeExecutor(num_threads=4)
         self._nodes: list[Node] = []
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._spin, daemon=True)

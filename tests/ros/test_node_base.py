@@ -243,6 +243,28 @@ def test_a_profile_can_be_overridden_by_parameters(graph):
     assert next(sub for sub in probe.subscriptions if sub.topic_name == '/heard').qos_profile.depth == 7
 
 
+def test_a_busy_node_can_be_taken_down_and_up_again_while_it_spins(graph):
+    class Busy(Probe):
+        def configure_node(self) -> None:
+            super().configure_node()
+            self.ticks = [self.create_timer(0.0005, self.tick) for _ in range(5)]
+
+        def tick(self) -> None:
+            self.publisher.publish(String(data='tick'))
+
+        def cleanup_node(self) -> None:
+            super().cleanup_node()
+            for timer in self.ticks:
+                timer.cancel()
+
+    probe = graph.add(Busy())
+    # A reader that does not match makes middleware events, which are entities of their own.
+    graph.node('mismatched').create_subscription(String, 'words', lambda message: None, qos.latched())
+    for _ in range(30):
+        assert all(probe.transition(name) for name in (*UP, 'deactivate', 'cleanup'))
+    assert probe.calls == [*UP, *DOWN] * 30
+
+
 def test_two_instances_live_under_their_namespaces(graph):
     left, right = (graph.add(Probe(namespace=name)) for name in ('left', 'right'))
     assert all(probe.transition('configure') for probe in (left, right))
