@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cosmos3_ros.bringup import Options, processes
+from cosmos3_ros.bringup import Options, ProcessSpec, processes
 from cosmos3_ros.run_record import RunRecord, closest_to_limits
 from cosmos3_ros.run_report import plot_joints, summary_table, video_frames
 from cosmos3_ros.runner import Runner
@@ -69,7 +70,8 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
         record=str(latents) if options.imagined_every_s > 0 else '',
         episode=options.episode,
     )
-    record = _run(launch, contract, options, console)
+    specs = _with_stand_ins(processes(launch), contract, options, console)
+    record = _run(specs, contract, options, console)
     _write(record, contract, checkpoint, options, console)
     return _verdict(record, contract, options, console)
 
@@ -79,8 +81,8 @@ def _tiny_checkpoint(options: DemoOptions, console: Console) -> str:
 
     directory = make_tiny(options.output / 'tiny_checkpoint', seed=options.seed)
     console.print(
-        '[yellow]No checkpoint given: a tiny one with random weights is used.[/yellow] What the arm does means nothing;\n'
-        'it starts where it is, sways at the whim of the seed, and what the model imagines is noise.'
+        '[yellow]No checkpoint given: a tiny one with random weights is used.[/yellow] What the arm does means\n'
+        'nothing: it starts where it is and sways at the whim of the seed; what is imagined is noise.'
     )
     return str(directory)
 
@@ -97,28 +99,68 @@ def _keep_to_ourselves() -> None:
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(60, 100)))
 
 
-def _run(launch: Options, contract: Contract, options: DemoOptions, console: Console) -> RunRecord:
+def _with_stand_ins(
+    specs: Sequence[ProcessSpec], contract: Contract, options: DemoOptions, console: Console
+) -> list[ProcessSpec]:
+    """Let cameras that a recording has stand in for views that it lacks, and say so."""
+    if not options.episode:
+        return list(specs)
+    from engine.evaluation.recordings import open_recording
+
+    with open_recording(options.episode) as recording:
+        for warning in recording.warnings:
+            console.print(f'[yellow]recording: {warning}[/yellow]')
+        there = recording.views
+    stand_ins = [f'{view}:={there[0]}' for view in contract.views.streams if view not in there] if there else []
+    if stand_ins:
+        console.print(f'[yellow]The recording lacks views; stand-ins: {", ".join(stand_ins)}[/yellow]')
+    extra = {'loop': True, **({'video_map': stand_ins} if stand_ins else {})}  # loading may outlast the recording
+    return [
+        replace(spec, parameters={**spec.parameters, **extra}) if spec.name == 'replay_robot' else spec
+        for spec in specs
+    ]
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the demonstration as Ctrl-C does: everything that was started is stopped first."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(specs: Sequence[ProcessSpec], contract: Contract, options: DemoOptions, console: Console) -> RunRecord:
     import rclpy
-    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
 
     from cosmos3_ros.run_recorder import RunRecorder
 
-    rclpy.init(args=[])
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     try:
         recorder = RunRecorder(contract, NAMESPACE)
         recorder.recording = False
         executor = SingleThreadedExecutor()
         executor.add_node(recorder)
-        spinner = threading.Thread(target=executor.spin, name='recorder', daemon=True)
+
+        def spin() -> None:
+            with suppress(ExternalShutdownException):
+                executor.spin()
+
+        spinner = threading.Thread(target=spin, name='recorder', daemon=True)
         spinner.start()
-        specs = processes(launch)
-        with Runner(specs, log_directory=options.output / 'logs') as runner, _progress(console) as progress:
+        runner = Runner(specs, log_directory=options.output / 'logs')
+        with _termination_as_interrupt(), runner, _progress(console) as progress:
             _await_start(runner, recorder, progress, options)
             recorder.recording = True
             _follow(runner, recorder, progress, options)
             codes = runner.stop()
-        executor.shutdown()
-        spinner.join(timeout=2.0)
     finally:
         rclpy.try_shutdown()
     bad = {name: code for name, code in codes.items() if code}
@@ -230,7 +272,7 @@ def _write(record: RunRecord, contract: Contract, checkpoint: str, options: Demo
     from engine.evaluation.video import VideoWriter
 
     with _progress(console) as progress:
-        imagined = _imagined(record, contract, checkpoint, options, progress)
+        imagined = _imagined(record, checkpoint, options, progress)
         if record.frames:
             path = options.output / 'views_and_imagination.mp4'
             task = progress.add_task('writing video', total=len(record.frames), note=str(path))
@@ -249,7 +291,7 @@ def _write(record: RunRecord, contract: Contract, checkpoint: str, options: Demo
 
 
 def _imagined(
-    record: RunRecord, contract: Contract, checkpoint: str, options: DemoOptions, progress: Progress
+    record: RunRecord, checkpoint: str, options: DemoOptions, progress: Progress
 ) -> Mapping[tuple[int, int], NDArray[np.uint8]]:
     """Decoded videos of chunks at least `imagined_every_s` apart, by epoch and sequence."""
     import torch

@@ -8,6 +8,7 @@ whose streams do not depend on the processor, in the order of the tensors' names
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,8 @@ def _edge_vision_shapes(config: Mapping[str, Any]) -> Shapes:
 
 def _meta_shapes(build: Callable[[], torch.nn.Module]) -> Shapes:
     """Names and shapes of a module's tensors without allocating any."""
-    with torch.device('meta'):
+    with torch.device('meta'), warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # diffusers' own, about how it normalises weights
         module = build()
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
