@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from cosmos3_ros.guard.chunk import Chunk
 from cosmos3_ros.guard.executor import ChunkMotion
 from cosmos3_ros.guard.limits import RobotLimits
-from cosmos3_ros.guard.motion import NS, Array, JointsState, instants
+from cosmos3_ros.guard.motion import NS, Array, JointsState, Times
 from cosmos3_ros.guard.options import CheckOptions
 from cosmos3_ros.guard.reasons import Reason, Rejection, reject
-from cosmos3_ros.guard.tracker import peak_speed, stopping_displacement
+from cosmos3_ros.guard.tracker import stopping_displacement
 
 # The fade is looked at on a grid; between two of its points a peak may be a little higher. With this many points per
 # row # and three rows the error stays below 0.4 % of a quintic's acceleration peak (h²/8 times the fourth derivative).
@@ -187,28 +187,29 @@ def splice(
 
 
 def check_motion(motion: ChunkMotion, limits: RobotLimits, state: JointsState) -> Rejection | None:
-    """Check the motion that would be executed, splice included, and that the arm can stop at any instant of it."""
+    """Check the motion that would be executed: the fade in continuous time, and that the arm can stop at any instant.
+
+    After the fade the motion is the chunk's own spline, whose extremes are the differences of its rows. And a joint can
+    stop from any instant without going beyond where the motion itself turns round, because the motion turns with no
+    more than the same acceleration and jerk; so only the stop from its end needs a look.
+    """
     chunk = motion.chunk
-    fade_end = motion.start_ns + motion.window_ns
-    fade = instants(motion.start_ns, fade_end, chunk.step_ns // _POINTS_PER_ROW or 1)
-    rest = instants(fade_end, motion.end_ns, chunk.step_ns // 4 or 1)[1:] if fade_end < motion.end_ns else fade[:0]
-    times = np.concatenate([fade, rest])
-    rows = np.array([chunk.row_at(t) for t in times.tolist()])
-    samples = motion.sample(times)
     lower, upper = position_bounds(limits, state)
-    v, a = samples.velocities, samples.accelerations
-    found = _first_outside(Reason.POSITION_LIMIT, 'position', samples.positions, lower, upper, limits, rows)
-    faded = len(fade)
-    jerk = motion.jerk(fade)
-    for values, (reason, what, limit, unit) in zip((v[:faded], a[:faded], jerk), _rates(limits), strict=True):
-        found = found or _first_above(
-            reason, f'{what} of the splice', values, _HEADROOM * limit, limits, unit, rows=rows
-        )
-    peak = peak_speed(v, a, limits.jerk)
-    what = 'speed on the way to a stop'
-    found = found or _first_above(Reason.VELOCITY_LIMIT, what, peak, limits.velocity, limits, 'rad/s', rows=rows)
-    stop = samples.positions + stopping_displacement(v, a, limits.acceleration, limits.jerk)
-    return found or _first_outside(Reason.STOPPING_DISTANCE, 'would come to rest at', stop, lower, upper, limits, rows)
+    times = _fade_grid(motion)
+    rows = chunk.rows_at(times)
+    values = motion.derivatives(times)
+    outside = _first_outside(Reason.POSITION_LIMIT, 'position', values[:, 0], lower, upper, limits, rows)
+    if outside is not None:
+        return outside
+    for order, (reason, what, limit, unit) in enumerate(_rates(limits), start=1):
+        of_splice = f'{what} of the splice'
+        found = _first_above(reason, of_splice, values[:, order], _HEADROOM * limit, limits, unit, rows=rows)
+        if found is not None:
+            return found
+    end = motion.sample(np.array([motion.end_ns], dtype=np.int64))
+    way = stopping_displacement(end.velocities, end.accelerations, limits.acceleration, limits.jerk)
+    what, last = 'would come to rest at', np.array([chunk.rows - 1])
+    return _first_outside(Reason.STOPPING_DISTANCE, what, end.positions + way, lower, upper, limits, last)
 
 
 def position_bounds(limits: RobotLimits, state: JointsState) -> tuple[Array, Array]:
@@ -227,6 +228,16 @@ def _rates(limits: RobotLimits) -> tuple[tuple[Reason, str, Array, str], ...]:
         (Reason.ACCELERATION_LIMIT, 'acceleration', limits.acceleration, 'rad/s^2'),
         (Reason.JERK_LIMIT, 'jerk', limits.jerk, 'rad/s^3'),
     )
+
+
+def _fade_grid(motion: ChunkMotion) -> Times:
+    """Instants from the start of a fade to its end; the rows, where the jerk steps, are among them."""
+    start, end = motion.start_ns, motion.start_ns + motion.window_ns
+    origin, step = motion.chunk.due_ns(0), motion.chunk.step_ns
+    first, last = (start - origin) * _POINTS_PER_ROW // step + 1, (end - origin) * _POINTS_PER_ROW // step
+    inner = origin + np.arange(first, last + 1, dtype=np.int64) * step // _POINTS_PER_ROW
+    ends = np.array([start, end], dtype=np.int64)
+    return np.concatenate([ends[:1], inner[(inner > start) & (inner < end)], ends[1:]])
 
 
 def _check_jump(motion: ChunkMotion, limits: RobotLimits, options: CheckOptions) -> Rejection | None:

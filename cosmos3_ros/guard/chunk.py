@@ -87,8 +87,12 @@ class Chunk:
 
     def row_at(self, time_ns: int) -> int:
         """Index of the row being approached at a time; clipped to the rows there are."""
-        approached = -((self.due_ns(0) - time_ns) // self.step_ns)  # rounded up, in integers
-        return min(max(approached, 0), self.rows - 1)
+        return int(self.rows_at(np.array([time_ns], dtype=np.int64))[0])
+
+    def rows_at(self, times_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Index of the row being approached at each of the times [S]; clipped to the rows there are."""
+        approached: NDArray[np.int64] = -((self.due_ns(0) - times_ns) // self.step_ns)  # rounded up, in integers
+        return approached.clip(0, self.rows - 1)
 
     def starting_at(self, time_ns: int) -> Chunk:
         """The same rows, delayed so that the first is due one step after `time_ns`."""

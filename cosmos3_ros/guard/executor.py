@@ -13,17 +13,27 @@ zero over a window, by the quintic polynomial of least jerk for these ends (T. F
 
 from __future__ import annotations
 
-import bisect
-
 import numpy as np
-from numpy.typing import NDArray
 
 from cosmos3_ros.guard.chunk import Chunk
-from cosmos3_ros.guard.motion import NS, Array, JointsState, Motion, Samples, Times
+from cosmos3_ros.guard.motion import NS, Array, JointsState, Motion, Samples, Times, state_at
 
-# Row i holds the polynomial coefficients (1, s, s², s³) that the i-th power contributes to the four control points.
-_BASIS = np.array([[1, 4, 1, 0], [-3, 0, 3, 0], [3, -6, 3, 0], [-1, 3, -3, 1]], dtype=np.float64) / 6.0
-_FRONT_PAD = 2  # control points before row 0, so that the spline is defined from the chunk's stamp on
+_ORDERS = 4  # position, velocity, acceleration, jerk
+
+
+def _with_derivatives(coefficients: Array) -> Array:
+    """Coefficients of a polynomial and of its derivatives by its parameter: [P, K] -> [P, 4, K]."""
+    orders = [coefficients]
+    for _ in range(_ORDERS - 1):
+        factors = np.arange(1, len(coefficients))[:, None]
+        orders.append(np.concatenate([orders[-1][1:] * factors, np.zeros((1, coefficients.shape[1]))]))
+    return np.stack(orders, axis=1)
+
+
+# What each of four neighbouring control points contributes to the coefficients of 1, s, s², s³ of their segment.
+_SPLINE = _with_derivatives(np.array([[1, 4, 1, 0], [-3, 0, 3, 0], [3, -6, 3, 0], [-1, 3, -3, 1]]) / 6.0)
+# What position, velocity and acceleration at the start contribute to the quintic that ends with all three at zero.
+_FADE = _with_derivatives(np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0.5], [-10, -6, -1.5], [15, 8, 1.5], [-6, -3, -0.5]]))
 
 
 class ChunkMotion:
@@ -46,40 +56,39 @@ class ChunkMotion:
         self.start_ns = start_ns
         self.end_ns = chunk.end_ns
         self.window_ns = min(window_ns, self.end_ns - start_ns)
-        self._controls = _padded(chunk.positions)
-        self._fade: Array = np.zeros((6, state.positions.shape[0]))
+        self._segments = _spline_segments(chunk)
+        self._fade: Array = np.zeros((6, _ORDERS * state.positions.shape[0]))
         own = self.sample(np.array([start_ns], dtype=np.int64)).state(0)
-        #: Largest distance between the motion in progress and the chunk at the splice, rad [J].
+        #: Distance between the motion in progress and the chunk at the splice, rad [J].
         self.jump: Array = np.abs(own.positions - state.positions)
         self._fade = _quintic_to_zero(state, own, self.window_ns / NS)
 
     def sample(self, times_ns: Times) -> Samples:
         """States at the given instants, clipped to [start, end]."""
-        times = np.clip(times_ns, self.start_ns, self.end_ns)
-        parts = [self._derivative(times, order) for order in range(3)]
-        return Samples(times_ns, parts[0], parts[1], parts[2])
+        values = self.derivatives(times_ns)
+        return Samples(times_ns, values[:, 0], values[:, 1], values[:, 2])
 
-    def jerk(self, times_ns: Times) -> Array:
-        """Jerk at the given instants, rad/s³ [S, J]; right-hand values where it steps."""
-        return self._derivative(np.clip(times_ns, self.start_ns, self.end_ns), 3)
+    def derivatives(self, times_ns: Times) -> Array:
+        """Position, velocity, acceleration and jerk [S, 4, J] at the given instants, clipped to [start, end].
 
-    def _derivative(self, times_ns: Times, order: int) -> Array:
-        return self._spline(times_ns, order) + self._faded(times_ns, order)
+        The jerk steps at the rows; its value there is that of the later side.
+        """
+        times = np.minimum(np.maximum(times_ns, self.start_ns), self.end_ns)
+        values = self._spline(times)
+        tau = (times - self.start_ns) / self.window_ns
+        fading = tau < 1.0
+        if fading.any():
+            values[fading] += tau[fading, None] ** np.arange(6) @ self._fade
+        return values.reshape(len(times), _ORDERS, -1)
 
-    def _spline(self, times_ns: Times, order: int) -> Array:
+    def _spline(self, times_ns: Times) -> Array:
         step_ns = self.chunk.step_ns
         since_first = times_ns - self.chunk.due_ns(0)
-        segment = np.clip(since_first // step_ns, -1, self.chunk.rows - 2)
+        segment = np.minimum(np.maximum(since_first // step_ns, -1), self.chunk.rows - 2)
         s = (since_first - segment * step_ns) / step_ns
-        weights = _powers(s, 4, order) @ _BASIS / (step_ns / NS) ** order
-        first = segment + (_FRONT_PAD - 1)
-        return _blend(weights, self._controls, first)
-
-    def _faded(self, times_ns: Times, order: int) -> Array:
-        window = self.window_ns / NS
-        tau = np.minimum((times_ns - self.start_ns) / self.window_ns, 1.0)
-        inside = (tau < 1.0)[:, None]
-        return np.where(inside, _powers(tau, 6, order) @ self._fade, 0.0) / window**order
+        powers = s[:, None] ** np.arange(4)
+        values: Array = (powers[:, None, :] @ self._segments[segment + 1])[:, 0]
+        return values
 
 
 class ChunkExecutor:
@@ -118,11 +127,15 @@ class ChunkExecutor:
 
     def in_force(self, time_ns: int) -> Motion:
         """The motion in force at an instant."""
-        index = bisect.bisect_right([m.start_ns for m in self._motions], time_ns) - 1
-        return self._motions[max(index, 0)]
+        for motion in reversed(self._motions):
+            if motion.start_ns <= time_ns:
+                return motion
+        return self._motions[0]
 
     def sample(self, times_ns: Times) -> Samples:
         """States at ascending instants."""
+        if len(self._motions) == 1:
+            return self._motions[0].sample(times_ns)
         starts = np.array([m.start_ns for m in self._motions[1:]], dtype=np.int64)
         cuts = np.searchsorted(times_ns, starts).tolist()
         pieces = np.split(times_ns, cuts)
@@ -138,37 +151,31 @@ class ChunkExecutor:
 
     def state(self, time_ns: int) -> JointsState:
         """State at one instant."""
-        return self.in_force(time_ns).sample(np.array([time_ns], dtype=np.int64)).state(0)
+        return state_at(self.in_force(time_ns), time_ns)
 
 
-def _padded(rows: Array) -> Array:
-    """Control points: the rows, continued at both ends with the speed there so that the curve meets the end rows."""
+def _spline_segments(chunk: Chunk) -> Array:
+    """Polynomial coefficients of all segments and orders [N, 4, 4 J]; segment k leads to row k.
+
+    At both ends the rows are continued with the speed there, so that the curve meets the first and the last row.
+    """
+    rows = chunk.positions
     first, last = rows[1] - rows[0], rows[-1] - rows[-2]
-    return np.concatenate([[rows[0] - 2 * first, rows[0] - first], rows, [rows[-1] + last]])
-
-
-def _powers(s: Array, count: int, order: int) -> Array:
-    """The order-th derivatives of 1, s, s², ... as columns: [S, count]."""
-    columns = [np.zeros_like(s)] * min(order, count)
-    for power in range(order, count):
-        factor = float(np.prod(np.arange(power - order + 1, power + 1)))
-        columns.append(factor * s ** (power - order))
-    return np.stack(columns, axis=1)
-
-
-def _blend(weights: Array, controls: Array, first: NDArray[np.int64]) -> Array:
-    """Weighted sums of four neighbouring control points each: [S, J]."""
-    picked = controls[first[:, None] + np.arange(4)]
-    result: Array = np.einsum('sk,skj->sj', weights, picked)
-    return result
+    controls = np.concatenate([[rows[0] - 2 * first, rows[0] - first], rows, [rows[-1] + last]])
+    neighbours = controls[np.arange(chunk.rows)[:, None] + np.arange(4)]  # [N, 4, J]
+    segments: Array = _per_second(_SPLINE, chunk.step_ns / NS) @ neighbours
+    return segments.reshape(chunk.rows, 4, -1)
 
 
 def _quintic_to_zero(state: JointsState, own: JointsState, window: float) -> Array:
-    """Coefficients [6, J] over the normalised window of the polynomial from the difference (p, v, a) to (0, 0, 0)."""
-    p = state.positions - own.positions
-    v = (state.velocities - own.velocities) * window
-    a = (state.accelerations - own.accelerations) * window**2
-    third = -(20 * p + 12 * v + 3 * a) / 2
-    fourth = (30 * p + 16 * v + 3 * a) / 2
-    fifth = -(12 * p + 6 * v + a) / 2
-    return np.stack([p, v, a / 2, third, fourth, fifth])
+    """Coefficients [6, 4 J] of the polynomial from the difference of two states to none, and of its derivatives."""
+    position = state.positions - own.positions
+    velocity = (state.velocities - own.velocities) * window
+    acceleration = (state.accelerations - own.accelerations) * window**2
+    return (_per_second(_FADE, window) @ np.stack([position, velocity, acceleration])).reshape(6, -1)
+
+
+def _per_second(coefficients: Array, span: float) -> Array:
+    """Turn derivatives by a parameter that runs 0..1 in `span` seconds into time derivatives: [P, 4, K] -> [4 P, K]."""
+    scale = span ** -np.arange(_ORDERS, dtype=np.float64)
+    return (coefficients * scale[None, :, None]).reshape(-1, coefficients.shape[2])

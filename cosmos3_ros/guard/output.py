@@ -118,7 +118,7 @@ class CommandedMotion:
             return reject(Reason.STOPPING_DISTANCE, 'no stop within the limits from the motion planned next')
         period = self._options.period_ns
         piece = self._executor.sample(instants(now_ns, until, period))
-        points = _joined(piece, brake.sample(instants(until, brake.end_ns, period)[1:]))
+        points = _joined(piece, brake.points)
         fault = self._fault(points)
         if fault is not None:
             return fault
@@ -147,10 +147,11 @@ class CommandedMotion:
         return fault
 
 
-def _joined(first: Samples, second: Samples) -> Samples:
+def _joined(piece: Samples, stop: Samples) -> Samples:
+    """A piece of motion and the stop that begins with its last point."""
     return Samples(
-        np.concatenate([first.times_ns, second.times_ns]),
-        np.concatenate([first.positions, second.positions]),
-        np.concatenate([first.velocities, second.velocities]),
-        np.concatenate([first.accelerations, second.accelerations]),
+        np.concatenate([piece.times_ns, stop.times_ns[1:]]),
+        np.concatenate([piece.positions, stop.positions[1:]]),
+        np.concatenate([piece.velocities, stop.velocities[1:]]),
+        np.concatenate([piece.accelerations, stop.accelerations[1:]]),
     )

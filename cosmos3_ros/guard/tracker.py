@@ -6,34 +6,43 @@ do: what has been sent already.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from ruckig import ControlInterface, InputParameter, Ruckig, RuckigError, Synchronization, Trajectory
 
 from cosmos3_ros.guard.limits import RobotLimits
-from cosmos3_ros.guard.motion import NS, Array, JointsState, Samples, Times
+from cosmos3_ros.guard.motion import NS, Array, JointsState, Samples, Times, instants
 from cosmos3_ros.guard.reasons import Reason, Rejection, reject
 
 # A comfortable stop leaves a tenth of the acceleration limit to whoever interpolates between the points of a command.
 _COMFORT = 0.9
-_ROUNDING = 1e-9  # relative: differences of floating-point numbers only, far below any physical meaning
+# Differences of floating-point numbers, far below any physical meaning: absolute, and relative for mean values.
+_ROUNDING = 1e-9
+_TOLERANCE = 1e-6
 
 
-@dataclass(frozen=True, eq=False)
 class Brake:
     """Deceleration of all joints to rest, from `start_ns` to `end_ns`; at rest from then on."""
 
-    start_ns: int
-    end_ns: int
-    trajectory: Trajectory
+    def __init__(self, start_ns: int, end_ns: int, trajectory: Trajectory, period_ns: int) -> None:
+        """Wrap a solved trajectory.
+
+        Args:
+            start_ns: Instant at which it begins.
+            end_ns: Instant from which on all joints are at rest.
+            trajectory: What the solver found; its time starts at 0.
+            period_ns: Spacing of :attr:`points`.
+        """
+        self.start_ns = start_ns
+        self.end_ns = end_ns
+        self._trajectory = trajectory
+        #: The whole stop, at most `period_ns` apart.
+        self.points = self.sample(instants(start_ns, end_ns, period_ns))
 
     def sample(self, times_ns: Times) -> Samples:
         """States at the given instants, clipped to [start, end]; exactly at rest from the end on."""
-        elapsed = np.clip(times_ns - self.start_ns, 0, None) / NS
-        states = np.array([self.trajectory.at_time(t) for t in elapsed.tolist()], dtype=np.float64)
-        done = times_ns >= self.end_ns
-        states[done, 1:] = 0.0
+        elapsed = np.minimum(np.maximum(times_ns - self.start_ns, 0), self.end_ns - self.start_ns) / NS
+        states = np.array([self._trajectory.at_time(t) for t in elapsed.tolist()], dtype=np.float64)
+        states[times_ns >= self.end_ns, 1:] = 0.0
         return Samples(times_ns, states[:, 0], states[:, 1], states[:, 2])
 
 
@@ -45,17 +54,17 @@ class Braker:
     jerk.
     """
 
-    def __init__(self, limits: RobotLimits, ramp_ns: int, minimum_ns: int) -> None:
+    def __init__(self, limits: RobotLimits, ramp_ns: int, period_ns: int) -> None:
         """Prepare the solver.
 
         Args:
             limits: What the joints may do.
             ramp_ns: Time in which the comfortable stop builds up its full deceleration (jerk permitting).
-            minimum_ns: Shortest duration reported, so that commands never hold points closer than that.
+            period_ns: Spacing of the points of a stop, and the shortest duration of one.
         """
         joints = len(limits.joint_names)
         self._limits = limits
-        self._minimum_ns = minimum_ns
+        self._period_ns = period_ns
         self._solver = Ruckig(joints)
         self._input = InputParameter(joints)
         self._input.control_interface = ControlInterface.Velocity
@@ -74,9 +83,12 @@ class Braker:
         self._input.current_acceleration = state.accelerations.tolist()
         for way, jerk in zip(self._ways, self._jerks, strict=True):
             trajectory = self._solve(way)
-            if trajectory is not None and self._fits(trajectory, state, jerk):
-                duration_ns = max(self._minimum_ns, int(np.ceil(trajectory.duration * NS)))
-                return Brake(start_ns, start_ns + duration_ns, trajectory)
+            if trajectory is None:
+                continue
+            duration_ns = max(self._period_ns, int(np.ceil(trajectory.duration * NS)))
+            brake = Brake(start_ns, start_ns + duration_ns, trajectory, self._period_ns)
+            if self._fits(brake.points, state, jerk):
+                return brake
         return None
 
     def _solve(self, way: tuple[Synchronization, list[float], list[float]]) -> Trajectory | None:
@@ -88,27 +100,29 @@ class Braker:
             return None  # raised for input it cannot use, such as numbers that are not finite
         return trajectory if int(result) >= 0 and np.isfinite(trajectory.duration) else None
 
-    def _fits(self, trajectory: Trajectory, state: JointsState, jerk: Array) -> bool:
-        extrema = trajectory.position_extrema
-        inside = all(
-            low <= bound.min and bound.max <= high
-            for bound, low, high in zip(extrema, self._limits.lower.tolist(), self._limits.upper.tolist(), strict=True)
-        )
-        return inside and bool((peak_speed(state.velocities, state.accelerations, jerk) <= self._limits.velocity).all())
+    def _fits(self, points: Samples, state: JointsState, jerk: Array) -> bool:
+        # Between two points h apart a joint can turn round, and be further out than at either by a h²/8 at most.
+        # (The solver's own position_extrema are not used: for joints that stand still they include zero.)
+        turning = (state.velocities != 0.0) | (state.accelerations != 0.0)
+        beyond = turning * self._limits.acceleration * ((self._period_ns / NS) ** 2 / 8)
+        lower, upper = self._limits.lower + beyond, self._limits.upper - beyond
+        inside = (points.positions >= lower - _ROUNDING).all() and (points.positions <= upper + _ROUNDING).all()
+        peak = peak_speed(state.velocities, state.accelerations, jerk)
+        return bool(inside and (peak <= self._limits.velocity).all())
 
 
 def peak_speed(velocities: Array, accelerations: Array, jerk: Array) -> Array:
-    """Largest speed on the way to rest: an acceleration along the motion takes time to be removed.
+    """Largest speed on the way to rest: an acceleration takes time to be removed, and changes the speed meanwhile.
 
-    With jerk j an acceleration a needs a/j seconds to vanish and adds a²/(2 j) to the speed meanwhile.
+    With jerk j an acceleration a needs |a|/j seconds to vanish and adds a |a| / (2 j) to the velocity.
 
     Args:
         velocities: [..., J], rad/s.
         accelerations: [..., J], rad/s².
         jerk: [J], rad/s³.
     """
-    along = accelerations * np.sign(velocities) > 0.0
-    peak: Array = np.abs(velocities) + np.where(along, accelerations**2 / (2 * jerk), 0.0)
+    coasting = velocities + accelerations * np.abs(accelerations) / (2 * jerk)
+    peak: Array = np.maximum(np.abs(velocities), np.abs(coasting))
     return peak
 
 
@@ -154,25 +168,23 @@ def check_output(samples: Samples, limits: RobotLimits) -> Rejection | None:
         The first violation of a position, velocity, acceleration or jerk limit, of consistency between the columns, or
         of the promise to end at rest; None if there is none.
     """
-    values = (samples.positions, samples.velocities, samples.accelerations)
-    if not all(np.isfinite(v).all() for v in values):
-        return reject(Reason.OUTPUT_CHECK, 'a command holds a number that is not finite')
     steps = np.diff(samples.times_ns)
-    if (steps <= 0).any():
+    if not (steps > 0).all():
         return reject(Reason.OUTPUT_CHECK, 'the times of a command do not rise')
-    if samples.velocities[-1].any() or samples.accelerations[-1].any():
+    p, v, a = samples.positions, samples.velocities, samples.accelerations
+    if v[-1].any() or a[-1].any():
         return reject(Reason.OUTPUT_CHECK, 'a command does not end at rest')
     dt = (steps / NS)[:, None]
+    dp, dv, da = p[1:] - p[:-1], v[1:] - v[:-1], a[1:] - a[:-1]
+    mismatch = dp - (dt * (v[:-1] + v[1:]) / 2 - dt**2 * da / 12)  # trapezoid rule, corrected by the end slopes
     return (
-        _outside(samples, limits)
-        or _above('velocity', samples.velocities, limits.velocity, limits, 'rad/s')
-        or _above('acceleration', samples.accelerations, limits.acceleration, limits, 'rad/s^2')
-        or _above('mean velocity', np.diff(samples.positions, axis=0) / dt, limits.velocity, limits, 'rad/s')
-        or _above('mean acceleration', np.diff(samples.velocities, axis=0) / dt, limits.acceleration, limits, 'rad/s^2')
-        or _above('mean jerk', np.diff(samples.accelerations, axis=0) / dt, limits.jerk, limits, 'rad/s^3')
-        or _above(
-            'disagreement of position and velocity', _mismatch(samples, dt), limits.jerk * dt**3 / 6, limits, 'rad'
-        )
+        _outside(p, limits)
+        or _above('velocity', v, limits.velocity, limits, 'rad/s')
+        or _above('acceleration', a, limits.acceleration, limits, 'rad/s^2')
+        or _above('mean velocity', dp / dt, limits.velocity, limits, 'rad/s')
+        or _above('mean acceleration', dv / dt, limits.acceleration, limits, 'rad/s^2')
+        or _above('mean jerk', da / dt, limits.jerk, limits, 'rad/s^3')
+        or _above('disagreement of position and velocity', mismatch / dt**3, limits.jerk / 6, limits, 'rad/s^3')
     )
 
 
@@ -207,31 +219,22 @@ def _hermite(samples: Samples, index: int, span: float, s: float) -> tuple[Array
     return position, slope / span
 
 
-def _mismatch(samples: Samples, dt: Array) -> Array:
-    """Difference between position steps and the integral of velocity (Euler-Maclaurin trapezoid with end slopes)."""
-    v, a = samples.velocities, samples.accelerations
-    integral = dt * (v[:-1] + v[1:]) / 2 - dt**2 * np.diff(a, axis=0) / 12
-    mismatch: Array = np.diff(samples.positions, axis=0) - integral
-    return mismatch
-
-
-def _outside(samples: Samples, limits: RobotLimits) -> Rejection | None:
-    excess = np.maximum(limits.lower - samples.positions, samples.positions - limits.upper)
-    if excess.max() <= _ROUNDING:
+def _outside(positions: Array, limits: RobotLimits) -> Rejection | None:
+    if (positions >= limits.lower - _ROUNDING).all() and (positions <= limits.upper + _ROUNDING).all():
         return None
-    joint = int(excess.max(axis=0).argmax())
-    value = float(samples.positions[excess[:, joint].argmax(), joint])
-    limit = float(limits.upper[joint] if value > limits.upper[joint] else limits.lower[joint])
+    excess = np.maximum(limits.lower - positions, positions - limits.upper)
+    row, joint = (int(i) for i in np.unravel_index(excess.argmax(), excess.shape))
+    value = float(positions[row, joint])
+    limit = float((limits.lower if value < limits.lower[joint] else limits.upper)[joint])
     return reject(
         Reason.OUTPUT_CHECK, 'position', joint=limits.joint_names[joint], value=value, limit=limit, unit='rad'
     )
 
 
 def _above(what: str, values: Array, limit: Array, limits: RobotLimits, unit: str) -> Rejection | None:
-    allowed = np.broadcast_to(limit, values.shape)
-    excess = np.abs(values) - allowed * (1 + 1e-6) - _ROUNDING
-    if excess.max() <= 0.0:
+    """The worst of |values| [S, J] above its limit [J]; numbers that are not finite count as above."""
+    if (np.abs(values) <= limit * (1 + _TOLERANCE) + _ROUNDING).all():
         return None
-    row, joint = (int(i) for i in np.unravel_index(excess.argmax(), excess.shape))
-    value, bound = float(values[row, joint]), float(allowed[row, joint])
+    row, joint = (int(i) for i in np.unravel_index((np.abs(values) / limit).argmax(), values.shape))
+    value, bound = float(values[row, joint]), float(limit[joint])
     return reject(Reason.OUTPUT_CHECK, what, joint=limits.joint_names[joint], value=value, limit=bound, unit=unit)

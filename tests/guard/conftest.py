@@ -1,4 +1,4 @@
-"""A bench for the guard: a clock that is turned by hand, an arm that does what it is told, and an auditor of its own."""
+"""A bench for the guard: a clock turned by hand, an arm that does what it is told, and an auditor of its own."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ STEP = 66_666_667
 HOME = np.array([0.0, -np.pi / 5, 0.0, -4 * np.pi / 5, 0.0, 3 * np.pi / 5, 0.0])
 
 
-def quintic(times, positions, velocities, accelerations, at):
-    """What a trajectory controller makes of points with positions, velocities and accelerations; at rest after the last."""
-    index = int(np.clip(np.searchsorted(times, at, side='right') - 1, 0, len(times) - 2))
-    span = (times[index + 1] - times[index]) * 1e-9
-    s = min(max((at - times[index]) * 1e-9 / span, 0.0), 1.0)
-    p0, p1 = positions[index], positions[index + 1]
-    v0, v1 = velocities[index] * span, velocities[index + 1] * span
-    a0, a1 = accelerations[index] * span**2, accelerations[index + 1] * span**2
+def quintic(command, at):
+    """What a trajectory controller makes of a command at the times `at` [S] after its stamp; at rest after the end."""
+    times = command.times_ns
+    index = np.clip(np.searchsorted(times, at, side='right') - 1, 0, len(times) - 2)
+    span = ((times[index + 1] - times[index]) * 1e-9)[:, None]
+    s = np.clip((at - times[index])[:, None] * 1e-9 / span, 0.0, 1.0)
+    p0, p1 = command.positions[index], command.positions[index + 1]
+    v0, v1 = command.velocities[index] * span, command.velocities[index + 1] * span
+    a0, a1 = command.accelerations[index] * span**2, command.accelerations[index + 1] * span**2
     d, dv, da = p1 - p0 - v0 - a0 / 2, v1 - v0 - a0, a1 - a0
     c3, c4, c5 = 10 * d - 4 * dv + da / 2, -15 * d + 7 * dv - da, 6 * d - 3 * dv + da / 2
-    return p0 + v0 * s + a0 / 2 * s**2 + c3 * s**3 + c4 * s**4 + c5 * s**5
+    return p0 + s * (v0 + s * (a0 / 2 + s * (c3 + s * (c4 + s * c5))))
 
 
 class Auditor:
@@ -55,7 +56,7 @@ class Auditor:
         assert (np.abs(np.diff(a, axis=0)) <= lim.jerk * dt * tolerance + 1e-9).all()
 
     def trace(self, trace, slack=0.03):
-        """A trace of positions at 1 kHz, as an arm would execute it between the points; `slack` is its interpolation's."""
+        """Positions at 1 kHz, as an arm executes them between the points; `slack` is what its interpolation adds."""
         lim = self.limits
         trace = np.asarray(trace)
         assert (trace >= lim.lower - 1e-6).all()
@@ -98,13 +99,14 @@ class Bench:
 
     def pass_time(self, ms):
         """Let the arm follow what it has been told, at 1 kHz, without the guard taking part."""
-        for _ in range(ms):
-            self.now += MS
-            if self.told is not None and self.follows:
-                c = self.told
-                at = self.now - c.stamp_ns
-                self.arm = quintic(c.times_ns, c.positions, c.velocities, c.accelerations, at)
-            self.trace.append(self.arm)
+        instants = self.now + MS * np.arange(1, ms + 1)
+        self.now += ms * MS
+        if self.told is not None and self.follows:
+            path = quintic(self.told, instants - self.told.stamp_ns)
+            self.trace.extend(path)
+            self.arm = path[-1]
+        else:
+            self.trace.extend([self.arm] * ms)
 
     def run(self, ms, period=10):
         """Report and tick once per control period; the commands that left."""
