@@ -35,7 +35,7 @@ def build_vae(config: Mapping[str, Any]) -> Any:
     # Some exports carry this switch of the framework's own decoder; diffusers has no such thing and would warn.
     known = {key: value for key, value in config.items() if key != 'clip_output'}
     with torch.device('meta'):
-        return AutoencoderKLWan.from_config(known)  # type: ignore[no-untyped-call]
+        return AutoencoderKLWan.from_config(known)
 
 
 def check_transformer(look: Inspection, config: TransformerConfig, part: Part) -> None:
