@@ -125,8 +125,8 @@ class GuardNode(CosmosLifecycleNode):
             return
         with self._lock:
             last = guard.deactivate(self.now_ns())
-        if last is not None:
-            self._send(last)
+            if last is not None:
+                self._send(last)
         self._publish_status()
 
     def cleanup_node(self) -> None:
@@ -231,9 +231,9 @@ class GuardNode(CosmosLifecycleNode):
             return
         with self._lock:
             command = self.guard.tick(self.now_ns())
+            if command is not None:
+                self._send(command)  # before anybody else may speak: commands leave in the order they were made
             told = (self.guard.state, self.guard.cause.reason)
-        if command is not None:
-            self._send(command)
         if told != self._told:
             self._publish_status()
 
@@ -242,7 +242,8 @@ class GuardNode(CosmosLifecycleNode):
         wanted = command.gripper
         if self._gripper is None or wanted is None:
             return
-        if self._sent_gripper is not None and abs(wanted - self._sent_gripper) < self._hysteresis:
+        sent = self._sent_gripper
+        if sent is not None and (wanted == sent or abs(wanted - sent) < self._hysteresis):
             return
         self._sent_gripper = wanted
         position = float(self._gripper.travel.position(wanted))
@@ -258,9 +259,10 @@ class GuardNode(CosmosLifecycleNode):
             return
         with self._lock:
             message = status_message(guard, self.now_ns(), self._dry_run)
-            state, cause, before = guard.state, guard.cause, self._told
+            state, cause = guard.state, guard.cause
+            changed = self._told != (state, cause.reason)
             self._told = (state, cause.reason)
-        if self._told != before:
+        if changed:
             self.get_logger().info(f'{state}: {cause.text}')
         self._status.publish(message)
 

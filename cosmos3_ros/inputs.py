@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from cosmos3_ros.streams import Missing, Snapshot, StreamBuffer, Timeline, reference_stamp, sample_all
+from cosmos3_ros.streams import Missing, Reason, Snapshot, StreamBuffer, Timeline, reference_stamp, sample_all
 from engine.contract import Contract, StreamTerms
+from engine.errors import ObservationError
 from engine.policy import Observation
 
 JOINT_STATES = 'joint_states'
@@ -18,7 +20,7 @@ class Inputs:
     """Buffers of everything a contract's policy reads.
 
     Values pushed: images as uint8 [H, W, 3] RGB; joint states as (positions [J], closed fraction of the gripper or
-    None); end-effector poses as (position [3], quaternion xyzw [4]).
+    None); end-effector poses as :class:`~cosmos3_ros.conversions.Pose`.
     """
 
     def __init__(self, contract: Contract, timeline: Timeline = Timeline.HEADER) -> None:
@@ -28,21 +30,49 @@ class Inputs:
         }
         state = ((JOINT_STATES, contract.state.joint_states), (END_EFFECTOR, contract.state.end_effector))
         self.states = {name: _buffer(name, terms, STATE_DEPTH, timeline) for name, terms in state if terms is not None}
-        self._needs_end_effector = contract.embodiment.action_space == 'ee_delta'
+        self._rejected: dict[str, str] = {}
+        # An end-effector policy reads joint states for the gripper alone, and that only as part of a state row.
+        reads_gripper = contract.embodiment.clean_rows > 0 and contract.robot.gripper is not None
+        self._needs_joints = contract.embodiment.action_space == 'joint_position' or reads_gripper
 
     @property
     def buffers(self) -> tuple[StreamBuffer[Any], ...]:
         """All buffers that an observation needs."""
-        states = [
-            buffer
-            for name, buffer in self.states.items()
-            # an end-effector policy reads joint states for the gripper only, and can do without
-            if not (name == JOINT_STATES and self._needs_end_effector)
-        ]
+        states = [buffer for name, buffer in self.states.items() if name != JOINT_STATES or self._needs_joints]
         return (*self.views.values(), *states)
+
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """Streams whose latest message could not be used, and why."""
+        return dict(self._rejected)
+
+    def push(self, name: str, stamp_ns: int, receive_ns: int, value: Any) -> None:
+        """Add a value to the stream `name`; see :meth:`StreamBuffer.push` for the times."""
+        self._rejected.pop(name, None)
+        buffer = self.views.get(name) or self.states[name]
+        buffer.push(stamp_ns, receive_ns, value)
+
+    def reject(self, name: str, error: ObservationError) -> bool:
+        """Note that the latest message of a stream counts as not received; return whether the reason is a new one."""
+        why = '; '.join(str(problem) for problem in error.problems)
+        before, self._rejected[name] = self._rejected.get(name), why
+        return why != before
+
+    def explain(self, missing: Missing) -> str:
+        """What a stream lacks, for people, such as 'wrist (stale, 0.41 s > 0.25 s)'."""
+        text = missing.reason.value
+        if missing.age_ns is not None and missing.reason is Reason.STALE:
+            text += f', {missing.age_ns / 1e9:.2f} s > {missing.max_age_ns / 1e9:.2f} s'
+        elif missing.age_ns is not None:
+            text += f', {-missing.age_ns / 1e9:.2f} s ahead'
+        why = self._rejected.get(missing.stream)
+        if why:
+            text += f'; the latest message was not usable: {why}'
+        return f'{missing.stream} ({text})'
 
     def clear(self) -> None:
         """Forget everything, as on activation and after a jump of the clock."""
+        self._rejected.clear()
         for buffer in (*self.views.values(), *self.states.values()):
             buffer.clear()
 
@@ -59,14 +89,14 @@ class Inputs:
             return snapshot.missing
         values = {name: sample.value for name, sample in snapshot.samples.items()}
         joints, gripper = self._joint_state(values, snapshot.reference_ns, now_ns)
-        position, quaternion = values.get(END_EFFECTOR, (None, None))
+        pose = values.get(END_EFFECTOR)
         observation = Observation(
             images={name: values[name] for name in self.views},
             instruction=instruction,
             joint_positions=joints,
             gripper_position=gripper,
-            end_effector_position=position,
-            end_effector_quaternion=quaternion,
+            end_effector_position=None if pose is None else pose.position,
+            end_effector_quaternion=None if pose is None else pose.quaternion,
         )
         return observation, snapshot
 

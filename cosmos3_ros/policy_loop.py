@@ -15,7 +15,7 @@ from enum import Enum
 
 import numpy as np
 
-from cosmos3_ros.inputs import Inputs
+from cosmos3_ros.inputs import END_EFFECTOR, Inputs
 from cosmos3_ros.streams import Missing, Snapshot
 from engine.errors import CosmosError
 from engine.policy import Observation, Policy, PolicyChunk
@@ -56,6 +56,7 @@ class TimedChunk:
         sequence: Place within the epoch, from 1.
         chunk: The actions.
         spread_ns: Time between the oldest and the newest sample behind it.
+        frame_id: Frame in which the end-effector pose was measured; empty if none was.
     """
 
     stamp_ns: int
@@ -63,11 +64,25 @@ class TimedChunk:
     sequence: int
     chunk: PolicyChunk
     spread_ns: int
+    frame_id: str = ''
 
 
 @dataclass
 class Run:
-    """One instruction being followed. Fields are written by the loop and read by anybody."""
+    """One instruction being followed. Fields are written by the loop and read by anybody.
+
+    Attributes:
+        instruction: Words.
+        started_ns: When it began; moves along if the clock is set back.
+        limit_ns: Length after which it ends by itself; 0 means never.
+        phase: What it is doing.
+        text: Why it ended.
+        chunks: Chunks handed over so far.
+        missing: Inputs that it waits for, each with the reason.
+        end: Why it ended, or None.
+        ended: Set together with `end`.
+        seeds: Seeds of the chunks to come.
+    """
 
     instruction: str
     started_ns: int
@@ -75,7 +90,7 @@ class Run:
     phase: Phase = Phase.WAITING
     text: str = ''
     chunks: int = 0
-    missing: tuple[Missing, ...] = ()
+    missing: tuple[str, ...] = ()
     end: End | None = None
     ended: threading.Event = field(default_factory=threading.Event)
     seeds: Iterator[int] = field(default_factory=request_seeds)
@@ -99,25 +114,27 @@ class LoopOptions:
 
 
 class Latencies:
-    """Seconds per stage over the newest inferences."""
+    """Seconds per stage over the newest inferences; written by the loop's thread, read by any."""
 
     def __init__(self) -> None:
         """Start empty; `latest` is the total of the newest inference."""
         self._kept: dict[str, deque[float]] = {}
+        self._lock = threading.Lock()
         self.latest = 0.0
 
     def add(self, seconds: Mapping[str, float]) -> None:
         """Record one inference."""
-        for stage, value in seconds.items():
-            self._kept.setdefault(stage, deque(maxlen=LATENCIES_KEPT)).append(value)
+        with self._lock:
+            for stage, value in seconds.items():
+                self._kept.setdefault(stage, deque(maxlen=LATENCIES_KEPT)).append(value)
         self.latest = seconds.get('total', 0.0)
 
     def percentiles(self) -> dict[str, tuple[float, float]]:
         """Median and 95th percentile of each stage [s]."""
-        return {
-            stage: (float(np.percentile(list(kept), 50)), float(np.percentile(list(kept), 95)))
-            for stage, kept in self._kept.items()
-        }
+        with self._lock:
+            kept = {stage: list(values) for stage, values in self._kept.items()}
+        found = {stage: np.percentile(values, (50, 95)) for stage, values in kept.items()}
+        return {stage: (float(p50), float(p95)) for stage, (p50, p95) in found.items()}
 
 
 class PolicyLoop:
@@ -131,6 +148,7 @@ class PolicyLoop:
         on_chunk: Callable[[TimedChunk], None],
         on_error: Callable[[str, BaseException], None],
         options: LoopOptions = LoopOptions(),
+        record: Callable[[TimedChunk], None] = lambda _timed: None,
     ) -> None:
         """Start the thread, idle.
 
@@ -138,9 +156,10 @@ class PolicyLoop:
             policy: The loaded policy.
             inputs: Buffers that callbacks fill; call :meth:`wake` after a push.
             now_ns: The node's clock.
-            on_chunk: Receives each chunk, on the loop's thread.
+            on_chunk: Receives each chunk, on the loop's thread; never one of a run that has ended. Must be brief.
             on_error: Receives a sentence and the exception of a failed inference, on the loop's thread.
             options: May be replaced at any time through :attr:`options`.
+            record: Receives each chunk after `on_chunk`, and may take its time.
         """
         self.policy = policy
         self.inputs = inputs
@@ -153,6 +172,8 @@ class PolicyLoop:
         self._now_ns = now_ns
         self._on_chunk = on_chunk
         self._on_error = on_error
+        self._record = record
+        self._least_epoch = 0
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name='policy', daemon=True)
@@ -171,15 +192,41 @@ class PolicyLoop:
         with self._changed:
             if self.run is not None and self.run.end is None:
                 raise CosmosError(f'already following {self.run.instruction!r}: cancel it first')
-            self.run = Run(instruction, self._now_ns(), limit_ns, seeds=request_seeds(self.options.seed))
-            self.new_epoch()
+            now = self._now_ns()
+            self.run = Run(instruction, now, limit_ns, seeds=request_seeds(self.options.seed))
+            self._new_epoch(now)
             self._changed.notify_all()
             return self.run
 
-    def new_epoch(self) -> None:
+    def _new_epoch(self, now_ns: int = 0) -> None:
         """Void all earlier chunks. Epochs follow the clock, so they also grow across restarts of this process."""
-        self.epoch = max(self.epoch + 1, self._now_ns() // 1_000_000_000 & 0xFFFFFFFF)
+        self.epoch = max(self.epoch + 1, self._least_epoch, now_ns // 1_000_000_000 & 0xFFFFFFFF)
         self.sequence = 0
+
+    def follow_epoch(self, epoch: int) -> None:
+        """The guard refuses chunks of epochs before `epoch`: make none of those any more."""
+        with self._changed:
+            if epoch <= max(self.epoch, self._least_epoch):
+                return
+            self._least_epoch = epoch
+            if self.run is not None and self.run.end is None:
+                self._new_epoch()
+
+    def clock_jumped(self, backward_ns: int) -> None:
+        """The clock went back: what was seen belongs to another time, and so does a chunk that is being made."""
+        with self._changed:
+            self.inputs.clear()
+            if self.run is not None:
+                self.run.started_ns -= backward_ns
+            self._new_epoch()
+            self._changed.notify_all()
+
+    def reset(self) -> None:
+        """Begin a new life, as on activation: no inputs, no run, no chunks. A run must not be under way."""
+        with self._changed:
+            self.inputs.clear()
+            self.run = None
+            self.chunks = 0
 
     def finish(self, end: End, text: str) -> None:
         """End the present run, if there is one. Inference under way is given up at its next step."""
@@ -218,57 +265,67 @@ class PolicyLoop:
 
     def _follow(self, run: Run) -> None:
         """Serve one run to its end."""
-        next_ns = 0
-        complete_ns = time.monotonic_ns()
-        newest_ns = -1
-        while run.end is None and not self._closing:
+        due_ns = newest_ns = 0
+        waiting_since_ns: int | None = None
+        while not self._over(run):
             now = self._now_ns()
-            if run.limit_ns and now - run.started_ns >= run.limit_ns:
-                self.finish(End.TIME_LIMIT, f'ran for {run.limit_ns / 1e9:g} s')
-                return
             if now < newest_ns:  # the clock was set back: what was newest lies in another time
-                newest_ns, next_ns = -1, 0
-            if now < next_ns:
-                self._sleep((next_ns - now) / 1e9)
+                due_ns = newest_ns = 0
+            if now < due_ns:
+                self._sleep((due_ns - now) / 1e9)
                 continue
+            epoch = self.epoch
             found = self.inputs.observe(now, run.instruction)
             if not isinstance(found[0], Observation):
-                self._wait_for_inputs(run, found, complete_ns)
+                waiting_since_ns = waiting_since_ns or time.monotonic_ns()
+                self._wait_for_inputs(run, found, waiting_since_ns)
                 continue
-            complete_ns = time.monotonic_ns()
+            waiting_since_ns = None
             run.missing = ()
             observation, snapshot = found
-            if snapshot.reference_ns <= newest_ns:
+            if snapshot.reference_ns < due_ns:  # better a fresh frame in a moment than the one before it now
                 self._sleep()
                 continue
             newest_ns = snapshot.reference_ns
-            self._infer(run, observation, snapshot)
-            step_ns = round(self.policy.contract.timing.step_s * 1e9)
-            next_ns = newest_ns + self.options.replan_rows * step_ns
+            self._infer(run, observation, snapshot, epoch)
+            due_ns = newest_ns + self._replan_ns()
 
-    def _infer(self, run: Run, observation: Observation, snapshot: Snapshot) -> None:
+    def _replan_ns(self) -> int:
+        """Smallest time between two observations: half a row less than asked for, as frames do not come on the dot."""
+        return round((self.options.replan_rows - 0.5) * self.policy.contract.timing.step_s * 1e9)
+
+    def _over(self, run: Run) -> bool:
+        """Whether the run has ended; ends it if its time is up."""
+        if run.end is None and run.limit_ns and self._now_ns() - run.started_ns >= run.limit_ns:
+            self.finish(End.TIME_LIMIT, f'ran for {run.limit_ns / 1e9:g} s')
+        return run.end is not None or self._closing
+
+    def _infer(self, run: Run, observation: Observation, snapshot: Snapshot, epoch: int) -> None:
         run.phase = Phase.INFERRING
         seed = self.options.seed if self.options.fixed_seed else next(run.seeds)
         try:
-            chunk = self.policy.infer(observation, seed, lambda: run.end is not None or self._closing)
+            chunk = self.policy.infer(observation, seed, lambda: self._over(run) or epoch != self.epoch)
         except Cancelled:
             return
+        self.latencies.add(chunk.seconds)
+        pose = snapshot.samples.get(END_EFFECTOR)
+        frame_id = getattr(pose.value, 'frame_id', '') if pose is not None else ''
         with self._changed:
-            if run.end is not None:
+            if self._over(run) or epoch != self.epoch:
                 return
             self.sequence += 1
             self.chunks += 1
             run.chunks += 1
             run.phase = Phase.EXECUTING
-            timed = TimedChunk(snapshot.reference_ns, self.epoch, self.sequence, chunk, snapshot.spread_ns)
-        self.latencies.add(chunk.seconds)
-        self._on_chunk(timed)
+            timed = TimedChunk(snapshot.reference_ns, epoch, self.sequence, chunk, snapshot.spread_ns, frame_id)
+            self._on_chunk(timed)
+        self._record(timed)
 
-    def _wait_for_inputs(self, run: Run, missing: tuple[Missing, ...], complete_ns: int) -> None:
+    def _wait_for_inputs(self, run: Run, missing: tuple[Missing, ...], since_ns: int) -> None:
         """Waiting is measured on the steady clock: a stopped simulation clock must not make it endless."""
-        run.phase, run.missing = Phase.WAITING, missing
-        if time.monotonic_ns() - complete_ns > self.options.input_timeout_ns:
-            self.finish(End.STALE_INPUT, '; '.join(str(item.problem()) for item in missing))
+        run.phase, run.missing = Phase.WAITING, tuple(self.inputs.explain(item) for item in missing)
+        if time.monotonic_ns() - since_ns > self.options.input_timeout_ns:
+            self.finish(End.STALE_INPUT, f'gave up waiting for {"; ".join(run.missing)}')
             return
         self._sleep()
 

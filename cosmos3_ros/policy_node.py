@@ -11,19 +11,22 @@ action server        `run_policy`                                       `RunPoli
 
 from __future__ import annotations
 
+import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Duration
+from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
 
 from cosmos3_msgs.action import RunPolicy
@@ -36,7 +39,7 @@ from cosmos3_ros.parameters import Parameter, ParameterSet, Required
 from cosmos3_ros.policy_loop import End, LoopOptions, Phase, PolicyLoop, Run, TimedChunk
 from cosmos3_ros.streams import Timeline
 from engine.contract import Contract, load_contract
-from engine.errors import CosmosError, ObservationError
+from engine.errors import ContractError, CosmosError, ObservationError, Problem
 
 PARAMETERS = (
     Parameter('contract', Required(str), 'Contract: a name in config/contracts, or a path.'),
@@ -75,6 +78,8 @@ PARAMETERS = (
     Parameter('record_directory', '', 'Where to keep the imagined latents of every chunk; empty: nowhere.'),
 )
 FEEDBACK_PERIOD_S = 0.2
+CONCLUDE_S = 1.0
+"""Longest wait for the last word of a run when the node is deactivated; it takes milliseconds."""
 
 
 class PolicyNode(CosmosLifecycleNode):
@@ -86,18 +91,20 @@ class PolicyNode(CosmosLifecycleNode):
         self.parameters = ParameterSet(self, PARAMETERS, self._apply)
         self.loop: PolicyLoop | None = None
         self.contract: Contract | None = None
-        self._rejected_inputs: dict[str, str] = {}
         self._recorder: LatentRecorder | None = None
+        self._goals: GoalServer | None = None
+        self._accepting = False
 
     def configure_node(self) -> None:
         """Load contract and checkpoint, warm up, open topics and the action server."""
         import engine
 
         values = self.parameters
-        self.contract = load_contract(values['contract'])
+        self.contract = contract = load_contract(values['contract'])
+        _check_servable(contract)
         started = time.monotonic()
         model = engine.load(values['checkpoint'], device=values['device'], dtype=values['dtype'])
-        policy = model.policy(self.contract)
+        policy = model.policy(contract)
         self.get_logger().info(
             f'loaded {model.family} checkpoint {values["checkpoint"]} on {values["device"]} as {values["dtype"]} '
             f'in {time.monotonic() - started:.1f} s'
@@ -108,36 +115,45 @@ class PolicyNode(CosmosLifecycleNode):
             self.get_logger().info(f'warmed up in {time.monotonic() - started:.1f} s')
         if values['record_directory']:
             self._recorder = LatentRecorder(Path(values['record_directory']))
-        inputs = Inputs(self.contract, Timeline(values['timeline']))
-        self.loop = PolicyLoop(policy, inputs, self.now_ns, self._publish_chunk, self._report_error, self._options())
-        self._open_outputs(self.contract)
-        self._open_inputs(self.contract, inputs)
+        inputs = Inputs(contract, Timeline(values['timeline']))
+        publish = partial(self._publish_chunk, contract)
+        options = self._options()
+        self.loop = PolicyLoop(policy, inputs, self.now_ns, publish, self._report_error, options, self._record_chunk)
+        self._open_outputs()
+        self._open_inputs(contract)
         self.diagnostics.add('policy', self._report_policy)
 
     def activate_node(self) -> None:
         """Forget what was seen before; wait for instructions."""
-        assert self.loop is not None
-        self.loop.inputs.clear()
+        self._require().reset()
+        self._accepting = True
         self._publish_status()
 
     def deactivate_node(self) -> None:
         """End the run; the guard brings the robot to rest when it hears that nothing runs."""
+        self._accepting = False
         if self.loop is not None:
             self.loop.finish(End.DEACTIVATED, 'the policy node was deactivated')
-            self._publish_status(state=PolicyStatus.INACTIVE)
+            self._publish_status()
+        if self._goals is not None and not self._goals.idle.wait(CONCLUDE_S):
+            self.get_logger().error('the run did not conclude in time; its client gets no result')
 
     def cleanup_node(self) -> None:
         """Release the network."""
         if self.loop is not None:
             self.loop.close()
-        self.loop = self._recorder = None
+        self.loop = self._recorder = self._goals = None
         self.diagnostics.removeByName('policy')
-        self._rejected_inputs.clear()
 
     def clock_jumped(self, backward_s: float) -> None:
-        """What was seen belongs to another time."""
+        """What was seen, and what is made of it, belongs to another time."""
         if self.loop is not None:
-            self.loop.inputs.clear()
+            self.loop.clock_jumped(round(backward_s * 1e9))
+
+    def _require(self) -> PolicyLoop:
+        if self.loop is None:
+            raise RuntimeError('the policy is not configured')
+        return self.loop
 
     def _options(self) -> LoopOptions:
         values = self.parameters
@@ -154,23 +170,19 @@ class PolicyNode(CosmosLifecycleNode):
 
     # Inputs
 
-    def _open_inputs(self, contract: Contract, inputs: Inputs) -> None:
+    def _open_inputs(self, contract: Contract) -> None:
         for name, terms in contract.views.streams.items():
             self.subscribe(Image, terms.topic, partial(self._on_image, name, terms.topic), qos.sensor())
         if contract.state.joint_states is not None:
             topic = contract.state.joint_states.topic
-            gripper = contract.robot.gripper
-            names = (*contract.robot.joints, *((gripper.joint,) if gripper else ()))
-            if contract.embodiment.action_space != 'joint_position':
-                names = (gripper.joint,) if gripper else ()
-            self._joints = JointReader(names, topic)
-            self.subscribe(JointState, topic, self._on_joints, qos.sensor(depth=50))
+            read = joint_state_reader(contract, topic)
+            self.subscribe(JointState, topic, partial(self._on_joints, read), qos.sensor(depth=50))
         if contract.state.end_effector is not None:
             topic = contract.state.end_effector.topic
             self.subscribe(PoseStamped, topic, partial(self._on_pose, topic), qos.sensor(depth=50))
         self.subscribe(GuardStatus, 'guard/status', self._on_guard, qos.latched())
 
-    def _take(self, name: str, read: Callable[[], Any], stamp_ns: int) -> None:
+    def _take(self, name: str, read: Callable[[], Any], stamp: Time) -> None:
         """Read one message into its buffer; one that does not fit is reported once and counts as not received."""
         loop = self.loop
         if loop is None or not self.active:
@@ -178,43 +190,31 @@ class PolicyNode(CosmosLifecycleNode):
         try:
             value = read()
         except ObservationError as error:
-            if self._rejected_inputs.get(name) != str(error):
-                self._rejected_inputs[name] = str(error)
+            if loop.inputs.reject(name, error):
                 self.get_logger().error(f'{name}: message ignored. {error}')
             return
-        self._rejected_inputs.pop(name, None)
-        buffer = loop.inputs.views.get(name) or loop.inputs.states[name]
-        buffer.push(stamp_ns, self.now_ns(), value)
+        loop.inputs.push(name, stamp_to_ns(stamp), self.now_ns(), value)
         loop.wake()
 
     def _on_image(self, name: str, topic: str, message: Image) -> None:
-        self._take(name, lambda: image_to_rgb(message, topic), stamp_to_ns(message.header.stamp))
+        self._take(name, lambda: image_to_rgb(message, topic), message.header.stamp)
 
-    def _on_joints(self, message: JointState) -> None:
-        self._take(JOINT_STATES, lambda: self._read_joints(message), stamp_to_ns(message.header.stamp))
-
-    def _read_joints(self, message: JointState) -> tuple[Any, float | None]:
-        assert self.contract is not None
-        positions = self._joints.read(message).positions
-        gripper = self.contract.robot.gripper
-        if gripper is None:
-            return positions, None
-        return positions[:-1], float(gripper.travel.closed_fraction(positions[-1]))
+    def _on_joints(self, read: Callable[[JointState], Any], message: JointState) -> None:
+        self._take(JOINT_STATES, lambda: read(message), message.header.stamp)
 
     def _on_pose(self, topic: str, message: PoseStamped) -> None:
-        def read() -> tuple[Any, Any]:
-            pose = message_to_pose(message, topic)
-            return pose.position, pose.quaternion
-
-        self._take(END_EFFECTOR, read, stamp_to_ns(message.header.stamp))
+        self._take(END_EFFECTOR, lambda: message_to_pose(message, topic), message.header.stamp)
 
     def _on_guard(self, message: GuardStatus) -> None:
-        if self.loop is not None and message.state == GuardStatus.FAULT:
+        if self.loop is None:
+            return
+        if message.state == GuardStatus.FAULT:
             self.loop.finish(End.STOPPED_BY_GUARD, f'the guard stopped: {message.text}')
+        self.loop.follow_epoch(message.epoch)
 
     # Outputs
 
-    def _open_outputs(self, contract: Contract) -> None:
+    def _open_outputs(self) -> None:
         self._chunks = self.advertise(ActionChunk, '~/chunk', qos.status())
         self._status = self.advertise(PolicyStatus, '~/status', qos.latched())
         self.create_timer(
@@ -223,35 +223,27 @@ class PolicyNode(CosmosLifecycleNode):
             callback_group=self.control_group,
             clock=Clock(clock_type=ClockType.STEADY_TIME),  # "this process is alive" does not depend on simulated time
         )
-        self._goals = ReentrantCallbackGroup()
-        ActionServer(
-            self,
-            RunPolicy,
-            'run_policy',
-            self._execute,
-            callback_group=self._goals,
-            goal_callback=self._on_goal,
-            cancel_callback=lambda _goal: CancelResponse.ACCEPT,
-        )
+        self._goals = GoalServer(self, self._execute, self._on_goal)
 
-    def _publish_chunk(self, timed: TimedChunk) -> None:
-        assert self.contract is not None
-        self._chunks.publish(chunk_message(timed, self.contract))
+    def _publish_chunk(self, contract: Contract, timed: TimedChunk) -> None:
+        self._chunks.publish(chunk_message(timed, contract))
+
+    def _record_chunk(self, timed: TimedChunk) -> None:
         if self._recorder is not None:
             self._recorder.add(timed)
 
-    def _publish_status(self, state: int | None = None) -> None:
+    def _publish_status(self) -> None:
         loop = self.loop
         if loop is None or not self.active:
             return
+        # From the beginning of a deactivation on, or the last status before silence could tell of a node that waits.
+        state = None if self._accepting else PolicyStatus.INACTIVE
         self._status.publish(status_message(loop, self.now_ns(), state))
 
     def _report_error(self, text: str, error: BaseException) -> None:
         if isinstance(error, CosmosError):
             self.get_logger().error(text)
             return
-        import traceback
-
         self.get_logger().error(f'{text}\n{"".join(traceback.format_exception(error))}')
 
     def _report_policy(self, stat: diagnostics.DiagnosticStatusWrapper) -> diagnostics.DiagnosticStatusWrapper:
@@ -262,8 +254,8 @@ class PolicyNode(CosmosLifecycleNode):
         run = loop.run
         waiting = run is not None and run.end is None and run.phase is Phase.WAITING
         stat.summary(diagnostics.WARN if waiting else diagnostics.OK, run.text or run.phase.value if run else 'idle')
-        for name, reason in self._rejected_inputs.items():
-            stat.mergeSummary(diagnostics.ERROR, f'{name}: {reason.splitlines()[-1].strip()}')
+        for name, reason in loop.inputs.rejected.items():
+            stat.mergeSummary(diagnostics.ERROR, f'{name}: {reason}')
         for stage, (p50, p95) in loop.latencies.percentiles().items():
             stat.add(f'{stage} p50 / p95 [ms]', f'{p50 * 1e3:.1f} / {p95 * 1e3:.1f}')
         return stat
@@ -273,7 +265,7 @@ class PolicyNode(CosmosLifecycleNode):
     def _on_goal(self, goal: RunPolicy.Goal) -> GoalResponse:
         loop = self.loop
         limit_ns = goal.time_limit.sec * 1_000_000_000 + goal.time_limit.nanosec
-        if loop is None or not self.active:
+        if loop is None or not self._accepting:
             return self._refuse('the node is not active')
         if limit_ns < 0:
             return self._refuse(f'time_limit is negative ({limit_ns / 1e9:g} s)')
@@ -291,9 +283,9 @@ class PolicyNode(CosmosLifecycleNode):
 
     def _execute(self, handle: ServerGoalHandle) -> RunPolicy.Result:
         loop, goal = self.loop, handle.request
-        if loop is None:
+        if loop is None or not self._accepting:
             handle.abort()
-            return RunPolicy.Result(reason=RunPolicy.Result.DEACTIVATED, text='the node is not configured')
+            return RunPolicy.Result(reason=RunPolicy.Result.DEACTIVATED, text='the policy node was deactivated')
         limit_ns = goal.time_limit.sec * 1_000_000_000 + goal.time_limit.nanosec
         try:
             run = loop.begin(goal.instruction, limit_ns)
@@ -313,26 +305,79 @@ class PolicyNode(CosmosLifecycleNode):
             phase=run.phase.value,
             chunks=run.chunks,
             last_latency_s=latest,
-            elapsed=_duration(self.now_ns() - run.started_ns),
-            text='; '.join(str(item.problem()) for item in run.missing),
+            elapsed=_duration(max(0, self.now_ns() - run.started_ns)),
+            text='; '.join(run.missing),
         )
 
     def _conclude(self, handle: ServerGoalHandle, run: Run) -> RunPolicy.Result:
-        assert run.end is not None
-        if run.end is End.TIME_LIMIT:
+        end = run.end or End.POLICY_ERROR
+        if end is End.TIME_LIMIT:
             handle.succeed()
-        elif run.end is End.CANCELED and handle.is_cancel_requested:
+        elif end is End.CANCELED and handle.is_cancel_requested:
             handle.canceled()
         else:
             handle.abort()
         self._publish_status()
         self.get_logger().info(f'run ended: {run.text} ({run.chunks} chunks)')
         return RunPolicy.Result(
-            reason=run.end.value,
+            reason=end.value,
             text=run.text,
             chunks=run.chunks,
             duration=_duration(max(0, self.now_ns() - run.started_ns)),
         )
+
+
+class GoalServer(ActionServer):
+    """The action server of `run_policy`, which knows when the last word about a goal is out.
+
+    Destroying an action server between the end of a goal and the answer to its client would lose the answer, and break
+    the callback that sends it.
+
+    Attributes:
+        idle: Set while no accepted goal awaits its result.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        execute: Callable[[ServerGoalHandle], RunPolicy.Result],
+        judge: Callable[[RunPolicy.Goal], GoalResponse],
+    ) -> None:
+        """Offer `run_policy` on `node`; any goal may be cancelled."""
+        self.idle = threading.Event()
+        self.idle.set()
+        self._open = 0
+        self._counting = threading.Lock()
+        super().__init__(
+            node,
+            RunPolicy,
+            'run_policy',
+            execute,
+            callback_group=ReentrantCallbackGroup(),
+            goal_callback=judge,
+            cancel_callback=lambda _goal: CancelResponse.ACCEPT,
+        )
+
+    def notify_execute(self, goal_handle: ServerGoalHandle, execute_callback: Callable[..., Any] | None) -> None:
+        """Count the goal as open, then let it be executed."""
+        self._count(+1)
+        super().notify_execute(goal_handle, execute_callback)
+
+    def add_to_wait_set(self, wait_set: Any) -> None:
+        """Say that it is invalid once it is destroyed, as all other entities do, so that executors leave it out."""
+        with self:
+            super().add_to_wait_set(wait_set)
+
+    async def _execute_goal(self, execute_callback: Callable[..., Any], goal_handle: ServerGoalHandle) -> None:
+        try:
+            await super()._execute_goal(execute_callback, goal_handle)
+        finally:
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._open += change
+            (self.idle.clear if self._open else self.idle.set)()
 
 
 class LatentRecorder:
@@ -360,6 +405,33 @@ class LatentRecorder:
         )
 
 
+def _check_servable(contract: Contract) -> None:
+    """Refuse a contract that asks for what this node cannot feed."""
+    rows = contract.embodiment.history_rows
+    if rows:
+        what = 'the policy node does not keep executed rows to feed back'
+        problem = Problem('embodiment.history_rows', what, str(rows), '0', 'call engine.Policy with your own history')
+        raise ContractError(f'contract {contract.name}', [problem])
+
+
+def joint_state_reader(contract: Contract, topic: str) -> Callable[[JointState], tuple[Any, float | None]]:
+    """What reads a contract's joint states: positions [J] rad, and the closed fraction of its gripper or None.
+
+    End-effector policies look at the gripper alone, so for them the arm's joints may be missing from the message.
+    """
+    gripper = contract.robot.gripper
+    arm = contract.robot.joints if contract.embodiment.action_space == 'joint_position' else ()
+    reader = JointReader((*arm, *((gripper.joint,) if gripper else ())), topic)
+
+    def read(message: JointState) -> tuple[Any, float | None]:
+        positions = reader.read(message).positions
+        if gripper is None:
+            return positions, None
+        return positions[:-1], float(gripper.travel.closed_fraction(positions[-1]))
+
+    return read
+
+
 def chunk_message(timed: TimedChunk, contract: Contract) -> ActionChunk:
     """The message of a chunk: SI units, joints by name, poses as quaternions."""
     actions = timed.chunk.actions.astype(np.float64)
@@ -374,16 +446,18 @@ def chunk_message(timed: TimedChunk, contract: Contract) -> ActionChunk:
     )
     message.header.stamp = ns_to_stamp(timed.stamp_ns)
     if contract.embodiment.action_space == 'joint_position':
-        joints = len(contract.robot.joints)
+        gripper = len(contract.robot.joints)
         message.action_space = ActionChunk.JOINT_POSITION
         message.joint_names = list(contract.robot.joints)
-        message.positions = actions[:, :joints].ravel().tolist()
-        message.gripper = actions[:, joints].tolist() if actions.shape[1] > joints else []
+        message.positions = actions[:, :gripper].ravel().tolist()
     else:
+        gripper = 7  # behind position and quaternion
         message.action_space = ActionChunk.END_EFFECTOR_POSE
+        message.header.frame_id = timed.frame_id
         message.end_effector_frame = contract.robot.end_effector_frame
         message.poses = [_pose(row) for row in actions]
-        message.gripper = actions[:, 7].tolist()
+    if contract.robot.gripper is not None:
+        message.gripper = actions[:, gripper].tolist()
     return message
 
 
@@ -408,7 +482,7 @@ def status_message(loop: PolicyLoop, now_ns: int, state: int | None = None) -> P
         stage_names=list(stages),
         stage_p50_s=[p50 for p50, _ in stages.values()],
         stage_p95_s=[p95 for _, p95 in stages.values()],
-        missing_or_stale=[str(item.problem()) for item in run.missing] if running else [],
+        missing_or_stale=list(run.missing) if running else [],
         text=run.text if run is not None else '',
     )
     message.header.stamp = ns_to_stamp(now_ns)
