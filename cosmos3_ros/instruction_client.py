@@ -10,13 +10,13 @@ from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Duration
 from rclpy.action import ActionClient
 from rclpy.action.client import ClientGoalHandle
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from cosmos3_msgs.action import RunPolicy
 from cosmos3_msgs.msg import PolicyStatus
 from cosmos3_ros import qos
+from cosmos3_ros.node_base import NodeExecutor
 from cosmos3_ros.parameters import Parameter, ParameterSet, Required
 from cosmos3_ros.process import StopRequest
 from engine.errors import CosmosError
@@ -107,15 +107,14 @@ def follow(stop: StopRequest, arguments: list[str] | None = None) -> int:
         rclpy.logging.get_logger('instruct').fatal(str(error))
         rclpy.try_shutdown()
         return 2
-    executor = SingleThreadedExecutor()
+    executor = NodeExecutor(num_threads=2)
     executor.add_node(node)
     spinning = threading.Thread(target=executor.spin, daemon=True)
     spinning.start()
     while not node.ended.wait(0.05) and not stop.requested.is_set():
         pass
     node.cancel()
-    executor.shutdown(timeout_sec=0.5)
-    spinning.join(timeout=0.5)
+    executor.end(spinning)
     node.destroy_node()
     rclpy.try_shutdown()
     return 1 if node.succeeded is False and not stop.requested.is_set() else 0

@@ -20,7 +20,7 @@ from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.event_handler import UnsupportedEventTypeError
 from rclpy.exceptions import InvalidHandle
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import MultiThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleNodeMixin, LifecyclePublisher, LifecycleState
 from rclpy.lifecycle import TransitionCallbackReturn as Outcome
@@ -44,7 +44,9 @@ EXIT_FAILED = 1  # something went wrong that should not have
 EXIT_USAGE = 2  # arguments or parameters are wrong
 
 STOP_GRACE_S = 1.5
-_ACKNOWLEDGE_S = 0.2  # how long the last commands may take to be acknowledged before publishers close
+_ACKNOWLEDGE_S = 0.2  # how long to wait for the acknowledgement of the last commands
+
+_LAST_CALLBACKS_S = 0.5  # how long callbacks that run at the end may take
 
 _AUTOSTART = Parameter(
     'autostart',
@@ -75,11 +77,32 @@ class CountingPublisher(LifecyclePublisher):
 
 
 class NodeExecutor(MultiThreadedExecutor):
-    """A multi-threaded executor that stands entities being destroyed while they are due.
+    """A multi-threaded executor that can be ended, and that stands entities being destroyed while they are due.
 
-    rclpy forgets a waitable or a cancelled timer between the moment it is due and the moment it is served: an exception
-    then ends the executor, and leaves the callback group locked. Cleaning up a node that is spinning does just that.
+    In rclpy up to Jazzy, destroying a waitable or cancelling a timer between the moment it is due and the moment it is
+    served raises out of the executor and leaves the callback group locked; cleaning up a node that is spinning does
+    just that. Shutting an executor down while another thread spins it raises there too.
     """
+
+    def __init__(self, num_threads: int) -> None:
+        super().__init__(num_threads=num_threads)
+        self._ending = threading.Event()
+
+    def spin(self) -> None:
+        """Serve what is due until :meth:`end` or the shutdown of ROS; raises what a callback raised."""
+        while self.context.ok() and not self._ending.is_set():
+            try:
+                self._spin_once_impl(None, self._ending.is_set)
+            except InvalidHandle as error:  # it is left out of the next round
+                get_logger('cosmos3_ros').debug(f'destroyed while it was waited for: {error}')
+
+    def end(self, spinning: threading.Thread) -> None:
+        """Make :meth:`spin` return, and wait for the thread `spinning` that called it, and for callbacks that run."""
+        self._ending.set()
+        self.wake()
+        spinning.join()
+        self._work_tracker.wait(_LAST_CALLBACKS_S)
+        self.shutdown()
 
     def _take_timer(self, tmr: Any) -> Any:
         try:
@@ -303,9 +326,9 @@ class CosmosLifecycleNode(LifecycleNode):
     def _undo_activate(self, state: LifecycleState) -> Outcome:
         failure = self.last_failure
         outcome = self._attempt('deactivate', self.deactivate_node)
-        self._await_acknowledgements()
         super().on_deactivate(state)
         self._active = False
+        self._await_acknowledgements()
         self.last_failure = failure or self.last_failure
         return outcome
 
@@ -318,7 +341,7 @@ class CosmosLifecycleNode(LifecycleNode):
         return outcome
 
     def _await_acknowledgements(self) -> None:
-        """Let the last commands arrive before their publishers close."""
+        """Let the last commands arrive before anything else goes down; their publishers are closed already."""
         clock = Clock(clock_type=ClockType.STEADY_TIME)
         deadline_ns = clock.now().nanoseconds + int(_ACKNOWLEDGE_S * 1e9)
         for publisher in self._counting_publishers:
@@ -513,17 +536,15 @@ class _Program:
         self.stop_request.requested.wait()
         return self._stop(executor, spinning)
 
-    def _spin(self, executor: MultiThreadedExecutor) -> None:
+    def _spin(self, executor: NodeExecutor) -> None:
         try:
             executor.spin()
-        except ExternalShutdownException:
-            pass
         except Exception:  # out of a callback; the robot must be stopped all the same
             self._exit_code = EXIT_FAILED
             get_logger('cosmos3_ros').fatal(f'a callback raised, stopping:\n{traceback.format_exc()}')
         self.stop_request.request()
 
-    def _stop(self, executor: MultiThreadedExecutor, spinning: threading.Thread) -> int:
+    def _stop(self, executor: NodeExecutor, spinning: threading.Thread) -> int:
         # Side by side, without a time limit: one that is stuck must not keep the others from stopping, and the stop
         # request ends the process when the grace is over.
         stopping = [threading.Thread(target=self._stop_node, args=(node,), daemon=True) for node in self._nodes]
@@ -531,10 +552,8 @@ class _Program:
             thread.start()
         for thread in stopping:
             thread.join()
-        executor.shutdown(timeout_sec=0.2)
         # Python ends daemon threads by force when it exits; one that is inside C++ then takes the process down with it.
-        # If a callback never returns, this never does, and the stop request ends the process.
-        spinning.join()
+        executor.end(spinning)
         for node in self._nodes:
             node.destroy_node()
         return self._end(self._exit_code)

@@ -97,8 +97,7 @@ class Graph:
         for node in self._nodes:
             if isinstance(node, CosmosLifecycleNode):
                 node.stop(timeout_s=5.0)
-        self._executor.shutdown(timeout_sec=5.0)
-        self._thread.join(timeout=5.0)
+        self._executor.end(self._thread)
         for node in self._nodes:
             node.destroy_node()
         if self._failure is not None:

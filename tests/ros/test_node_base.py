@@ -350,7 +350,7 @@ def test_a_changeable_parameter_that_nobody_applies_cannot_be_declared(graph):
 
 
 PROGRAM = """
-import sys, threading, time
+import sys, threading
 from cosmos3_ros import process
 if {early}:
     process.answer_signals()
@@ -358,6 +358,8 @@ print('importing', flush=True)
 from cosmos3_ros.node_base import CosmosLifecycleNode, spin
 from cosmos3_ros import qos
 from std_msgs.msg import String
+
+lock, stopped = threading.Lock(), threading.Event()
 
 class Talker(CosmosLifecycleNode):
     def configure_node(self):
@@ -368,7 +370,9 @@ class Talker(CosmosLifecycleNode):
         self.create_timer(0.01, self.tick)
 
     def tick(self):
-        self.words.publish(String(data='go'))
+        with lock:
+            if not stopped.is_set():
+                self.words.publish(String(data='go'))
         if {fail}:
             raise ArithmeticError('in a callback')
 
@@ -376,7 +380,9 @@ class Talker(CosmosLifecycleNode):
         print('active', flush=True)
 
     def deactivate_node(self):
-        self.words.publish(String(data='stop'))
+        with lock:
+            stopped.set()
+            self.words.publish(String(data='stop'))
 
 sys.exit(spin(lambda: Talker('talker')))
 """
