@@ -40,7 +40,8 @@ setup(
         'console_scripts': [
             f'cosmos3 = {PACKAGE}.cli:main',
             f'host = {PACKAGE}.host:main',
-            f'guard = {PACKAGE}.guard_node:main',
+            f'guard = {PACKAGE}.guard_process:main',
+            f'instruct = {PACKAGE}.instruct:main',
             f'sim_robot = {PACKAGE}.sim_robot_node:main',
             f'replay_robot = {PACKAGE}.replay_robot_node:main',
         ],

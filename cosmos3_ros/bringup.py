@@ -191,7 +191,7 @@ def processes(options: Options) -> tuple[ProcessSpec, ...]:
     guard = ProcessSpec(
         'guard',
         'guard',
-        f'{PACKAGE}.guard_node',
+        f'{PACKAGE}.guard_process',
         parameters={**_shared(options), 'contract': options.contract, 'dry_run': not options.sends_commands},
         essential=True,
         **common,

@@ -137,6 +137,10 @@ class GuardNode(CosmosLifecycleNode):
     def clock_jumped(self, backward_s: float) -> None:
         """The guard notices by itself: every call tells it the time."""
 
+    def _working(self) -> Guard | None:
+        """The guard, if the node is active; a callback must keep it in a local, for cleaning up may take it away."""
+        return self.guard if self.active else None
+
     def _require(self) -> Guard:
         if self.guard is None:
             raise RuntimeError('the guard is not configured')
@@ -184,31 +188,34 @@ class GuardNode(CosmosLifecycleNode):
         self.create_timer(1.0 / self.parameters['control_rate_hz'], self._tick, callback_group=self.control_group)
 
     def _on_joints(self, message: JointState) -> None:
-        if self.guard is None or not self.active:
+        guard = self._working()
+        if guard is None:
             return
         stamp, now = stamp_to_ns(message.header.stamp), self.now_ns()
         with self._lock:
-            refused = self.guard.on_joint_state(
+            refused = guard.on_joint_state(
                 stamp, now, message.name, np.asarray(message.position), np.asarray(message.velocity)
             )
         if refused is not None:
             self.get_logger().error(f'joint state ignored. {refused.text}', throttle_duration_sec=1.0)
 
     def _on_policy(self, message: PolicyStatus) -> None:
-        if self.guard is None or not self.active:
+        guard = self._working()
+        if guard is None:
             return
         now = self.now_ns()
         with self._lock:
-            self.guard.on_heartbeat(now)
+            guard.on_heartbeat(now)
             if message.state == PolicyStatus.RUNNING:
-                self.guard.on_source(RUNNING, now, now)
+                guard.on_source(RUNNING, now, now)
 
     def _on_chunk(self, message: ActionChunk) -> None:
-        if self.guard is None or not self.active:
+        guard = self._working()
+        if guard is None:
             return
         now = self.now_ns()
         with self._lock:
-            verdict = self.guard.on_chunk(received_chunk(message), now)
+            verdict = guard.on_chunk(received_chunk(message), now)
         self._decisions.publish(decision_message(message, verdict, now))
         if isinstance(verdict, Rejection):
             self.get_logger().warning(
@@ -227,13 +234,14 @@ class GuardNode(CosmosLifecycleNode):
         self.create_timer(STATUS_PERIOD_S, self._publish_status, callback_group=self.service_group)
 
     def _tick(self) -> None:
-        if self.guard is None or not self.active:
+        guard = self._working()
+        if guard is None:
             return
         with self._lock:
-            command = self.guard.tick(self.now_ns())
+            command = guard.tick(self.now_ns())
             if command is not None:
                 self._send(command)  # before anybody else may speak: commands leave in the order they were made
-            told = (self.guard.state, self.guard.cause.reason)
+            told = (guard.state, guard.cause.reason)
         if told != self._told:
             self._publish_status()
 
@@ -254,8 +262,8 @@ class GuardNode(CosmosLifecycleNode):
     # What is told
 
     def _publish_status(self) -> None:
-        guard = self.guard
-        if guard is None or not self.active:
+        guard = self._working()
+        if guard is None:
             return
         with self._lock:
             message = status_message(guard, self.now_ns(), self._dry_run)
@@ -295,20 +303,22 @@ class GuardNode(CosmosLifecycleNode):
         return self._answer(response, lambda guard, now: guard.resume(now), 'chunks are accepted again')
 
     def _reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if self.guard is None or not self.active:
+        guard = self._working()
+        if guard is None:
             response.success, response.message = False, 'the guard is not active'
             return response
         with self._lock:
-            response.success, response.message = self.guard.reset(self.now_ns())
+            response.success, response.message = guard.reset(self.now_ns())
         self._publish_status()
         return response
 
     def _answer(self, response: Trigger.Response, act: Callable[[Guard, int], None], done: str) -> Trigger.Response:
-        if self.guard is None or not self.active:
+        guard = self._working()
+        if guard is None:
             response.success, response.message = False, 'the guard is not active'
             return response
         with self._lock:
-            act(self.guard, self.now_ns())
+            act(guard, self.now_ns())
         response.success, response.message = True, done
         self._publish_status()
         return response
@@ -443,14 +453,3 @@ def _doubles(values: NDArray[np.float64]) -> array.array[float]:
 
 def _ns(seconds: float) -> int:
     return round(seconds * 1e9)
-
-
-def main() -> int:
-    """Entry point of the executable `guard`."""
-    from cosmos3_ros.node_base import spin
-
-    return spin(GuardNode, threads=3)
-
-
-if __name__ == '__main__':
-    raise SystemExit(main())

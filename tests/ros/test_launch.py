@@ -163,14 +163,14 @@ def test_the_command_line_carries_names_files_and_parameters():
     spec = ProcessSpec(
         'guard',
         'guard',
-        'cosmos3_ros.guard_node',
+        'cosmos3_ros.guard_process',
         parameters={'dry_run': True, 'contract': '007', 'rate_hz': 15.0, 'views': ['a', 'b']},
         parameter_files=(Path('/x.yaml'),),
         remappings=(('joint_states', 'arm/joint_states'),),
         namespace='left',
     )
     line = ' '.join(command(spec)[1:])
-    assert '-m cosmos3_ros.guard_node --ros-args -r __node:=guard -r __ns:=/left' in line
+    assert '-m cosmos3_ros.guard_process --ros-args -r __node:=guard -r __ns:=/left' in line
     assert '-r joint_states:=arm/joint_states --params-file /x.yaml' in line
     assert '-p dry_run:=true -p contract:="007" -p rate_hz:=15.0 -p views:=["a", "b"] --log-level info' in line
 
@@ -326,7 +326,7 @@ def test_everything_stops_when_the_guard_dies(graph, program):
     running = program('-m', 'cosmos3_ros.runner', 'robot:=none', 'contract:=demo_joint_pos', 'checkpoint:=/nowhere')
     running.wait_for('[guard]', timeout=30.0)
     children = Path(f'/proc/{running.process.pid}/task/{running.process.pid}/children').read_text().split()
-    guard = next(pid for pid in children if b'guard_node' in Path(f'/proc/{pid}/cmdline').read_bytes())
+    guard = next(pid for pid in children if b'guard_process' in Path(f'/proc/{pid}/cmdline').read_bytes())
     os.kill(int(guard), signal.SIGKILL)
     assert running.wait(20.0) == 1
     assert 'guard ended by itself with exit code -9' in running.output

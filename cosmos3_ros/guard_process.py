@@ -1,0 +1,20 @@
+"""The executable `guard`."""
+
+from __future__ import annotations
+
+import sys
+
+from cosmos3_ros.process import answer_signals
+
+
+def main() -> int:
+    """Entry point of the executable `guard`."""
+    answer_signals()  # before ROS is imported, so that a stop request is answered at any moment
+    from cosmos3_ros.guard_node import GuardNode
+    from cosmos3_ros.node_base import spin
+
+    return spin(GuardNode, threads=3)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
