@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -238,11 +237,11 @@ class Sensors:
             if self.clock_ns is not None:
                 self.clock_ns += round(self._period_s * 1e9)
                 self._clock.publish(ClockMessage(clock=ns_to_stamp(self.clock_ns)))
-            stamp = ns_to_stamp(self._now_ns())
-            joints = joint_state((*ARM, FINGER), np.array([*AT_REST, 0.04]), stamp, np.zeros(8))
+            now_ns = self._now_ns()
+            joints = joint_state((*ARM, FINGER), np.array([*AT_REST, 0.04]), ns_to_stamp(now_ns), np.zeros(8))
             self._publish('joint_states', self._joints, joints)
             for view, publisher in self._cameras.items():
-                self._publish(view, publisher, rgb_to_image(self._pictures[view], stamp, view))
+                self._publish(view, publisher, rgb_to_image(self._pictures[view], ns_to_stamp(now_ns), view))
 
     def _publish(self, name: str, publisher: Any, message: Any) -> None:
         changed = self.change.get(name, lambda same: same)(message)
@@ -328,6 +327,14 @@ class PolicyBench:
 
 
 @pytest.fixture
-def policy_bench(graph: Graph, tiny_checkpoint: Path) -> Callable[..., PolicyBench]:
+def policy_bench(graph: Graph, tiny_checkpoint: Path) -> Iterator[Callable[..., PolicyBench]]:
     """Make a policy node with the tiny checkpoint; keyword arguments are its parameters."""
-    return partial(PolicyBench, graph, tiny_checkpoint)
+    made: list[PolicyBench] = []
+
+    def make(checkpoint: Path = tiny_checkpoint, **parameters: Any) -> PolicyBench:
+        made.append(PolicyBench(graph, checkpoint, **parameters))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.goals.destroy()
