@@ -219,6 +219,8 @@ class Guard:
         self._recorder = Recorder()
         self._paused = False
         self._begin(now_ns)
+        if self._motion.is_stopping(now_ns):  # deactivated a moment ago: bring that to its end first
+            self._state, self._quiet = GuardState.BRAKING, False
         return Answer(True, 'active; waiting for the first chunk')
 
     def deactivate(self, now_ns: int) -> Command | None:

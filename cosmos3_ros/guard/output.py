@@ -26,7 +26,8 @@ class CommandedMotion:
         self._limits = limits
         self._options = options
         self._braker = Braker(limits, options.brake_ramp_ns, options.period_ns)
-        self._executor = ChunkExecutor(Hold(0, np.zeros(len(limits.joint_names))))
+        nowhere = np.full(len(limits.joint_names), np.nan)  # until anchored; no number that could be taken for a pose
+        self._executor = ChunkExecutor(Hold(0, nowhere))
         self._tail: Motion = self._executor.latest  # what the robot does once the committed piece is over
         self._committed_ns: int | None = None  # until when sent and planned motion agree; None: for ever
         self._sent: Samples | None = None
@@ -54,6 +55,10 @@ class CommandedMotion:
     def rest_since(self, now_ns: int) -> int | None:
         """Since when the command has been at rest; None while it moves or is about to."""
         return None if self.chunk_motion is not None or self.end_ns > now_ns else self.end_ns
+
+    def is_stopping(self, now_ns: int) -> bool:
+        """Whether the robot still follows a stop that it was sent."""
+        return self._sent is not None and self.chunk_motion is None and self.end_ns > now_ns
 
     def anchor(self, positions: Array, since_ns: int) -> None:
         """Forget everything: the robot stands at `positions`, and has done so since `since_ns`."""
@@ -100,9 +105,10 @@ class CommandedMotion:
     def rebase(self, old_now_ns: int, now_ns: int) -> None:
         """Carry the present state over to a clock that has jumped, and stop from there."""
         self.catch_up(old_now_ns)
-        brake = self._braker.brake(self.state(old_now_ns), now_ns)
-        rest = state_at(self._tail, self._tail.end_ns).positions
-        self._follow(Hold(now_ns, rest) if brake is None else brake)
+        state = self.state(old_now_ns)
+        brake = None if state.is_at_rest else self._braker.brake(state, now_ns)
+        rest = state if state.is_at_rest else state_at(self._tail, self._tail.end_ns)
+        self._follow(Hold(now_ns, rest.positions) if brake is None else brake)
         self._sent = None
 
     def advance(self, now_ns: int) -> Samples | Rejection:

@@ -404,6 +404,15 @@ def test_a_clock_that_jumps_back_stops_the_arm_and_forgets_everything(bench):
     accept(bench, bench.wave())
 
 
+def test_a_clock_that_jumps_back_before_a_motion_begins_leaves_the_arm_where_it_stands(bench):
+    accept(bench, bench.wave(amplitude=0.8))
+    bench.run(10)
+    stands = bench.arm.copy()
+    bench.now -= 5_000 * MS
+    np.testing.assert_array_equal(bench.tick().positions[-1], stands)
+    assert bench.guard.state is GuardState.HOLDING
+
+
 def test_a_clock_that_jumps_back_at_rest_needs_fresh_joint_states(bench):
     bench.now -= 5_000 * MS
     assert refused(bench, bench.wave()).text == 'STALE_JOINT_STATE: no joint state yet'
@@ -588,6 +597,30 @@ def test_deactivation_hands_out_the_stop_as_its_last_command(bench):
     bench.auditor.trace(bench.trace)
     np.testing.assert_allclose(bench.arm, last.positions[-1], atol=1e-12)
     assert bench.guard.tick(bench.now) is None
+
+
+def test_activation_while_the_last_stop_is_still_in_progress_goes_on_with_it(bench):
+    in_motion(bench, amplitude=0.8)
+    bench.told = bench.guard.deactivate(bench.now)
+    bench.run(30)
+    assert bench.guard.activate(bench.now).ok
+    assert bench.guard.state is GuardState.BRAKING
+    accept(bench, bench.arm + np.zeros((32, 7)))
+    bench.run(300)
+    bench.auditor.trace(bench.trace)
+
+
+def test_a_guard_that_knows_no_pose_never_commands_one(make_bench):
+    """Not even after a clock jump before the first joint state: nothing could be taken for the zero pose."""
+    bench = make_bench(activate=False)
+    bench.reports = False
+    bench.run(50)
+    bench.guard.activate(bench.now)
+    bench.now -= 1000 * MS
+    assert bench.run(200) == []
+    bench.guard.request_stop('test', bench.now)
+    assert bench.run(200) == []
+    assert bench.guard.deactivate(bench.now) is None
 
 
 def test_deactivation_at_rest_has_nothing_to_say(bench):

@@ -269,4 +269,3 @@ def test_a_thousand_random_feasible_splices_are_continuous(make_bench):
         bench.run(10 * int(rng.integers(2, 8)))
     bench.auditor.trace(bench.trace)
     assert bench.guard.statistics().largest_splice_jump > 0.02
-
