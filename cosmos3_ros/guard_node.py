@@ -36,7 +36,7 @@ from cosmos3_ros.guard.guard import Command, Guard, GuardState
 from cosmos3_ros.guard.limits import RobotLimits, load_limits
 from cosmos3_ros.guard.options import CheckOptions, GuardOptions
 from cosmos3_ros.guard.reasons import Reason, Rejection
-from cosmos3_ros.node_base import CosmosLifecycleNode
+from cosmos3_ros.node_base import CosmosLifecycleNode, configured
 from cosmos3_ros.parameters import Parameter, ParameterSet, Required
 from engine.contract import Contract, GripperTerms, load_contract
 from engine.errors import ContractError, Problem
@@ -111,7 +111,7 @@ class GuardNode(CosmosLifecycleNode):
 
     def activate_node(self) -> None:
         """Begin to guard."""
-        guard = self._require()
+        guard = configured(self.guard)
         with self._lock:
             guard.activate(self.now_ns())
         self._sent_gripper = None
@@ -140,11 +140,6 @@ class GuardNode(CosmosLifecycleNode):
     def _working(self) -> Guard | None:
         """The guard, if the node is active; a callback must keep it in a local, for cleaning up may take it away."""
         return self.guard if self.active else None
-
-    def _require(self) -> Guard:
-        if self.guard is None:
-            raise RuntimeError('the guard is not configured')
-        return self.guard
 
     def _guard_options(self, contract: Contract) -> GuardOptions:
         values = self.parameters

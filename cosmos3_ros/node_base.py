@@ -483,6 +483,17 @@ def _all_or_error(*outcomes: Outcome) -> Outcome:
     return Outcome.SUCCESS if all(outcome is Outcome.SUCCESS for outcome in outcomes) else Outcome.ERROR
 
 
+def configured[T](part: T | None) -> T:
+    """`part` of a node, which exists from its configuration to its clean-up.
+
+    Raises:
+        RuntimeError: It is asked for outside that time, which is a defect of the caller.
+    """
+    if part is None:
+        raise RuntimeError('the node is not configured')
+    return part
+
+
 NodeFactory = Callable[[], CosmosLifecycleNode | Sequence[CosmosLifecycleNode]]
 
 

@@ -179,11 +179,11 @@ class ReplayRobotNode(CosmosLifecycleNode):
 
     def activate_node(self) -> None:
         """Play from the start."""
-        assert self.recording is not None
+        recording = configured(self.recording)
         self._breakdown = ''
         self.commands = dict.fromkeys(_COMMANDS, 0)
         self.player = Player(
-            self.recording,
+            recording,
             clock_ns=time.monotonic_ns if self._clock_topic else self.now_ns,
             rate=self.parameters['rate'],
             loop=self.parameters['loop'],
@@ -238,8 +238,7 @@ class ReplayRobotNode(CosmosLifecycleNode):
     def _stamp(self, time_ns: int) -> Time:
         if self._clock_topic is not None:
             return ns_to_stamp(self._own_time_ns + time_ns)
-        assert self.player is not None
-        return ns_to_stamp(self.player.clock_time_ns(time_ns))
+        return ns_to_stamp(configured(self.player).clock_time_ns(time_ns))
 
     def _on_time(self, time_ns: int) -> None:
         if self._clock_topic is not None:

@@ -118,8 +118,7 @@ class SimRobotNode(CosmosLifecycleNode):
 
     def activate_node(self) -> None:
         """Let time pass."""
-        assert self.loop is not None
-        self.loop.start()
+        configured(self.loop).start()
 
     def deactivate_node(self) -> None:
         """Let time stand still."""
@@ -181,9 +180,8 @@ class SimRobotNode(CosmosLifecycleNode):
             self._clock_topic.publish(ClockMessage(clock=ns_to_stamp(stamp_ns)))
 
     def _on_state(self, stamp_ns: int) -> None:
-        assert self.robot is not None
-        stamp = ns_to_stamp(stamp_ns)
-        joints, pose = self.robot.joint_state(), self.robot.end_effector_pose()
+        robot, stamp = configured(self.robot), ns_to_stamp(stamp_ns)
+        joints, pose = robot.joint_state(), robot.end_effector_pose()
         self._joint_states.publish(
             joint_state(joints.names, joints.positions, stamp, joints.velocities, joints.efforts)
         )
