@@ -34,7 +34,7 @@ from cosmos3_msgs.msg import ActionChunk, GuardStatus, PolicyStatus
 from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.conversions import JointReader, image_to_rgb, message_to_pose, ns_to_stamp, stamp_to_ns
 from cosmos3_ros.inputs import END_EFFECTOR, JOINT_STATES, Inputs
-from cosmos3_ros.node_base import CosmosLifecycleNode
+from cosmos3_ros.node_base import CosmosLifecycleNode, configured
 from cosmos3_ros.parameters import Parameter, ParameterSet, Required
 from cosmos3_ros.policy_loop import End, LoopOptions, Phase, PolicyLoop, Run, TimedChunk
 from cosmos3_ros.streams import Timeline
@@ -125,7 +125,7 @@ class PolicyNode(CosmosLifecycleNode):
 
     def activate_node(self) -> None:
         """Forget what was seen before; wait for instructions."""
-        self._require().reset()
+        configured(self.loop).reset()
         self._accepting = True
         self._publish_status()
 
@@ -149,11 +149,6 @@ class PolicyNode(CosmosLifecycleNode):
         """What was seen, and what is made of it, belongs to another time."""
         if self.loop is not None:
             self.loop.clock_jumped(round(backward_s * 1e9))
-
-    def _require(self) -> PolicyLoop:
-        if self.loop is None:
-            raise RuntimeError('the policy is not configured')
-        return self.loop
 
     def _options(self) -> LoopOptions:
         values = self.parameters

@@ -27,7 +27,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.conversions import ImageWriter, Pose, joint_state, ns_to_stamp, pose_to_message
-from cosmos3_ros.node_base import CosmosLifecycleNode, CountingPublisher
+from cosmos3_ros.node_base import CosmosLifecycleNode, CountingPublisher, configured
 from cosmos3_ros.parameters import Parameter, ParameterSet, Required
 from engine.contract import Contract, load_contract
 from engine.errors import InvalidInput, Problem

@@ -35,7 +35,7 @@ from cosmos3_ros.conversions import (
     pose_to_message,
     stamp_to_ns,
 )
-from cosmos3_ros.node_base import CosmosLifecycleNode, CountingPublisher
+from cosmos3_ros.node_base import CosmosLifecycleNode, CountingPublisher, configured
 from cosmos3_ros.parameters import Parameter, ParameterSet
 from cosmos3_ros.simulation_loop import Outputs, Pace, SimulationLoop, check_cameras
 from engine.actions.gripper import GripperTravel
