@@ -1,0 +1,649 @@
+"""Promises of the guard node in a real graph: what reaches the robot, what it is told, and that it stops."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from rcl_interfaces.srv import DescribeParameters
+from rclpy.parameter import Parameter as RosParameter
+from rosgraph_msgs.msg import Clock as ClockMessage
+from sensor_msgs.msg import JointState
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, LimitsInForce, PolicyStatus
+from cosmos3_ros import qos
+from cosmos3_ros.conversions import joint_state, ns_to_stamp, stamp_to_ns
+from cosmos3_ros.guard.limits import load_limits
+from cosmos3_ros.guard_node import PARAMETERS, GuardNode
+
+JOINTS = tuple(f'panda_joint{i}' for i in range(1, 8))
+FINGER = 'panda_finger_joint1'
+HOME = np.array([0.0, -0.5, 0.0, -2.2, 0.0, 1.8, 0.8])
+ROWS, STEP_S = 32, 1 / 15
+LIMITS = load_limits('panda')
+
+
+def travel(distance: np.ndarray | float, rows: int = ROWS) -> np.ndarray:
+    """Rows [rows, 7] from HOME by `distance`, along a minimum-jerk course that begins and ends at rest."""
+    s = np.arange(1, rows + 1)[:, None] / rows
+    return HOME + np.asarray(distance) * (10 * s**3 - 15 * s**4 + 6 * s**5)
+
+
+class Motion:
+    """A received trajectory, as arrays."""
+
+    def __init__(self, message: JointTrajectory) -> None:
+        self.names = tuple(message.joint_names)
+        self.stamp_ns = stamp_to_ns(message.header.stamp)
+        self.times = np.array([p.time_from_start.sec + p.time_from_start.nanosec * 1e-9 for p in message.points])
+        self.positions, self.velocities, self.accelerations = (
+            np.array([getattr(p, field) for p in message.points])
+            for field in ('positions', 'velocities', 'accelerations')
+        )
+
+    def at(self, time_ns: int) -> np.ndarray:
+        """Positions [7] at a time; at rest after the end."""
+        seconds = (time_ns - self.stamp_ns) * 1e-9
+        return np.array([np.interp(seconds, self.times, column) for column in self.positions.T])
+
+
+class Arm:
+    """What a robot and a running policy do: follow commands, report joints, and say 'running'; all from a thread.
+
+    Attributes:
+        reports: Whether joint states are published.
+        spoil: Applied to each joint state on its way out.
+        policy: State that the policy claims; None for silence.
+        clock_ns: Simulated time; None to live by the wall clock. Set it to make the clock jump.
+    """
+
+    def __init__(self, graph: Any, clock_ns: int | None = None) -> None:
+        self.reports = True
+        self.spoil: Callable[[JointState], JointState] = lambda message: message
+        self.policy: int | None = PolicyStatus.RUNNING
+        self.clock_ns = clock_ns
+        self.position = HOME.copy()
+        self.motions: list[Motion] = []
+        self._node = graph.node('arm')
+        self._clock = self._node.create_publisher(ClockMessage, '/clock', qos.sensor())
+        self._joints = self._node.create_publisher(JointState, 'joint_states', qos.sensor(10))
+        self._policy = self._node.create_publisher(PolicyStatus, 'policy/status', qos.latched())
+        self._node.create_subscription(JointTrajectory, 'joint_trajectory', self._on_command, qos.status(1000))
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def now_ns(self) -> int:
+        return self._node.get_clock().now().nanoseconds if self.clock_ns is None else self.clock_ns
+
+    def _on_command(self, message: JointTrajectory) -> None:
+        self.motions.append(Motion(message))
+
+    def _run(self) -> None:
+        count = 0
+        while not self._stopping.wait(0.01):
+            if self.clock_ns is not None:
+                self.clock_ns += 10_000_000
+                self._clock.publish(ClockMessage(clock=ns_to_stamp(self.clock_ns)))
+            now = self.now_ns()
+            if self.motions:
+                self.position = self.motions[-1].at(now)
+            if self.reports:
+                positions = np.append(self.position, 0.04)
+                self._joints.publish(
+                    self.spoil(joint_state((*JOINTS, FINGER), positions, ns_to_stamp(now), np.zeros(8)))
+                )
+            count += 1
+            if self.policy is not None and count % 5 == 0:
+                self._policy.publish(PolicyStatus(state=self.policy))
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+
+class Bench:
+    """A guard node on its graph between a policy's chunks and an arm, and everything that was said."""
+
+    def __init__(self, graph: Any, clock_ns: int | None = None, **parameters: object) -> None:
+        values = {
+            'contract': 'demo_joint_pos',
+            'dry_run': False,
+            'heartbeat_max_age_s': 2.0,  # this machine may be busy; tests of these limits set their own
+            'policy_max_age_s': 2.0,
+            'use_sim_time': clock_ns is not None,
+            **parameters,
+        }
+        overrides = [RosParameter(name, value=value) for name, value in values.items()]
+        self.graph = graph
+        self.arm = Arm(graph, clock_ns)
+        self.node = graph.add(GuardNode(parameter_overrides=overrides))
+        self.observer = graph.node('observer')
+        self.decisions: list[ChunkDecision] = []
+        self.statuses: list[GuardStatus] = []
+        self.gripper: list[JointState] = []
+        self.previews: list[JointTrajectory] = []
+        subscribe = self.observer.create_subscription
+        subscribe(ChunkDecision, 'guard/decision', self.decisions.append, qos.status(50))
+        subscribe(GuardStatus, 'guard/status', self.statuses.append, qos.latched())
+        subscribe(JointState, 'gripper/command', self.gripper.append, qos.status(1000))
+        subscribe(JointTrajectory, 'guard/preview/joint_trajectory', self.previews.append, qos.status(1000))
+        self.chunks = self.observer.create_publisher(ActionChunk, 'policy/chunk', qos.status())
+        self.sequence = 0
+        self.epoch = 1_000
+
+    def up(self) -> Bench:
+        """Configure, activate, and wait until the guard has heard of arm and policy."""
+        assert self.node.transition('configure'), self.node.last_failure
+        assert self.node.transition('activate'), self.node.last_failure
+        self.graph.eventually(lambda: self.chunks.get_subscription_count() == 1 and bool(self.statuses))
+        self.graph.eventually(lambda: self.node.guard.obstacle(self.node.now_ns()) is None, what='a clear way')
+        return self
+
+    def send(self, course: np.ndarray, gripper: Any = (), **fields: Any) -> ChunkDecision:
+        """Send a chunk; return the decision about it."""
+        self.sequence += 1
+        message = ActionChunk(
+            epoch=self.epoch,
+            sequence=self.sequence,
+            step_dt=STEP_S,
+            joint_names=list(JOINTS),
+            rows=len(course),
+            positions=np.asarray(course, np.float64).ravel().tolist(),
+            gripper=[float(value) for value in gripper],
+        )
+        message.header.stamp = ns_to_stamp(self.arm.now_ns())
+        for name, value in fields.items():
+            setattr(message, name, value)
+        count = len(self.decisions)
+        self.chunks.publish(message)
+        self.graph.eventually(lambda: len(self.decisions) > count, what='a decision')
+        return self.decisions[-1]
+
+    def moving(self) -> Bench:
+        """Be in the middle of a motion."""
+        assert self.send(travel(0.3)).accepted, self.decisions[-1].text
+        self.graph.eventually(lambda: np.abs(self.arm.position - HOME).max() > 0.02, what='motion')
+        return self
+
+    def state(self) -> int:
+        return self.statuses[-1].state
+
+    def until(self, state: int, reason: str = '') -> GuardStatus:
+        """Wait for a state, and for a reason in it."""
+        seen = len(self.statuses)
+
+        def found() -> list[GuardStatus]:
+            return [s for s in self.statuses[max(0, seen - 1) :] if s.state == state and reason in s.reason_name]
+
+        self.graph.eventually(lambda: bool(found()), what=f'state {state} {reason}: now {self.statuses[-1].text}')
+        return found()[0]
+
+    def call(self, service: str) -> Trigger.Response:
+        client = self.observer.create_client(Trigger, f'guard/{service}')
+        self.graph.eventually(client.service_is_ready)
+        future = client.call_async(Trigger.Request())
+        self.graph.eventually(future.done)
+        return future.result()
+
+    def is_at_rest(self) -> bool:
+        """Whether the last command has been executed to its end, where it stands still."""
+        last = self.arm.motions[-1]
+        return self.arm.now_ns() > last.stamp_ns + last.times[-1] * 1e9
+
+
+@pytest.fixture
+def bench(graph) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(**options: Any) -> Bench:
+        made.append(Bench(graph, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.arm.close()
+
+
+# What reaches the robot
+
+
+def test_an_accepted_chunk_brings_the_arm_where_it_says_within_the_limits(graph, bench):
+    b = bench().up()
+    decision = b.send(travel(0.3))
+    assert (decision.accepted, decision.reason_name) == (True, 'NONE')
+    b.until(GuardStatus.HOLDING)
+    graph.eventually(b.is_at_rest)
+    np.testing.assert_allclose(b.arm.position, HOME + 0.3, atol=0.01)
+    for motion in b.arm.motions:
+        assert motion.names == JOINTS
+        assert motion.times[0] == 0
+        assert (np.diff(motion.times) > 0).all()
+        assert (motion.positions > LIMITS.soft_lower).all()
+        assert (motion.positions < LIMITS.soft_upper).all()
+        assert (np.abs(motion.velocities) <= LIMITS.velocity).all()
+        assert (np.abs(motion.accelerations) <= LIMITS.acceleration).all()
+
+
+def test_every_command_ends_at_rest(graph, bench):
+    b = bench().up().moving()
+    b.until(GuardStatus.HOLDING)
+    assert len(b.arm.motions) > 20
+    for motion in b.arm.motions:
+        assert not motion.velocities[-1].any()
+        assert not motion.accelerations[-1].any()
+        assert motion.times[-1] < 1.0, 'the stop is not far away'
+
+
+def test_after_the_arm_is_at_rest_there_is_silence(graph, bench):
+    b = bench().up().moving()
+    b.until(GuardStatus.HOLDING)
+    graph.eventually(b.is_at_rest)
+    count, told = len(b.arm.motions), len(b.statuses)
+    graph.eventually(lambda: len(b.statuses) > told + 5)
+    assert len(b.arm.motions) == count
+
+
+def test_joints_of_a_chunk_may_come_in_any_order(graph, bench):
+    b = bench().up()
+    order = [3, 0, 6, 2, 5, 1, 4]
+    distance = np.linspace(-0.1, 0.2, 7)
+    assert b.send(travel(distance)[:, order], joint_names=[JOINTS[i] for i in order]).accepted
+    b.until(GuardStatus.HOLDING)
+    graph.eventually(b.is_at_rest)
+    np.testing.assert_allclose(b.arm.position, HOME + distance, atol=0.01)
+
+
+def test_a_dry_run_judges_and_previews_and_sends_nothing(graph, bench):
+    b = bench(dry_run=True).up()
+    assert b.send(travel(0.3), gripper=np.linspace(0, 1, ROWS)).accepted
+    graph.eventually(lambda: len(b.previews) > 10)
+    assert b.until(GuardStatus.TRACKING).dry_run
+    assert b.observer.count_publishers('joint_trajectory') == 0
+    assert b.observer.count_publishers('gripper/command') == 0
+    assert b.observer.count_publishers('guard/preview/gripper/command') == 1
+    assert b.arm.motions == []
+    assert not Motion(b.previews[-1]).velocities[-1].any()
+
+
+def test_dry_run_is_the_default():
+    assert next(parameter for parameter in PARAMETERS if parameter.name == 'dry_run').default is True
+
+
+# Decisions
+
+
+def beyond_a_limit() -> np.ndarray:
+    rows = travel(0.0)
+    rows[20:, 3] = -3.2
+    return rows
+
+
+def not_a_number() -> np.ndarray:
+    rows = travel(0.1)
+    rows[5, 2] = math.nan
+    return rows
+
+
+def far_away() -> np.ndarray:
+    rows = travel(0.0)
+    rows[:, 1] += 0.5
+    return rows
+
+
+@pytest.mark.parametrize(
+    ('rows', 'reason', 'joint', 'row', 'value', 'limit'),
+    [
+        (beyond_a_limit, 'POSITION_LIMIT', 'panda_joint4', 20, -3.2, -3.0518),
+        (not_a_number, 'CHUNK_NOT_FINITE', 'panda_joint3', 5, math.nan, math.nan),
+        (far_away, 'START_JUMP', 'panda_joint2', 0, 0.5, 0.05),
+    ],
+)
+def test_a_rejection_names_joint_row_value_and_limit_and_nothing_moves(
+    graph, bench, rows, reason, joint, row, value, limit
+):
+    b = bench().up()
+    decision = b.send(rows())
+    assert (decision.accepted, decision.reason_name) == (False, reason)
+    assert (decision.joint, decision.row) == (joint, row)
+    np.testing.assert_allclose([decision.value, decision.limit], [value, limit], atol=1e-6, equal_nan=True)
+    assert reason in decision.text
+    assert joint in decision.text
+    assert (decision.epoch, decision.sequence) == (1_000, 1)
+    count = len(b.statuses)
+    graph.eventually(lambda: len(b.statuses) > count + 2)
+    assert b.arm.motions == []
+    assert b.statuses[-1].rejected == 1
+    assert list(b.statuses[-1].rejection_names) == [reason]
+    assert b.send(travel(0.1)).accepted, 'a good chunk afterwards is welcome'
+
+
+def test_poses_are_refused_because_the_guard_cannot_check_them(graph, bench):
+    b = bench().up()
+    decision = b.send(
+        np.empty((ROWS, 0)),
+        action_space=ActionChunk.END_EFFECTOR_POSE,
+        joint_names=[],
+        end_effector_frame='panda_link8',
+    )
+    assert (decision.accepted, decision.reason_name) == (False, 'UNSUPPORTED_ACTION_SPACE')
+    assert 'end_effector_pose' in decision.text
+    assert b.arm.motions == []
+
+
+@pytest.mark.parametrize(
+    ('fields', 'reason'),
+    [
+        ({'joint_names': ['elbow', *JOINTS[1:]]}, 'CHUNK_JOINT_NAMES'),
+        ({'positions': [0.0] * 10}, 'CHUNK_SHAPE'),
+        ({'rows': 0, 'positions': []}, 'CHUNK_SHAPE'),
+        ({'step_dt': math.nan}, 'CHUNK_SHAPE'),
+        ({'step_dt': 0.0}, 'CHUNK_SHAPE'),
+        ({'action_space': 7}, 'UNSUPPORTED_ACTION_SPACE'),
+    ],
+)
+def test_a_malformed_chunk_is_refused_whole(graph, bench, fields, reason):
+    b = bench().up()
+    decision = b.send(travel(0.1), **fields)
+    assert (decision.accepted, decision.reason_name) == (False, reason)
+    assert b.arm.motions == []
+
+
+def test_old_duplicate_and_overtaken_chunks_are_refused(graph, bench):
+    b = bench().up()
+    assert b.send(travel(0.1), sequence=5).accepted
+    assert b.send(travel(0.1), sequence=5).reason_name == 'CHUNK_DUPLICATE'
+    assert b.send(travel(0.1), sequence=4).reason_name == 'CHUNK_OUT_OF_ORDER'
+    assert b.send(travel(0.1), epoch=999, sequence=6).reason_name == 'CHUNK_STALE_EPOCH'
+    old = ns_to_stamp(b.arm.now_ns() - 3_000_000_000)
+    header = ActionChunk().header
+    header.stamp = old
+    assert b.send(travel(0.1), header=header, sequence=7).reason_name == 'CHUNK_EXPIRED'
+
+
+# What late joiners learn
+
+
+def test_limits_in_force_and_status_reach_whoever_comes_late(graph, bench):
+    bench(speed_scale=0.5).up()
+    limits: list[LimitsInForce] = []
+    statuses: list[GuardStatus] = []
+    late = graph.node('late')
+    late.create_subscription(LimitsInForce, 'guard/limits', limits.append, qos.latched())
+    late.create_subscription(GuardStatus, 'guard/status', statuses.append, qos.latched())
+    graph.eventually(lambda: bool(limits) and bool(statuses))
+    assert tuple(limits[0].joint_names) == JOINTS
+    assert limits[0].robot == 'panda'
+    assert limits[0].source
+    assert limits[0].scale == 0.5
+    np.testing.assert_allclose(limits[0].velocity, 0.5 * LIMITS.velocity)
+    np.testing.assert_allclose(limits[0].acceleration, 0.5 * LIMITS.acceleration)
+    np.testing.assert_allclose(limits[0].position_min, LIMITS.soft_lower)
+    np.testing.assert_allclose(limits[0].position_max, LIMITS.soft_upper)
+
+
+# Stopping
+
+
+def braked(graph, b: Bench) -> None:
+    """The arm has come to rest where the guard stopped it, well before the end of the chunk."""
+    b.until(GuardStatus.HOLDING)
+    graph.eventually(b.is_at_rest)
+    assert not b.arm.motions[-1].velocities[-1].any()
+    assert np.abs(b.arm.motions[-1].positions[-1] - HOME).max() < 0.29
+
+
+def test_stale_joint_states_brake_the_arm_and_are_named(graph, bench):
+    b = bench().up().moving()
+    b.arm.reports = False
+    assert 'age of the joint state' in b.until(GuardStatus.BRAKING, 'STALE_JOINT_STATE').text
+    braked(graph, b)
+    assert b.send(travel(0.1)).reason_name == 'STALE_JOINT_STATE'
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'text'),
+    [
+        (
+            lambda m: JointState(header=m.header, name=m.name, position=[math.nan, *list(m.position)[1:]]),
+            'panda_joint1',
+        ),
+        (lambda m: JointState(header=m.header, name=m.name[1:], position=list(m.position)[1:]), 'panda_joint1'),
+    ],
+    ids=['not a number', 'joint missing'],
+)
+def test_unusable_joint_states_count_as_none_and_the_stop_says_why(graph, bench, spoil, text):
+    b = bench().up().moving()
+    b.arm.spoil = spoil
+    status = b.until(GuardStatus.BRAKING, 'STALE_JOINT_STATE')
+    assert 'the latest was not used' in status.text
+    assert text in status.text
+    braked(graph, b)
+
+
+def test_a_silent_policy_process_brakes_the_arm(graph, bench):
+    b = bench(heartbeat_max_age_s=0.3).up().moving()
+    b.arm.policy = None
+    b.until(GuardStatus.BRAKING, 'HEARTBEAT_LOST')
+    braked(graph, b)
+
+
+@pytest.mark.parametrize('state', [PolicyStatus.IDLE, PolicyStatus.WAITING, PolicyStatus.FAILED])
+def test_a_policy_that_makes_no_chunks_any_more_brakes_the_arm(graph, bench, state):
+    b = bench(policy_max_age_s=0.3).up().moving()
+    b.arm.policy = state
+    assert "'a running policy'" in b.until(GuardStatus.BRAKING, 'STALE_SOURCE').text
+    braked(graph, b)
+
+
+def test_motion_goes_on_with_the_next_chunk_after_a_stop_that_nobody_latched(graph, bench):
+    b = bench(policy_max_age_s=0.3).up().moving()
+    b.arm.policy = PolicyStatus.WAITING
+    braked(graph, b)
+    b.arm.policy = PolicyStatus.RUNNING
+    graph.eventually(lambda: b.node.guard.obstacle(b.node.now_ns()) is None)
+    here = b.arm.position - HOME
+    assert b.send(travel(0.1) + here).accepted
+    b.until(GuardStatus.TRACKING)
+
+
+def test_a_stop_latches_until_a_reset_which_comes_neither_too_early_nor_by_itself(graph, bench):
+    b = bench(reset_cooldown_s=1.5).up().moving()
+    assert b.call('stop').success
+    b.until(GuardStatus.FAULT, 'STOP_REQUESTED')
+    early = b.call('reset')
+    assert not early.success
+    assert 'of the cool-down are left' in early.message
+    graph.eventually(b.is_at_rest)
+    assert b.send(travel(0.1)).reason_name == 'FAULT_LATCHED'
+    assert b.state() == GuardStatus.FAULT
+    graph.eventually(lambda: b.call('reset').success)
+    b.until(GuardStatus.WAITING)
+    assert b.send(travel(0.1)).reason_name == 'CHUNK_STALE_EPOCH', 'computed before the reset'
+    b.epoch = b.statuses[-1].epoch
+    assert b.send(travel(0.1) + b.arm.position - HOME).accepted
+
+
+def test_a_reset_without_a_fault_is_refused(graph, bench):
+    b = bench().up()
+    answer = b.call('reset')
+    assert not answer.success
+    assert 'nothing is latched' in answer.message
+
+
+def test_a_pause_brakes_and_refuses_chunks_until_it_is_lifted(graph, bench):
+    b = bench().up().moving()
+    assert b.call('pause').success
+    b.until(GuardStatus.BRAKING, 'PAUSED')
+    braked(graph, b)
+    here = b.arm.position - HOME
+    assert b.send(travel(0.1) + here).reason_name == 'PAUSED'
+    assert b.call('resume').success
+    assert b.send(travel(0.1) + here).accepted
+
+
+@pytest.mark.parametrize('service', ['stop', 'reset', 'pause', 'resume'])
+def test_an_inactive_guard_says_so(graph, bench, service):
+    b = bench()
+    assert b.node.transition('configure')
+    answer = b.call(service)
+    assert not answer.success
+    assert 'not active' in answer.message
+
+
+def test_deactivation_sends_the_stop_last(graph, bench):
+    b = bench().up().moving()
+    assert b.node.transition('deactivate')
+    graph.eventually(lambda: b.state() == GuardStatus.INACTIVE)
+    last = b.arm.motions[-1]
+    assert last.velocities[0].any(), 'the arm was moving'
+    speeds = np.abs(last.velocities).max(axis=1)
+    assert not speeds[-1]
+    assert (np.diff(speeds) <= 1e-9)[2:].all(), 'it only slows down'
+    graph.eventually(b.is_at_rest)
+    assert b.arm.motions[-1] is last
+    assert b.node._trajectory.dropped == 0
+
+
+def test_a_clock_set_back_stops_the_arm_and_motion_can_begin_anew(graph, bench):
+    b = bench(clock_ns=500 * 10**9).up().moving()
+    epoch = b.statuses[-1].epoch
+    b.arm.clock_ns = 100 * 10**9
+    graph.eventually(lambda: any(s.reason_name == 'CLOCK_JUMP' for s in b.statuses))
+    graph.eventually(lambda: b.state() == GuardStatus.HOLDING)
+    b.arm.motions.clear()  # a robot whose clock was set back knows no commands from the future either
+    assert b.statuses[-1].epoch > epoch
+    assert b.send(travel(0.1) + b.arm.position - HOME).reason_name == 'CHUNK_STALE_EPOCH'
+    b.epoch = b.statuses[-1].epoch
+    graph.eventually(lambda: b.send(travel(0.1) + b.arm.position - HOME).accepted)
+    graph.eventually(lambda: bool(b.arm.motions), what='commands in the new time')
+
+
+# The gripper
+
+
+def test_the_gripper_is_told_only_of_changes_in_metres(graph, bench):
+    b = bench().up()
+    closing = np.where(np.arange(ROWS) < 10, 0.0, 1.0)
+    assert b.send(travel(0.1), gripper=closing).accepted
+    b.until(GuardStatus.HOLDING)
+    assert [list(message.name) for message in b.gripper] == [['panda_finger_joint1']] * 2
+    np.testing.assert_allclose([message.position[0] for message in b.gripper], [0.04, 0.0], atol=1e-9)
+
+
+@pytest.mark.parametrize(('hysteresis', 'commands'), [(0.0, 32), (0.1, 10)])
+def test_small_changes_of_the_gripper_are_not_sent(graph, bench, hysteresis, commands):
+    b = bench().up()
+    assert b.node.set_parameters([RosParameter('gripper_hysteresis', value=hysteresis)])[0].successful
+    assert b.send(travel(0.1), gripper=np.linspace(0.0, 1.0, ROWS)).accepted
+    b.until(GuardStatus.HOLDING)
+    positions = np.array([message.position[0] for message in b.gripper])
+    assert commands * 0.7 <= len(positions) <= commands
+    assert (np.diff(positions) < 0).all(), 'each command is a change'
+
+
+def test_a_chunk_without_a_gripper_leaves_it_alone(graph, bench):
+    b = bench().up()
+    assert b.send(travel(0.1)).accepted
+    b.until(GuardStatus.HOLDING)
+    assert b.gripper == []
+
+
+# Parameters and lifecycle
+
+
+def test_every_parameter_tells_what_it_does(graph, bench):
+    b = bench()
+    client = b.observer.create_client(DescribeParameters, 'guard/describe_parameters')
+    graph.eventually(client.service_is_ready)
+    future = client.call_async(DescribeParameters.Request(names=[parameter.name for parameter in PARAMETERS]))
+    graph.eventually(future.done)
+    for parameter, descriptor in zip(PARAMETERS, future.result().descriptors, strict=True):
+        assert len(descriptor.description) > 15, parameter.name
+        assert descriptor.read_only == parameter.read_only, parameter.name
+        for suffix, unit in (('_s', '[s]'), ('_rad', '[rad]'), ('_hz', '[Hz]')):
+            if parameter.name.endswith(suffix):
+                assert unit in descriptor.description, parameter.name
+
+
+def test_every_parameter_that_can_be_changed_takes_effect(graph, bench):
+    changes = {'gripper_hysteresis': (0.5, lambda node: node._hysteresis == 0.5)}
+    b = bench().up()
+    assert set(changes) == {parameter.name for parameter in PARAMETERS if not parameter.read_only}
+    for name, (value, arrived) in changes.items():
+        assert not arrived(b.node)
+        assert b.node.set_parameters([RosParameter(name, value=value)])[0].successful
+        assert arrived(b.node)
+
+
+# By name, a value other than the default, and what it has to change in the guard.
+SETTINGS = {
+    'control_rate_hz': (50.0, lambda guard: guard.options.period_ns == 20_000_000),
+    'speed_scale': (0.5, lambda guard: guard.limits.scale == 0.5),
+    'start_jump_rad': (0.02, lambda guard: guard.options.checks.start_jump_rad == 0.02),
+    'splice_jump_rad': (0.1, lambda guard: guard.options.checks.splice_jump_rad == 0.1),
+    'chunk_max_age_s': (1.0, lambda guard: guard.options.checks.max_age_ns == 10**9),
+    'replay_from_rest': (True, lambda guard: guard.options.checks.replay_from_rest),
+    'heartbeat_max_age_s': (1.0, lambda guard: guard.options.heartbeat_max_age_ns == 10**9),
+    'policy_max_age_s': (1.0, lambda guard: list(guard.options.sources.values()) == [10**9]),
+    'tracking_error_rad': (0.1, lambda guard: guard.options.tracking_error_rad == 0.1),
+    'reset_cooldown_s': (2.0, lambda guard: guard.options.reset_cooldown_ns == 2 * 10**9),
+    'dry_run': (True, lambda guard: guard.options.dry_run),
+}
+
+
+def test_every_parameter_of_the_start_reaches_the_guard(graph, bench):
+    names = {parameter.name for parameter in PARAMETERS if parameter.read_only}
+    assert set(SETTINGS) == names - {'contract'}
+    b = bench(**{name: value for name, (value, _) in SETTINGS.items()})
+    assert b.node.transition('configure')
+    assert [name for name, (_, arrived) in SETTINGS.items() if not arrived(b.node.guard)] == []
+
+
+@pytest.mark.parametrize('contract', ['no_such_contract', '/no/such/file.yaml'])
+def test_without_a_contract_configuration_fails_by_name(graph, bench, contract):
+    b = bench(contract=contract)
+    assert not b.node.transition('configure')
+    assert contract in b.node.last_failure
+    assert b.node.state_label == 'unconfigured'
+
+
+def test_the_whole_life_can_be_lived_twice(graph, bench):
+    b = bench().up()
+    for _ in range(2):
+        assert b.send(travel(0.05) + b.arm.position - HOME, epoch=b.epoch).accepted
+        b.until(GuardStatus.HOLDING)
+        assert b.node.transition('deactivate')
+        assert b.node.transition('cleanup')
+        assert b.node.guard is None
+        b.statuses.clear()
+        graph.eventually(lambda: b.chunks.get_subscription_count() == 0)
+        b.up()
+
+
+# With the real policy
+
+
+def test_a_camera_that_stops_brings_the_arm_to_rest(graph, bench, sensors, policy_bench):
+    drivers = sensors()
+    drivers.change['joint_states'] = lambda message: None  # the arm reports its own
+    b, p = bench(policy_max_age_s=0.35), policy_bench()
+    b.arm.policy = None  # the policy speaks for itself
+    p.up()
+    assert b.node.transition('configure')
+    assert b.node.transition('activate')
+    graph.eventually(lambda: p.node.count_subscribers('policy/chunk') == 2)
+    _, future = p.run()
+    graph.eventually(lambda: any(decision.accepted for decision in b.decisions) and bool(b.arm.motions), 20.0)
+    drivers.change['wrist'] = lambda message: None
+    graph.eventually(lambda: p.statuses[-1].state == PolicyStatus.WAITING)
+    b.until(GuardStatus.HOLDING)
+    graph.eventually(b.is_at_rest)
+    assert not b.arm.motions[-1].velocities[-1].any()
+    assert 'wrist (stale' in p.outcome(future, 15.0).result.text
