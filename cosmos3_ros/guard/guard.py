@@ -169,14 +169,11 @@ class Guard:
             Why it was not used; None if it was (or if a newer one is known already).
         """
         self._observe_clock(now_ns)
-        states = self._watch.joint_states
-        before = states.stamp_ns
-        self._watch.discarded = states.receive(stamp_ns, now_ns, names, positions, velocities)
-        if self._watch.discarded is not None:
-            self._recorder.discarded[self._watch.discarded.reason] += 1
-        elif states.stamp_ns != before:
-            self._check_following(stamp_ns)
-        return self._watch.discarded
+        discarded = self._watch.joint_states.receive(stamp_ns, now_ns, names, positions, velocities)
+        self._watch.discarded = discarded
+        if discarded is not None:
+            self._recorder.discarded[discarded.reason] += 1
+        return discarded
 
     def on_heartbeat(self, now_ns: int) -> None:
         """The policy process is alive."""
@@ -292,6 +289,7 @@ class Guard:
         if self._state is GuardState.INACTIVE or self._quiet:
             return None
         self._late = self._motion.catch_up(now_ns) or self._late
+        self._check_following(now_ns)
         if self._state is GuardState.TRACKING:
             self._supervise(now_ns)
         if self._state is GuardState.TRACKING:
@@ -486,11 +484,11 @@ class Guard:
 
     # What must not happen
 
-    def _check_following(self, stamp_ns: int) -> None:
+    def _check_following(self, now_ns: int) -> None:
         """Latch a fault if the robot has been away from its commanded position for too long."""
-        measured = self._watch.joint_states.latest
+        measured, stamp_ns = self._watch.joint_states.latest, self._watch.joint_states.stamp_ns
         moving = self._state in (GuardState.TRACKING, GuardState.BRAKING) and not self.options.dry_run
-        if not moving or measured is None:
+        if not moving or measured is None or stamp_ns is None:
             self._apart_since_ns = None
             return
         apart = np.abs(self._motion.state(stamp_ns).positions - measured.positions)
@@ -503,7 +501,7 @@ class Guard:
             name, value = self.limits.joint_names[joint], float(apart[joint])
             what = 'distance between commanded and measured position'
             cause = reject(Reason.TRACKING_ERROR, what, joint=name, value=value, limit=limit, unit='rad')
-            self._latch(cause, self._now_ns)
+            self._latch(cause, now_ns)
 
     def _observe_clock(self, now_ns: int) -> None:
         """Notice a clock that runs backwards: everything known is of another time then; stop."""

@@ -229,7 +229,7 @@ def judge(bench):
         assert (np.abs(np.diff(trace, 2, axis=0)) <= PANDA.acceleration * 1e-6 * 1.5).all()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(life=LIVES, replay=st.booleans(), scale=st.sampled_from([1.0, 0.5, 0.1]))
 def test_no_command_ever_breaks_a_limit_and_each_one_ends_at_rest(make_bench, life, replay, scale):
     checks = CheckOptions(replay_from_rest=replay, start_jump_rad=0.1)
@@ -238,13 +238,13 @@ def test_no_command_ever_breaks_a_limit_and_each_one_ends_at_rest(make_bench, li
     judge(bench)
 
 
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', range(2))
 def test_a_long_life_of_mostly_good_chunks_keeps_every_limit(make_bench, seed):
     """Hypothesis likes short lives; here the arm moves most of the time, often near the ends of its range."""
     rng = np.random.default_rng(seed)
     bench = make_bench(home=MIDDLE, reset_cooldown_ns=20 * MS, checks=CheckOptions(start_jump_rad=0.1))
     accepted = 0
-    for _ in range(120):
+    for _ in range(100):
         happening = rng.choice([gentle, gentle, gentle, rushed, wandering, offset, late, jumping, clock_back])
         life = [(happening, int(rng.integers(2**32)), [10] * int(rng.integers(2, 30)))]
         before = bench.guard.statistics().chunks_accepted
