@@ -1,0 +1,250 @@
+"""Promises of the whole system in its own processes: a robot that moves, and stands still however one ends."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from action_msgs.srv import CancelGoal
+from rclpy.action import ActionClient
+from sensor_msgs.msg import JointState
+
+pytest.importorskip('mujoco', reason='MuJoCo is not installed')
+
+from cosmos3_msgs.action import RunPolicy
+from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, PolicyStatus
+from cosmos3_ros import qos
+from cosmos3_ros.bringup import Options, ProcessSpec, processes
+from cosmos3_ros.conversions import JointReader
+from cosmos3_ros.runner import Runner
+from engine.errors import CosmosError
+from engine.evaluation.simulated_franka import SimulatedFranka
+
+NAMESPACE = 'arena'
+JOINTS = tuple(f'panda_joint{i}' for i in range(1, 8))
+STARTED_S = 90.0  # a busy machine takes its time to import PyTorch
+AT_REST_RAD_S = 0.01
+MOVING_RAD_S = 0.03
+
+
+def can_draw() -> str:
+    """Why pictures cannot be drawn here; empty if they can."""
+    try:
+        robot = SimulatedFranka(image_size=(16, 16), render_views=('wrist',))
+        robot.render()
+        robot.close()
+    except CosmosError as error:
+        return str(error)
+    return ''
+
+
+WHY_NOT = can_draw()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or 'pictures can be drawn'),
+]
+
+
+class System:
+    """The processes of the system, each of which can be ended and started again by itself."""
+
+    def __init__(self, specs: Iterable[ProcessSpec], logs: Path) -> None:
+        self.specs = {spec.name: spec for spec in specs}
+        self.logs = logs
+        self._runners: dict[str, Runner] = {}
+
+    def start(self, name: str) -> None:
+        """Start a process, unless it runs."""
+        if name not in self._runners:
+            self._runners[name] = Runner([self.specs[name]], log_directory=self.logs).__enter__()
+
+    def send(self, name: str, number: signal.Signals) -> None:
+        self._runners[name].send_signal(name, number)
+
+    def wait(self, name: str, timeout: float = 15.0) -> int:
+        """Wait for the end of a process; return its exit code."""
+        runner = self._runners.pop(name)
+        deadline = time.monotonic() + timeout
+        pause = threading.Event()
+        while (code := runner.poll()[name]) is None and time.monotonic() < deadline:
+            pause.wait(0.01)
+        runner.stop(signal.SIGKILL)
+        assert code is not None, f'{name} did not end within {timeout} s; its log ends with\n{self.log(name)}'
+        return code
+
+    def log(self, name: str) -> str:
+        return '\n'.join((self.logs / f'{name}.log').read_text(errors='replace').splitlines()[-30:])
+
+    def close(self) -> None:
+        for runner in self._runners.values():
+            runner.stop()
+        self._runners.clear()
+
+
+class Witness:
+    """Watches a system from outside, within its namespace, and gives it instructions."""
+
+    def __init__(self, graph: Any, system: System) -> None:
+        self.graph, self.system = graph, system
+        node = graph.node('witness', namespace=NAMESPACE)
+        self.joints: list[JointState] = []
+        self.statuses: list[GuardStatus] = []
+        self.policy: list[PolicyStatus] = []
+        self.chunks: list[ActionChunk] = []
+        self.decisions: list[ChunkDecision] = []
+        node.create_subscription(JointState, 'joint_states', self.joints.append, qos.sensor(50))
+        node.create_subscription(GuardStatus, 'guard/status', self.statuses.append, qos.latched())
+        node.create_subscription(PolicyStatus, 'policy/status', self.policy.append, qos.latched())
+        node.create_subscription(ActionChunk, 'policy/chunk', self.chunks.append, qos.status(50))
+        node.create_subscription(ChunkDecision, 'guard/decision', self.decisions.append, qos.status(50))
+        self.goals = ActionClient(node, RunPolicy, 'run_policy')
+        self._cancel = node.create_client(CancelGoal, 'run_policy/_action/cancel_goal')
+        self.outcome: Any = None
+        self._reader = JointReader(JOINTS, 'joint_states')
+
+    def speed(self, message: JointState) -> float:
+        """Speed of the fastest joint, rad/s."""
+        velocities = self._reader.read(message).velocities
+        assert velocities is not None
+        return float(np.abs(velocities).max())
+
+    def is_at_rest(self) -> bool:
+        """Whether the last 20 joint states, a fifth of a second, show no motion."""
+        return len(self.joints) >= 20 and all(self.speed(message) < AT_REST_RAD_S for message in self.joints[-20:])
+
+    def moving(self, anew: bool = False) -> None:
+        """Bring the system to where the robot follows the policy; with `anew` in a run of this witness's own."""
+        for name in self.system.specs:
+            self.system.start(name)
+        for kept in (self.joints, self.policy, self.statuses):
+            self.graph.eventually(lambda kept=kept: len(kept) >= 3, STARTED_S, 'all processes are up')
+        self.graph.eventually(lambda: self.statuses[-1].state != GuardStatus.INACTIVE, STARTED_S)
+        if anew and self.policy[-1].state != PolicyStatus.IDLE:
+            self._end_run()
+        if self.policy[-1].state == PolicyStatus.IDLE:
+            self._instruct()
+        self.graph.eventually(lambda: self.statuses[-1].state == GuardStatus.TRACKING, STARTED_S, 'an accepted chunk')
+        self.graph.eventually(lambda: self.speed(self.joints[-1]) > MOVING_RAD_S, STARTED_S, 'motion')
+
+    def _instruct(self) -> None:
+        self.graph.eventually(self.goals.server_is_ready, STARTED_S)
+        sent = self.goals.send_goal_async(RunPolicy.Goal(instruction='put the red cube in the bowl'))
+        self.graph.eventually(sent.done)
+        assert sent.result().accepted
+        self.outcome = sent.result().get_result_async()
+
+    def _end_run(self) -> None:
+        """End the run of an earlier test, as anybody may."""
+        cancelled = self._cancel.call_async(CancelGoal.Request())
+        self.graph.eventually(cancelled.done)
+        self.graph.eventually(lambda: self.policy[-1].state == PolicyStatus.IDLE)
+
+    def after_some_joint_states(self) -> int:
+        """Let a random time pass, up to half a second of the robot's; return how many joint states that were."""
+        count = random.SystemRandom().randrange(50)
+        goal = len(self.joints) + count
+        self.graph.eventually(lambda: len(self.joints) >= goal, 20.0)
+        return count
+
+    def stands_still(self, what: str) -> None:
+        self.joints.clear()  # what came before does not count
+        self.graph.eventually(self.is_at_rest, 20.0, f'the robot at rest {what}')
+
+
+@pytest.fixture(scope='module')
+def system(tiny_checkpoint, tmp_path_factory) -> Iterator[System]:
+    """Processes that outlast single tests; each test starts what it misses."""
+    options = Options(contract='demo_joint_pos', checkpoint=str(tiny_checkpoint), robot='sim', namespace=NAMESPACE)
+    made = System(processes(options), tmp_path_factory.mktemp('logs'))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def witness(graph, system) -> Iterator[Witness]:
+    made = Witness(graph, system)
+    yield made
+    made.goals.destroy()
+
+
+def test_camera_frames_become_guarded_motion_all_within_a_namespace(graph, witness):
+    witness.moving()
+    graph.eventually(lambda: sum(decision.accepted for decision in witness.decisions) >= 3, 30.0)
+    assert witness.statuses[-1].smallest_velocity_margin >= 0
+    assert witness.statuses[-1].smallest_acceleration_margin >= 0
+    assert not witness.statuses[-1].dry_run
+    observer = graph.node('outsider')
+    ours = [name for name, _ in observer.get_topic_names_and_types() if name.endswith(('joint_trajectory', 'chunk'))]
+    assert ours
+    assert all(name.startswith(f'/{NAMESPACE}/') for name in ours)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_motion_ends_the_guard_with_code_0_and_the_robot_at_rest(witness, system, number):
+    witness.moving()
+    moment = witness.after_some_joint_states()
+    system.send('guard', number)
+    assert system.wait('guard') == 0, f'after {moment} joint states; log:\n{system.log("guard")}'
+    witness.stands_still(f'after {moment} joint states and a {number.name}')
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_motion_ends_the_policy_with_code_0_tells_its_client_and_the_robot_comes_to_rest(
+    witness, system, number
+):
+    witness.moving(anew=True)
+    moment = witness.after_some_joint_states()
+    system.send('policy', number)
+    witness.graph.eventually(witness.outcome.done, what='the result of the run')
+    assert witness.outcome.result().result.reason == RunPolicy.Result.DEACTIVATED
+    assert system.wait('policy') == 0, f'after {moment} joint states; log:\n{system.log("policy")}'
+    witness.stands_still(f'after {moment} joint states and a {number.name}')
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_simulated_robot_with_code_0_and_the_guard_stops_by_itself(witness, system, number):
+    witness.moving()
+    moment = witness.after_some_joint_states()
+    system.send('sim_robot', number)
+    assert system.wait('sim_robot') == 0, f'after {moment} joint states; log:\n{system.log("sim_robot")}'
+    witness.graph.eventually(lambda: witness.statuses[-1].state == GuardStatus.HOLDING, 10.0, 'the guard holds')
+    assert witness.statuses[-1].reason_name != 'NONE'
+
+
+def test_when_the_policy_is_killed_the_guard_brakes_and_says_why(witness, system):
+    witness.moving()
+    system.send('policy', signal.SIGKILL)
+    assert system.wait('policy') == -signal.SIGKILL
+    witness.graph.eventually(lambda: witness.statuses[-1].state == GuardStatus.HOLDING, 10.0, 'the guard holds')
+    assert witness.statuses[-1].reason_name != 'NONE'
+    assert witness.statuses[-1].text
+    witness.stands_still('after the policy was killed')
+
+
+def test_when_the_guard_is_killed_the_robot_stops_by_what_it_has_and_a_new_guard_takes_over(witness, system):
+    witness.moving()
+    system.send('guard', signal.SIGKILL)
+    assert system.wait('guard') == -signal.SIGKILL
+    witness.stands_still('after the guard was killed')
+    witness.statuses.clear()
+    witness.moving()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('name', ['guard', 'policy', 'sim_robot'])
+def test_a_signal_at_any_moment_of_the_start_ends_a_process_with_code_0(graph, system, tmp_path, name, number):
+    for _ in range(3):
+        moment = random.SystemRandom().uniform(0.0, 5.0)
+        once = System([system.specs[name]], tmp_path)
+        once.start(name)
+        due = time.monotonic() + moment
+        graph.eventually(lambda due=due: time.monotonic() >= due, 20.0)
+        once.send(name, number)
+        assert once.wait(name) == 0, f'{moment:.2f} s after the start; log:\n{once.log(name)}'
