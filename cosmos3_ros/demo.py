@@ -27,6 +27,7 @@ from engine.errors import CosmosError
 NAMESPACE = 'demo'
 START_TIMEOUT_S = 120.0
 GOAL_MARGIN_S = 30.0
+STOP_GRACE_S = 15.0  # a busy laptop finishes its denoising step first
 MOVED_RAD = 1e-3
 """Range of motion from which on the robot counts as having moved."""
 
@@ -155,7 +156,7 @@ def _run(specs: Sequence[ProcessSpec], contract: Contract, options: DemoOptions,
 
         spinner = threading.Thread(target=spin, name='recorder', daemon=True)
         spinner.start()
-        runner = Runner(specs, log_directory=options.output / 'logs')
+        runner = Runner(specs, log_directory=options.output / 'logs', grace_s=STOP_GRACE_S)
         with _termination_as_interrupt(), runner, _progress(console) as progress:
             _await_start(runner, recorder, progress, options)
             recorder.recording = True
