@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from engine.checkpoint import open_checkpoint
 from engine.network.config import TransformerConfig
 from engine.network.heads import time_features
 from engine.network.layers import RmsNorm
@@ -26,6 +29,7 @@ from engine.sequence import (
     policy_layout,
     text_to_video_layout,
 )
+from engine.tiny import make_tiny
 
 diffusers = pytest.importorskip('diffusers', reason='diffusers is the reference here')
 from diffusers.models.embeddings import Timesteps  # noqa: E402
@@ -81,8 +85,13 @@ def make_reference(family: str, dtype: torch.dtype, *, lifted: bool) -> nn.Modul
     model = reference_module.Cosmos3OmniTransformer.from_config(config).to(dtype)
     for parameter in model.parameters():
         parameter.copy_(torch.randn(parameter.shape) * (0.3 if parameter.ndim < 2 else parameter.shape[-1] ** -0.5))
+    return lift(model, dtype) if lifted else model
+
+
+def lift(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Put PyTorch's own RMSNorm in the place of diffusers' norms."""
     norms = (RMSNorm, reference_module.Cosmos3NemotronRMSNorm)
-    for module in list(model.modules()) if lifted else []:
+    for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, norms):
                 twin = nn.RMSNorm(child.weight.shape, eps=child.eps, dtype=dtype)
@@ -230,6 +239,34 @@ def test_velocities_equal_those_of_diffusers(pairs: Pairs, family: str, name: st
         mine = ours.denoise(prefix, layout, *inputs, timestep)
         assert difference(mine, reference_step(reference, IDS, layout, inputs, timestep)) <= EXACT
         assert largest(mine) > 0.1, 'a step in which nothing moves proves nothing'
+
+
+@pytest.fixture(scope='module')
+def pairs_from_files(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
+    """The same tiny checkpoint files, opened by us and by diffusers."""
+    pairs = {}
+    for family in FAMILIES:
+        root = make_tiny(tmp_path_factory.mktemp('checkpoints') / family, family, weights='random')
+        ours = open_checkpoint(root).load_transformer('cpu', torch.float64)
+        config = json.loads((root / 'transformer' / 'config.json').read_text(encoding='utf-8'))
+        theirs = reference_module.Cosmos3OmniTransformer.from_config(config).double()
+        shards = [load_file(path) for path in sorted((root / 'transformer').glob('*.safetensors'))]
+        theirs.load_state_dict({name: tensor for shard in shards for name, tensor in shard.items()}, strict=True)
+        pairs[family] = (ours, lift(theirs, torch.float64))
+    return pairs
+
+
+@pytest.mark.parametrize(('family', 'name'), CASES)
+def test_a_checkpoint_written_by_make_tiny_gives_both_the_same_velocities(
+    pairs_from_files: Pairs, family: str, name: str
+) -> None:
+    ours, reference = pairs_from_files[family]
+    layout = LAYOUTS[name]
+    inputs = inputs_for(layout)
+    theirs = reference_step(reference, IDS, layout, inputs, 937)
+    mine = ours.denoise(ours.prefix(IDS), layout, *inputs, 937)
+    assert difference(mine, theirs) <= EXACT
+    assert largest(theirs) > 1e-3
 
 
 @pytest.mark.parametrize('family', FAMILIES)
