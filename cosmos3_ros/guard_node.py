@@ -87,7 +87,9 @@ class GuardNode(CosmosLifecycleNode):
         super().__init__(name, **kwargs)
         self.parameters = ParameterSet(self, PARAMETERS, self._apply)
         self.guard: Guard | None = None
-        self._lock = threading.Lock()  # the guard's calls must not overlap; callbacks of several groups make them
+        # The guard's calls must not overlap, and callbacks of several groups make them. The time is taken inside as
+        # well: one that was taken before waiting would look like a clock that runs backwards.
+        self._lock = threading.Lock()
         self._gripper: GripperTerms | None = None
         self._sent_gripper: float | None = None
         self._told: tuple[object, ...] = ()
@@ -186,10 +188,10 @@ class GuardNode(CosmosLifecycleNode):
         guard = self._working()
         if guard is None:
             return
-        stamp, now = stamp_to_ns(message.header.stamp), self.now_ns()
+        stamp, position, velocity = stamp_to_ns(message.header.stamp), message.position, message.velocity
         with self._lock:
             refused = guard.on_joint_state(
-                stamp, now, message.name, np.asarray(message.position), np.asarray(message.velocity)
+                stamp, self.now_ns(), message.name, np.asarray(position), np.asarray(velocity)
             )
         if refused is not None:
             self.get_logger().error(f'joint state ignored. {refused.text}', throttle_duration_sec=1.0)
@@ -198,8 +200,8 @@ class GuardNode(CosmosLifecycleNode):
         guard = self._working()
         if guard is None:
             return
-        now = self.now_ns()
         with self._lock:
+            now = self.now_ns()
             guard.on_heartbeat(now)
             if message.state == PolicyStatus.RUNNING:
                 guard.on_source(RUNNING, now, now)
@@ -208,9 +210,10 @@ class GuardNode(CosmosLifecycleNode):
         guard = self._working()
         if guard is None:
             return
-        now = self.now_ns()
+        received = received_chunk(message)
         with self._lock:
-            verdict = guard.on_chunk(received_chunk(message), now)
+            now = self.now_ns()
+            verdict = guard.on_chunk(received, now)
         self._decisions.publish(decision_message(message, verdict, now))
         if isinstance(verdict, Rejection):
             self.get_logger().warning(

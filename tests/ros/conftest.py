@@ -327,14 +327,10 @@ class PolicyBench:
 
 
 @pytest.fixture
-def policy_bench(graph: Graph, tiny_checkpoint: Path) -> Iterator[Callable[..., PolicyBench]]:
+def policy_bench(graph: Graph, tiny_checkpoint: Path) -> Callable[..., PolicyBench]:
     """Make a policy node with the tiny checkpoint; keyword arguments are its parameters."""
-    made: list[PolicyBench] = []
 
     def make(checkpoint: Path = tiny_checkpoint, **parameters: Any) -> PolicyBench:
-        made.append(PolicyBench(graph, checkpoint, **parameters))
-        return made[-1]
+        return PolicyBench(graph, checkpoint, **parameters)
 
-    yield make
-    for one in made:
-        one.goals.destroy()
+    return make

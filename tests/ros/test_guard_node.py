@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -505,7 +506,8 @@ def test_deactivation_sends_the_stop_last(graph, bench):
     assert last.velocities[0].any(), 'the arm was moving'
     speeds = np.abs(last.velocities).max(axis=1)
     assert not speeds[-1]
-    assert (np.diff(speeds) <= 1e-9)[2:].all(), 'it only slows down'
+    assert speeds.max() < speeds[0] + 0.05, 'it gathers no speed beyond what easing out of an acceleration takes'
+    assert last.times[-1] < 0.5
     graph.eventually(b.is_at_rest)
     assert b.arm.motions[-1] is last
     assert b.node._trajectory.dropped == 0
@@ -517,12 +519,35 @@ def test_a_clock_set_back_stops_the_arm_and_motion_can_begin_anew(graph, bench):
     b.arm.clock_ns = 100 * 10**9
     graph.eventually(lambda: any(s.reason_name == 'CLOCK_JUMP' for s in b.statuses))
     graph.eventually(lambda: b.state() == GuardStatus.HOLDING)
+    graph.eventually(lambda: b.node.guard.obstacle(b.node.now_ns()) is None, what='joint states of the new time')
     b.arm.motions.clear()  # a robot whose clock was set back knows no commands from the future either
     assert b.statuses[-1].epoch > epoch
     assert b.send(travel(0.1) + b.arm.position - HOME).reason_name == 'CHUNK_STALE_EPOCH'
     b.epoch = b.statuses[-1].epoch
     graph.eventually(lambda: b.send(travel(0.1) + b.arm.position - HOME).accepted)
     graph.eventually(lambda: bool(b.arm.motions), what='commands in the new time')
+
+
+def test_callbacks_that_had_to_wait_for_each_other_do_not_make_the_clock_run_backwards(graph, bench):
+    b = bench().up().moving()
+    epoch = b.node.guard.epoch
+    with b.node._lock:  # as a service does while joint states arrive
+        start = b.arm.now_ns()
+        graph.eventually(lambda: b.arm.now_ns() > start + 50_000_000)
+        b.node.guard.resume(b.node.now_ns())
+    count = len(b.statuses)
+    graph.eventually(lambda: len(b.statuses) > count + 2)
+    assert 'CLOCK_JUMP' not in {status.reason_name for status in b.statuses}
+    assert b.node.guard.epoch == epoch
+
+
+def test_clients_that_pause_and_resume_all_the_time_upset_nothing(graph, bench):
+    b = bench().up().moving()
+    epoch = b.node.guard.epoch
+    for service in ('pause', 'resume') * 5:
+        assert b.call(service).success
+    assert b.node.guard.epoch == epoch
+    assert 'CLOCK_JUMP' not in {status.reason_name for status in b.statuses}
 
 
 # The gripper
@@ -612,6 +637,17 @@ def test_without_a_contract_configuration_fails_by_name(graph, bench, contract):
     assert not b.node.transition('configure')
     assert contract in b.node.last_failure
     assert b.node.state_label == 'unconfigured'
+
+
+def test_without_limits_configuration_fails_and_the_guard_cannot_be_activated(graph, bench, tmp_path):
+    shipped = Path(__file__).resolve().parents[2] / 'config' / 'contracts' / 'demo_joint_pos.yaml'
+    path = tmp_path / 'contract.yaml'
+    text = shipped.read_text(encoding='utf-8').replace('description: panda ', 'description: no_such_robot ')
+    path.write_text(text, encoding='utf-8')
+    b = bench(contract=str(path))
+    assert not b.node.transition('configure')
+    assert 'no_such_robot' in b.node.last_failure
+    assert not b.node.transition('activate')
 
 
 def test_the_whole_life_can_be_lived_twice(graph, bench):

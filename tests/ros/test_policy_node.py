@@ -370,6 +370,36 @@ def test_a_new_seed_changes_the_next_chunk(graph, sensors, policy_bench):
     assert np.abs(after - before).max() > 0
 
 
+def test_with_a_record_directory_every_chunk_leaves_its_latents(graph, sensors, policy_bench, tmp_path):
+    sensors()
+    bench = policy_bench(record_directory=str(tmp_path / 'latents')).up()
+    bench.run()
+    chunk = bench.have_chunks(1)[0]
+    path = tmp_path / 'latents' / f'chunk_{chunk.epoch}_{chunk.sequence:05d}.npz'
+    graph.eventually(path.is_file)
+    assert bench.node.transition('deactivate')
+    bench.node.loop.close()  # whatever is being written is complete then
+    with np.load(path) as kept:
+        np.testing.assert_allclose(kept['actions'][:, :7], rows_of(chunk), atol=1e-6)
+        assert kept['stamp_ns'] == stamp_to_ns(chunk.header.stamp)
+        assert kept['latents'].dtype == np.float16
+        assert np.isfinite(kept['latents']).all()
+
+
+def test_drivers_without_stamps_can_be_served_by_the_time_of_arrival(graph, sensors, policy_bench):
+    drivers = sensors()
+
+    def without_stamp(message):
+        message.header.stamp.sec = message.header.stamp.nanosec = 0
+        return message
+
+    drivers.change = dict.fromkeys(drivers.stamps, without_stamp)
+    bench = policy_bench(timeline='receive')
+    before = bench.node.now_ns()
+    bench.up().run()
+    assert stamp_to_ns(bench.have_chunks(1)[0].header.stamp) > before
+
+
 # Lifecycle
 
 

@@ -168,10 +168,8 @@ def system(tiny_checkpoint, tmp_path_factory) -> Iterator[System]:
 
 
 @pytest.fixture
-def witness(graph, system) -> Iterator[Witness]:
-    made = Witness(graph, system)
-    yield made
-    made.goals.destroy()
+def witness(graph, system) -> Witness:
+    return Witness(graph, system)
 
 
 def test_camera_frames_become_guarded_motion_all_within_a_namespace(graph, witness):
