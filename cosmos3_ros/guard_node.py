@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Duration
 from numpy.typing import NDArray
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -170,11 +171,14 @@ class GuardNode(CosmosLifecycleNode):
     # Inputs
 
     def _open_inputs(self, contract: Contract) -> None:
-        self.subscribe(ActionChunk, 'policy/chunk', self._on_chunk, qos.status(), self.control_group)
-        self.subscribe(PolicyStatus, 'policy/status', self._on_policy, qos.latched(), self.control_group)
+        # Apart from the tick, and from each other: rclpy serves timers before subscriptions of the same group, so that
+        # a tick that takes a whole period would leave the guard deaf.
+        policy = MutuallyExclusiveCallbackGroup()
+        self.subscribe(ActionChunk, 'policy/chunk', self._on_chunk, qos.status(), policy)
+        self.subscribe(PolicyStatus, 'policy/status', self._on_policy, qos.latched(), policy)
         if contract.state.joint_states is not None:
             topic = contract.state.joint_states.topic
-            self.subscribe(JointState, topic, self._on_joints, qos.sensor(depth=50), self.control_group)
+            self.subscribe(JointState, topic, self._on_joints, qos.sensor(depth=50), self.sensor_group)
         for name, answer in (
             ('stop', self._stop),
             ('reset', self._reset),

@@ -567,6 +567,13 @@ def test_callbacks_that_had_to_wait_for_each_other_do_not_make_the_clock_run_bac
     assert b.node.guard.epoch == epoch
 
 
+def test_ticks_that_follow_each_other_without_a_pause_leave_room_for_what_arrives(graph, bench):
+    b = bench(control_rate_hz=1000.0).up()  # faster than this machine can tick
+    assert b.send(travel(0.3)).accepted
+    b.until(GuardStatus.HOLDING)
+    assert 'STALE_JOINT_STATE' not in {status.reason_name for status in b.statuses}
+
+
 def test_clients_that_pause_and_resume_all_the_time_upset_nothing(graph, bench):
     b = bench().up().moving()
     epoch = b.node.guard.epoch
