@@ -13,7 +13,7 @@ def main() -> int:
     from cosmos3_ros.guard_node import GuardNode
     from cosmos3_ros.node_base import spin
 
-    return spin(GuardNode, threads=3)
+    return spin(GuardNode, threads=4)
 
 
 if __name__ == '__main__':
