@@ -15,6 +15,7 @@ import json
 import platform
 import re
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -179,15 +180,24 @@ def compare(size: str, contract: engine.Contract, repeats: int, device: str) -> 
         'ablated': lambda seed: ablated.infer(observation, seed).seconds,
     }
     ours.prepare(INSTRUCTION)
-    teraflop = {name: count_teraflop(run) for name, run in runs.items()}
+    teraflop = {}
+    for name, run in runs.items():
+        tell(f'{size}: warm-up, {COLUMNS[name]}')
+        teraflop[name] = count_teraflop(run)
     seconds: dict[str, list[Mapping[str, float]]] = {name: [] for name in runs}
     for turn in range(repeats):
+        tell(f'{size}: turn {turn + 1} of {repeats}')
         for name, run in runs.items():
             if name != 'ablated' or turn % 2 == 0:
                 seconds[name].append(with_processor_time(run, turn))
     sides = {name: make_side(name, seconds[name], teraflop[name], ours, reference) for name in COLUMNS}
     check_same_work(sides, contract)
     return Comparison(size, contract.name, parts.parameters, short(parts.dtype), sides)
+
+
+def tell(text: str) -> None:
+    """Say what is going on, apart from the tables."""
+    print(f'{time.strftime("%H:%M:%S")} {text}', file=sys.stderr, flush=True)
 
 
 def with_processor_time(run: Callable[[int], Mapping[str, float]], seed: int) -> dict[str, float]:
