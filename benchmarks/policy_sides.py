@@ -29,9 +29,7 @@ from engine.sequence import Layout
 
 SIZES = ('tiny', 'mid', 'nano')
 
-# Nano with an eighth of its width and two thirds of its depth, and its autoencoder with a tenth of the width: the
-# encoder keeps its share of the parameters (1 %) and of the arithmetic of a chunk (one eighth, if the whole clip is
-# encoded).
+# Nano and its autoencoder with an eighth of their widths, and two thirds of the depth.
 MID = {
     'hidden_size': 512,
     'num_hidden_layers': 24,
@@ -39,7 +37,7 @@ MID = {
     'num_key_value_heads': 1,
     'intermediate_size': 1536,
 }
-MID_VAE = {'base_dim': 16, 'decoder_base_dim': 26, 'num_res_blocks': 2}
+MID_VAE = {'base_dim': 20, 'decoder_base_dim': 32, 'num_res_blocks': 2}
 NANO_VAE = {'base_dim': 160, 'decoder_base_dim': 256, 'num_res_blocks': 2}
 
 
