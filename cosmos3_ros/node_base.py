@@ -49,8 +49,7 @@ SWITCH_INTERVAL_S = 1e-4
 """Longest turn of a Python thread that others wait for; Python's own 5 ms are half the period of a 100 Hz tick.
 
 A callback gives up its turn at every message it sends and at many NumPy calls, and has to win it back each time from
-the executor's thread, which is busy with Python code. Measured with a guard, an arm and an observer in one process:
-99 % of the ticks within 14 ms of each other instead of 130 to 500 ms (`benchmarks/control_period.py`).
+the executor's thread, which is busy with Python code. `benchmarks/control_period.py` compares both settings.
 """
 
 EVENT_PERIOD_S = 0.25
