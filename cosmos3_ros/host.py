@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 from cosmos3_ros.process import answer_signals
+
+
+NICENESS = 5
+"""How far this process steps back: on a machine whose cores are all busy with inference, the guard goes first."""
 
 
 def main() -> int:
     """Entry point of the executable `host`."""
+    os.nice(NICENESS)
     answer_signals()  # before the heavy imports below, so that Ctrl-C works during them
     from cosmos3_ros.node_base import spin
     from cosmos3_ros.policy_node import PolicyNode

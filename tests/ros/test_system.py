@@ -204,6 +204,7 @@ def test_a_signal_during_motion_ends_the_policy_with_code_0_tells_its_client_and
     assert witness.outcome.result().result.reason == RunPolicy.Result.DEACTIVATED
     assert system.wait('policy') == 0, f'after {moment} joint states; log:\n{system.log("policy")}'
     witness.stands_still(f'after {moment} joint states and a {number.name}')
+    system.start('policy')  # takes longest to start: the next test finds it well under way
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -238,7 +239,7 @@ def test_when_the_guard_is_killed_the_robot_stops_by_what_it_has_and_a_new_guard
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize('name', ['guard', 'policy', 'sim_robot'])
 def test_a_signal_at_any_moment_of_the_start_ends_a_process_with_code_0(graph, system, tmp_path, name, number):
-    for _ in range(3):
+    for _ in range(2):
         moment = random.SystemRandom().uniform(0.0, 5.0)
         once = System([system.specs[name]], tmp_path)
         once.start(name)
