@@ -6,7 +6,6 @@ import os
 
 from cosmos3_ros.process import answer_signals
 
-
 NICENESS = 5
 """How far this process steps back: on a machine whose cores are all busy with inference, the guard goes first."""
 
