@@ -305,15 +305,17 @@ def _imagined(
         if options.imagined_every_s > 0 and chunk.stamp - newest >= options.imagined_every_s:
             chosen.append((chunk.epoch, chunk.sequence))
             newest = chunk.stamp
-    task = progress.add_task('decoding imagination', total=len(chosen), note='')
+    task = progress.add_task('decoding imagination', total=len(chosen), note='loading the autoencoder')
     vae = open_checkpoint(checkpoint).load_vae('cpu', torch.float32)
     videos = {}
     for epoch, sequence in chosen:
+        progress.update(task, note=f'chunk {sequence}')
         path = options.output / 'latents' / f'chunk_{epoch}_{sequence:05d}.npz'
         if path.is_file():
             with np.load(path) as saved, torch.inference_mode():
                 videos[epoch, sequence] = vae.decode(torch.from_numpy(saved['latents']).float()).numpy()
         progress.advance(task)
+    progress.update(task, note='')
     return videos
 
 
