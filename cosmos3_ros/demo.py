@@ -223,9 +223,9 @@ def _last_lines(path: Path, count: int = 12) -> str:
 def _follow(runner: Runner, recorder: object, progress: Progress, options: DemoOptions) -> None:
     """One run_policy goal, to its end."""
     from builtin_interfaces.msg import Duration
-    from rclpy.action import ActionClient
 
     from cosmos3_msgs.action import RunPolicy
+    from cosmos3_ros.action_client import ActionClient
 
     client = ActionClient(recorder, RunPolicy, 'run_policy')
     if not client.wait_for_server(timeout_sec=10.0):

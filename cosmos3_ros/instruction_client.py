@@ -8,7 +8,6 @@ from typing import Any
 import rclpy
 from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Duration
-from rclpy.action import ActionClient
 from rclpy.action.client import ClientGoalHandle
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -16,6 +15,7 @@ from rclpy.signals import SignalHandlerOptions
 from cosmos3_msgs.action import RunPolicy
 from cosmos3_msgs.msg import PolicyStatus
 from cosmos3_ros import qos
+from cosmos3_ros.action_client import ActionClient
 from cosmos3_ros.node_base import NodeExecutor
 from cosmos3_ros.parameters import Parameter, ParameterSet, Required
 from cosmos3_ros.process import StopRequest

@@ -41,7 +41,6 @@ os.environ['ROS_DOMAIN_ID'] = str(DOMAIN)
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 
 import rclpy  # noqa: E402 (reads the domain from the environment)
-from rclpy.action import ActionClient  # noqa: E402
 from rclpy.node import Node  # noqa: E402
 from rclpy.parameter import Parameter as RosParameter  # noqa: E402
 from rosgraph_msgs.msg import Clock as ClockMessage  # noqa: E402
@@ -50,6 +49,7 @@ from sensor_msgs.msg import Image, JointState  # noqa: E402
 from cosmos3_msgs.action import RunPolicy  # noqa: E402
 from cosmos3_msgs.msg import ActionChunk, PolicyStatus  # noqa: E402
 from cosmos3_ros import qos  # noqa: E402
+from cosmos3_ros.action_client import ActionClient  # noqa: E402
 from cosmos3_ros.conversions import joint_state, ns_to_stamp, rgb_to_image  # noqa: E402
 from cosmos3_ros.middleware_events import QuietEvents  # noqa: E402
 from cosmos3_ros.node_base import CosmosLifecycleNode, NodeExecutor  # noqa: E402

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from action_msgs.srv import CancelGoal
-from rclpy.action import ActionClient
 from sensor_msgs.msg import JointState
 
 pytest.importorskip('mujoco', reason='MuJoCo is not installed')
@@ -21,6 +20,7 @@ pytest.importorskip('mujoco', reason='MuJoCo is not installed')
 from cosmos3_msgs.action import RunPolicy
 from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, PolicyStatus
 from cosmos3_ros import qos
+from cosmos3_ros.action_client import ActionClient
 from cosmos3_ros.bringup import Options, ProcessSpec, processes
 from cosmos3_ros.conversions import JointReader
 from cosmos3_ros.runner import Runner
