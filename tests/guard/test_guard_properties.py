@@ -2,198 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.hazards import (
+    CHUNKS,
+    EVENTS,
+    MIDDLE,
+    MS,
+    clock_back,
+    gentle,
+    jumping,
+    late,
+    offset,
+    rushed,
+    swift,
+    wandering,
+)
 from cosmos3_ros.guard.checks import Acceptance, CheckOptions
 from cosmos3_ros.guard.guard import GuardState
 from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.guard.reasons import Reason
 
-MS = 1_000_000
-STEP = 66_666_667
 PANDA = load_limits('panda')
-MIDDLE = np.array([0.0, 0.0, 0.0, -1.5, 0.0, 1.8, 0.0])
-
-
-# What a policy may send. Each takes the bench and a random generator, and gives rows and changed header fields.
-
-
-def gentle(bench, rng):
-    return bench.wave(amplitude=rng.uniform(-0.5, 0.5), period=rng.uniform(1.5, 5), joints=rng.permutation(7)[:3]), {}
-
-
-def rushed(bench, rng):
-    speed = rng.uniform(-1, 1, 7) * PANDA.velocity * rng.uniform(0, 1.2)
-    return bench.arm + np.arange(1, 33)[:, None] * STEP * 1e-9 * speed, {}
-
-
-def wandering(bench, rng):
-    return bench.arm + np.cumsum(rng.normal(0, rng.choice([0.001, 0.01, 0.1]), (32, 7)), axis=0), {}
-
-
-def reversing(bench, rng):
-    rows, _ = gentle(bench, rng)
-    rows[rng.integers(1, 31) :] = rows[0]
-    return rows, {}
-
-
-def jumping(bench, rng):
-    rows, _ = gentle(bench, rng)
-    rows[rng.integers(0, 32) :, rng.integers(7)] += rng.normal(0, 0.2)
-    return rows, {}
-
-
-def offset(bench, rng):
-    rows, _ = gentle(bench, rng)
-    return rows + rng.normal(0, 0.03, 7), {}
-
-
-def poisoned(bench, rng):
-    rows, _ = gentle(bench, rng)
-    rows[rng.integers(32), rng.integers(7)] = rng.choice([np.nan, np.inf, -np.inf, 1e300])
-    return rows, {}
-
-
-def huge(bench, rng):
-    return rng.normal(0, 10.0 ** rng.integers(0, 30), (32, 7)), {}
-
-
-def mis_shaped(bench, rng):
-    rows, _ = gentle(bench, rng)
-    return [rows[:1], rows[:, :6], rows[0], [], None, 'rows', [[1.0], [1.0, 2.0]]][rng.integers(7)], {}
-
-
-def short(bench, rng):
-    rows, _ = gentle(bench, rng)
-    return rows[: rng.integers(2, 8)], {}
-
-
-def late(bench, rng):
-    rows, _ = gentle(bench, rng)
-    return rows, {'stamp_ns': bench.now - int(rng.integers(0, 2500)) * MS}
-
-
-def early(bench, rng):
-    rows, _ = gentle(bench, rng)
-    return rows, {'stamp_ns': bench.now + int(rng.integers(0, 100)) * MS}
-
-
-def of_another_epoch(bench, rng):
-    rows, _ = gentle(bench, rng)
-    return rows, {'epoch': max(0, bench.guard.epoch + int(rng.integers(-2, 2)))}
-
-
-def repeated(bench, rng):
-    rows, _ = gentle(bench, rng)
-    return rows, {'sequence': max(0, bench.sequence - int(rng.integers(0, 3)))}
-
-
-def oddly_timed(bench, rng):
-    rows, _ = gentle(bench, rng)
-    return rows, {'step_ns': int(rng.choice([0, 1, 1000, 5 * MS, 33 * MS, 200 * MS, 900 * MS, 2000 * MS]))}
-
-
-def permuted(bench, rng):
-    rows, _ = gentle(bench, rng)
-    order = rng.permutation(7)
-    return rows[:, order], {'joint_names': tuple(bench.limits.joint_names[i] for i in order)}
-
-
-def misnamed(bench, rng):
-    rows, _ = gentle(bench, rng)
-    return rows, {'joint_names': bench.limits.joint_names[: rng.integers(0, 7)]}
-
-
-CHUNKS = (
-    gentle,
-    rushed,
-    wandering,
-    reversing,
-    jumping,
-    offset,
-    poisoned,
-    huge,
-    mis_shaped,
-    short,
-    late,
-    early,
-    of_another_epoch,
-    repeated,
-    oddly_timed,
-    permuted,
-    misnamed,
-)
-
-
-# What else may happen.
-
-
-def nothing(bench, rng):
-    pass
-
-
-def poisoned_state(bench, rng):
-    bench.guard.on_joint_state(bench.now, bench.now, bench.limits.joint_names, bench.arm * np.nan)
-
-
-def silent_robot(bench, rng):
-    bench.reports = not bench.reports
-
-
-def stop(bench, rng):
-    bench.guard.request_stop('test', bench.now)
-
-
-def reset(bench, rng):
-    bench.guard.reset(bench.now)
-
-
-def pause(bench, rng):
-    bench.guard.pause(bench.now)
-
-
-def resume(bench, rng):
-    bench.guard.resume(bench.now)
-
-
-def restart(bench, rng):
-    last = bench.guard.deactivate(bench.now)
-    if last is not None:
-        bench.auditor.command(last)
-        bench.told = last
-    bench.guard.activate(bench.now)
-
-
-def clock_back(bench, rng):
-    jump = int(rng.integers(1, 3000)) * MS
-    bench.now -= jump
-    if bench.told is not None:  # the arm's controller does not notice
-        bench.told = dataclasses.replace(bench.told, stamp_ns=bench.told.stamp_ns - jump)
-    bench.tick()
-
-
-def clock_forward(bench, rng):
-    jump = int(rng.integers(1, 3000)) * MS
-    bench.pass_time(min(jump // MS, 200))
-
-
-EVENTS = (
-    nothing,
-    poisoned_state,
-    silent_robot,
-    stop,
-    reset,
-    pause,
-    resume,
-    restart,
-    clock_back,
-    clock_forward,
-)
 
 TICKS = st.lists(st.sampled_from([1, 5, 9, 10, 10, 10, 11, 13, 25, 45, 80]), min_size=1, max_size=25)
 CHUNK = st.tuples(st.sampled_from(CHUNKS), st.integers(0, 2**32 - 1), TICKS)
@@ -245,7 +78,7 @@ def test_a_long_life_of_mostly_good_chunks_keeps_every_limit(make_bench, seed):
     bench = make_bench(home=MIDDLE, reset_cooldown_ns=20 * MS, checks=CheckOptions(start_jump_rad=0.1))
     accepted = 0
     for _ in range(100):
-        happening = rng.choice([gentle, gentle, gentle, rushed, wandering, offset, late, jumping, clock_back])
+        happening = rng.choice([gentle, gentle, gentle, swift, rushed, wandering, offset, late, jumping, clock_back])
         life = [(happening, int(rng.integers(2**32)), [10] * int(rng.integers(2, 30)))]
         before = bench.guard.statistics().chunks_accepted
         live(bench, life)
