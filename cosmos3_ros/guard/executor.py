@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from cosmos3_ros.guard.chunk import Chunk
-from cosmos3_ros.guard.motion import NS, Array, JointsState, Motion, Samples, Times, state_at
+from cosmos3_ros.guard.motion import NS, Array, JointsState, Motion, Samples, Times
 
 _ORDERS = 4  # position, velocity, acceleration, jerk
 
@@ -58,7 +58,7 @@ class ChunkMotion:
         self.window_ns = min(window_ns, self.end_ns - start_ns)
         self._segments = _spline_segments(chunk)
         self._fade: Array = np.zeros((6, _ORDERS * state.positions.shape[0]))
-        own = self.sample(np.array([start_ns], dtype=np.int64)).state(0)
+        own = self.state(start_ns)
         #: Distance between the motion in progress and the chunk at the splice, rad [J].
         self.jump: Array = np.abs(own.positions - state.positions)
         self._fade = _quintic_to_zero(state, own, self.window_ns / NS)
@@ -75,19 +75,35 @@ class ChunkMotion:
         """
         times = np.minimum(np.maximum(times_ns, self.start_ns), self.end_ns)
         values = self._spline(times)
-        tau = (times - self.start_ns) / self.window_ns
-        fading = tau < 1.0
+        fading = times < self.start_ns + self.window_ns
         if fading.any():
-            values[fading] += tau[fading, None] ** np.arange(6) @ self._fade
+            tau = (times[fading] - self.start_ns) / self.window_ns
+            values[fading] += _powers(tau, 6) @ self._fade
         return values.reshape(len(times), _ORDERS, -1)
+
+    def state(self, time_ns: int) -> JointsState:
+        """State at one instant, clipped to [start, end]: the same formulas as for many, without their overhead."""
+        time = min(max(time_ns, self.start_ns), self.end_ns)
+        step_ns = self.chunk.step_ns
+        since_first = time - self.chunk.due_ns(0)
+        segment = min(max(since_first // step_ns, -1), self.chunk.rows - 2)
+        s = (since_first - segment * step_ns) / step_ns
+        values = np.array((1.0, s, s * s, s * s * s)) @ self._segments[segment + 1]
+        since = time - self.start_ns
+        if since < self.window_ns:
+            tau = since / self.window_ns
+            square = tau * tau
+            cube = square * tau
+            values += np.array((1.0, tau, square, cube, square * square, square * cube)) @ self._fade
+        positions, velocities, accelerations, _ = values.reshape(_ORDERS, -1)
+        return JointsState(positions, velocities, accelerations)
 
     def _spline(self, times_ns: Times) -> Array:
         step_ns = self.chunk.step_ns
         since_first = times_ns - self.chunk.due_ns(0)
         segment = np.minimum(np.maximum(since_first // step_ns, -1), self.chunk.rows - 2)
         s = (since_first - segment * step_ns) / step_ns
-        powers = s[:, None] ** np.arange(4)
-        values: Array = (powers[:, None, :] @ self._segments[segment + 1])[:, 0]
+        values: Array = (_powers(s, 4)[:, None, :] @ self._segments[segment + 1])[:, 0]
         return values
 
 
@@ -151,7 +167,15 @@ class ChunkExecutor:
 
     def state(self, time_ns: int) -> JointsState:
         """State at one instant."""
-        return state_at(self.in_force(time_ns), time_ns)
+        return self.in_force(time_ns).state(time_ns)
+
+
+def _powers(values: Array, count: int) -> Array:
+    """The powers 0 .. count - 1 of each value: [S] -> [S, count]."""
+    powers = np.empty((len(values), count))
+    powers[:, 0] = 1.0
+    powers[:, 1:] = values[:, None]
+    return np.multiply.accumulate(powers, axis=1, out=powers)
 
 
 def _spline_segments(chunk: Chunk) -> Array:

@@ -65,6 +65,9 @@ class Motion(Protocol):
     def sample(self, times_ns: Times) -> Samples:
         """States at the given instants; instants outside are taken as the nearest end."""
 
+    def state(self, time_ns: int) -> JointsState:
+        """State at one instant; the same as a sample of one, in a fraction of the time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Hold:
@@ -84,10 +87,14 @@ class Hold:
         zero = np.zeros_like(positions)
         return Samples(times_ns, positions, zero, zero)
 
+    def state(self, time_ns: int) -> JointsState:
+        """The same state at any instant."""
+        return JointsState.at_rest(self.positions)
+
 
 def state_at(motion: Motion, time_ns: int) -> JointsState:
     """State of a motion at one instant."""
-    return motion.sample(np.array([time_ns], dtype=np.int64)).state(0)
+    return motion.state(time_ns)
 
 
 def instants(start_ns: int, end_ns: int, step_ns: int) -> Times:

@@ -119,11 +119,10 @@ class CommandedMotion:
         """
         self._executor.prune(now_ns)
         until = min(now_ns + self._options.commit_ns, self.end_ns)
-        brake = self._braker.brake(self.state(until), until)
+        piece = self._executor.sample(instants(now_ns, until, self._options.period_ns))
+        brake = self._braker.brake(piece.state(-1), until)
         if brake is None:
             return reject(Reason.STOPPING_DISTANCE, 'no stop within the limits from the motion planned next')
-        period = self._options.period_ns
-        piece = self._executor.sample(instants(now_ns, until, period))
         points = _joined(piece, brake.points)
         fault = self._fault(points)
         if fault is not None:

@@ -17,6 +17,7 @@ from cosmos3_ros.guard.reasons import Reason
 Array = NDArray[np.float64]
 
 _AGES = 4096
+_QUANTITIES = ('position', 'velocity', 'acceleration', 'jerk')
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,8 @@ class Recorder:
         self.stops: Counter[Reason] = Counter()
         self.discarded: Counter[Reason] = Counter()
         self._ages: deque[float] = deque(maxlen=_AGES)
-        self._margins = {
-            key: Margin('', math.inf, math.inf) for key in ('position', 'velocity', 'acceleration', 'jerk')
-        }
+        self._margins = {key: Margin('', math.inf, math.inf) for key in _QUANTITIES}
+        self._smallest = np.full((len(_QUANTITIES), 1), np.inf)  # the fractions of these margins
 
     def executed(self, samples: Samples, until_ns: int, limits: RobotLimits) -> None:
         """Note the part of a command that will be executed before the next one; the rest is superseded by it.
@@ -98,11 +98,17 @@ class Recorder:
         self.commands += 1
         count = max(2, int(np.searchsorted(samples.times_ns, until_ns, side='right')))
         p, v, a = samples.positions[:count], samples.velocities[:count], samples.accelerations[:count]
-        dt = np.diff(samples.times_ns[:count])[:, None] / NS
-        self._note('position', np.minimum(p - limits.lower, limits.upper - p), limits.upper - limits.lower, limits)
-        self._note('velocity', limits.velocity - np.abs(v), limits.velocity, limits)
-        self._note('acceleration', limits.acceleration - np.abs(a), limits.acceleration, limits)
-        self._note('jerk', limits.jerk - np.abs(np.diff(a, axis=0) / dt), limits.jerk, limits)
+        times = samples.times_ns[:count]
+        left = np.empty((len(_QUANTITIES), count, p.shape[1]))  # joints may have anything left to a limit, in its unit
+        left[0] = np.minimum(p - limits.lower, limits.upper - p)
+        left[1] = limits.velocity - np.abs(v)
+        left[2] = limits.acceleration - np.abs(a)
+        left[3, 1:] = limits.jerk - np.abs((a[1:] - a[:-1]) * (NS / (times[1:] - times[:-1]))[:, None])
+        left[3, 0] = left[3, 1]
+        whole = np.stack((limits.upper - limits.lower, limits.velocity, limits.acceleration, limits.jerk))
+        fractions = (left / whole[:, None]).reshape(len(_QUANTITIES), -1)
+        if (fractions < self._smallest).any():
+            self._note(left.reshape(fractions.shape), fractions, limits)
 
     def aged(self, age_ns: int) -> None:
         """Note the age of the observation behind the motion of this instant."""
@@ -126,9 +132,10 @@ class Recorder:
             tuple(self._ages),
         )
 
-    def _note(self, key: str, left: Array, whole: Array, limits: RobotLimits) -> None:
-        fractions = left / whole
-        index = int(fractions.argmin())
-        if fractions.flat[index] < self._margins[key].fraction:
-            joint = limits.joint_names[index % left.shape[1]]
-            self._margins[key] = Margin(joint, float(left.flat[index]), float(fractions.flat[index]))
+    def _note(self, left: Array, fractions: Array, limits: RobotLimits) -> None:
+        for row, key in enumerate(_QUANTITIES):
+            index = int(fractions[row].argmin())
+            if fractions[row, index] < self._margins[key].fraction:
+                joint = limits.joint_names[index % len(limits.joint_names)]
+                self._margins[key] = Margin(joint, float(left[row, index]), float(fractions[row, index]))
+                self._smallest[row] = fractions[row, index]

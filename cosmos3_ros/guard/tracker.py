@@ -6,6 +6,8 @@ do: what has been sent already.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from ruckig import ControlInterface, InputParameter, Ruckig, RuckigError, Synchronization, Trajectory
 
@@ -41,9 +43,22 @@ class Brake:
     def sample(self, times_ns: Times) -> Samples:
         """States at the given instants, clipped to [start, end]; exactly at rest from the end on."""
         elapsed = np.minimum(np.maximum(times_ns - self.start_ns, 0), self.end_ns - self.start_ns) / NS
-        states = np.array([self._trajectory.at_time(t) for t in elapsed.tolist()], dtype=np.float64)
+        numbers: list[float] = []  # one flat list: NumPy takes several times as long over nested ones
+        at_time = self._trajectory.at_time
+        for time in elapsed.tolist():
+            for column in at_time(time):
+                numbers += column
+        states = np.array(numbers, dtype=np.float64).reshape(len(elapsed), 3, -1)
         states[times_ns >= self.end_ns, 1:] = 0.0
         return Samples(times_ns, states[:, 0], states[:, 1], states[:, 2])
+
+    def state(self, time_ns: int) -> JointsState:
+        """State at one instant, clipped to [start, end]; exactly at rest from the end on."""
+        elapsed = min(max(time_ns - self.start_ns, 0), self.end_ns - self.start_ns) / NS
+        positions, velocities, accelerations = self._trajectory.at_time(elapsed)
+        if time_ns >= self.end_ns:
+            return JointsState.at_rest(np.array(positions))
+        return JointsState(np.array(positions), np.array(velocities), np.array(accelerations))
 
 
 class Braker:
@@ -85,7 +100,7 @@ class Braker:
             trajectory = self._solve(way)
             if trajectory is None:
                 continue
-            duration_ns = max(self._period_ns, int(np.ceil(trajectory.duration * NS)))
+            duration_ns = max(self._period_ns, math.ceil(trajectory.duration * NS))
             brake = Brake(start_ns, start_ns + duration_ns, trajectory, self._period_ns)
             if self._fits(brake.points, state, jerk):
                 return brake
@@ -98,17 +113,17 @@ class Braker:
             result = self._solver.calculate(self._input, trajectory)
         except RuckigError:
             return None  # raised for input it cannot use, such as numbers that are not finite
-        return trajectory if int(result) >= 0 and np.isfinite(trajectory.duration) else None
+        return trajectory if int(result) >= 0 and math.isfinite(trajectory.duration) else None
 
     def _fits(self, points: Samples, state: JointsState, jerk: Array) -> bool:
         # Between two points h apart a joint can turn round, and be further out than at either by a h²/8 at most.
         # (The solver's own position_extrema are not used: for joints that stand still they include zero.)
         turning = (state.velocities != 0.0) | (state.accelerations != 0.0)
-        beyond = turning * self._limits.acceleration * ((self._period_ns / NS) ** 2 / 8)
-        lower, upper = self._limits.lower + beyond, self._limits.upper - beyond
-        inside = (points.positions >= lower - _ROUNDING).all() and (points.positions <= upper + _ROUNDING).all()
+        beyond = turning * self._limits.acceleration * ((self._period_ns / NS) ** 2 / 8) - _ROUNDING
+        reach = np.minimum.reduce(points.positions), np.maximum.reduce(points.positions)
+        inside = (reach[0] >= self._limits.lower + beyond) & (reach[1] <= self._limits.upper - beyond)
         peak = peak_speed(state.velocities, state.accelerations, jerk)
-        return bool(inside and (peak <= self._limits.velocity).all())
+        return bool((inside & (peak <= self._limits.velocity)).all())
 
 
 def peak_speed(velocities: Array, accelerations: Array, jerk: Array) -> Array:
@@ -176,16 +191,23 @@ def check_output(samples: Samples, limits: RobotLimits) -> Rejection | None:
         return reject(Reason.OUTPUT_CHECK, 'a command does not end at rest')
     dt = (steps / NS)[:, None]
     dp, dv, da = p[1:] - p[:-1], v[1:] - v[:-1], a[1:] - a[:-1]
-    mismatch = dp - (dt * (v[:-1] + v[1:]) / 2 - dt**2 * da / 12)  # trapezoid rule, corrected by the end slopes
-    return (
-        _outside(p, limits)
-        or _above('velocity', v, limits.velocity, limits, 'rad/s')
-        or _above('acceleration', a, limits.acceleration, limits, 'rad/s^2')
-        or _above('mean velocity', dp / dt, limits.velocity, limits, 'rad/s')
-        or _above('mean acceleration', dv / dt, limits.acceleration, limits, 'rad/s^2')
-        or _above('mean jerk', da / dt, limits.jerk, limits, 'rad/s^3')
-        or _above('disagreement of position and velocity', mismatch / dt**3, limits.jerk / 6, limits, 'rad/s^3')
+    mismatch = dp - dt * ((v[:-1] + v[1:]) / 2 - dt * da / 12)  # trapezoid rule, corrected by the end slopes
+    quantities = (  # the last row is known to be at rest
+        ('velocity', v[:-1], limits.velocity, 'rad/s'),
+        ('acceleration', a[:-1], limits.acceleration, 'rad/s^2'),
+        ('mean velocity', dp / dt, limits.velocity, 'rad/s'),
+        ('mean acceleration', dv / dt, limits.acceleration, 'rad/s^2'),
+        ('mean jerk', da / dt, limits.jerk, 'rad/s^3'),
+        ('disagreement of position and velocity', mismatch / (dt * dt * dt), limits.jerk / 6, 'rad/s^3'),
     )
+    outside = _outside(p, limits)
+    # All at once: nearly every command is sound, and NumPy's time goes by the number of calls.
+    values = np.concatenate([values for _, values, _, _ in quantities], axis=1)
+    bounds = np.concatenate([limit for _, _, limit, _ in quantities])
+    if outside is not None or _all_below(values, bounds):
+        return outside
+    found = (_above(what, values, limit, limits, unit) for what, values, limit, unit in quantities)
+    return next((fault for fault in found if fault is not None), None)
 
 
 def check_continuity(samples: Samples, before: Samples, limits: RobotLimits) -> Rejection | None:
@@ -197,9 +219,11 @@ def check_continuity(samples: Samples, before: Samples, limits: RobotLimits) -> 
         limits: Hard limits; they bound the error of interpolating between points.
     """
     time = int(samples.times_ns[0])
-    index = int(np.clip(np.searchsorted(before.times_ns, time, side='right') - 1, 0, len(before.times_ns) - 2))
-    span = (before.times_ns[index + 1] - before.times_ns[index]) / NS
-    s = min(max((time - before.times_ns[index]) / NS / span, 0.0), 1.0)
+    after = int(before.times_ns.searchsorted(time, side='right'))
+    index = min(max(after - 1, 0), len(before.times_ns) - 2)
+    begin, end = before.times_ns[index : index + 2].tolist()
+    span = (end - begin) / NS
+    s = min(max((time - begin) / NS / span, 0.0), 1.0)
     position, velocity = _hermite(before, index, span, s)
     # Between two points the jerk may step by twice its limit; a cubic through positions and slopes misses that by less.
     near = limits.jerk * span**3 / 24 + 1e-6
@@ -212,15 +236,18 @@ def check_continuity(samples: Samples, before: Samples, limits: RobotLimits) -> 
 
 def _hermite(samples: Samples, index: int, span: float, s: float) -> tuple[Array, Array]:
     """Position and velocity of the cubic through two points, at the fraction `s` of the span between them."""
-    p0, p1 = samples.positions[index], samples.positions[index + 1]
-    m0, m1 = samples.velocities[index] * span, samples.velocities[index + 1] * span
-    position = (1 + 2 * s) * (1 - s) ** 2 * p0 + s * (1 - s) ** 2 * m0 + s**2 * (3 - 2 * s) * p1 + s**2 * (s - 1) * m1
-    slope = 6 * s * (s - 1) * (p0 - p1) + (1 - s) * (1 - 3 * s) * m0 + s * (3 * s - 2) * m1
-    return position, slope / span
+    p, v = samples.positions[index : index + 2], samples.velocities[index : index + 2]
+    r, turn = 1 - s, 6 * s * (s - 1) / span
+    position: Array = np.array(((1 + 2 * s) * r * r, s * s * (3 - 2 * s))) @ p
+    position += np.array((s * r * r * span, -s * s * r * span)) @ v
+    slope: Array = np.array((turn, -turn)) @ p
+    slope += np.array((r * (1 - 3 * s), s * (3 * s - 2))) @ v
+    return position, slope
 
 
 def _outside(positions: Array, limits: RobotLimits) -> Rejection | None:
-    if (positions >= limits.lower - _ROUNDING).all() and (positions <= limits.upper + _ROUNDING).all():
+    lowest, highest = np.minimum.reduce(positions), np.maximum.reduce(positions)
+    if ((lowest >= limits.lower - _ROUNDING) & (highest <= limits.upper + _ROUNDING)).all():
         return None
     excess = np.maximum(limits.lower - positions, positions - limits.upper)
     row, joint = (int(i) for i in np.unravel_index(excess.argmax(), excess.shape))
@@ -231,9 +258,13 @@ def _outside(positions: Array, limits: RobotLimits) -> Rejection | None:
     )
 
 
+def _all_below(values: Array, limit: Array) -> bool:
+    return bool((np.abs(values) <= limit * (1 + _TOLERANCE) + _ROUNDING).all())
+
+
 def _above(what: str, values: Array, limit: Array, limits: RobotLimits, unit: str) -> Rejection | None:
     """The worst of |values| [S, J] above its limit [J]; numbers that are not finite count as above."""
-    if (np.abs(values) <= limit * (1 + _TOLERANCE) + _ROUNDING).all():
+    if _all_below(values, limit):
         return None
     row, joint = (int(i) for i in np.unravel_index((np.abs(values) / limit).argmax(), values.shape))
     value, bound = float(values[row, joint]), float(limit[joint])
