@@ -10,23 +10,24 @@ what time it is, in integer nanoseconds. It starts no thread and raises nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_ros.guard.checks import Acceptance, Observed, SpliceContext, check_chunk, splice
 from cosmos3_ros.guard.chunk import Chunk, ReceivedChunk, arrange
+from cosmos3_ros.guard.emergency_stop import EmergencyStop
 from cosmos3_ros.guard.executor import ChunkMotion
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.motion import NS, JointsState, Samples
 from cosmos3_ros.guard.options import GuardOptions
 from cosmos3_ros.guard.output import CommandedMotion
 from cosmos3_ros.guard.reasons import Reason, Rejection, reject
+from cosmos3_ros.guard.state import Answer, Command, GuardState
 from cosmos3_ros.guard.statistics import Recorder, Statistics
 from cosmos3_ros.guard.watch import Watch
+
+__all__ = ['Answer', 'Command', 'Guard', 'GuardState']
 
 Array = NDArray[np.float64]
 
@@ -42,57 +43,6 @@ _NOT_BOOKED = frozenset(
 )
 
 
-class GuardState(StrEnum):
-    """What the guard is doing."""
-
-    INACTIVE = 'INACTIVE'
-    """Not activated: commands nothing."""
-    WAITING = 'WAITING'
-    """Active; has commanded nothing yet."""
-    TRACKING = 'TRACKING'
-    """Plays accepted chunks."""
-    BRAKING = 'BRAKING'
-    """Decelerates to rest."""
-    HOLDING = 'HOLDING'
-    """At rest where it stopped; goes on with the next accepted chunk."""
-    FAULT = 'FAULT'
-    """Brakes or stands, and stays so until a person resets it."""
-
-
-class Answer(NamedTuple):
-    """Whether a request was granted, and what to tell the person who made it."""
-
-    ok: bool
-    text: str
-
-
-@dataclass(frozen=True, eq=False)
-class Command:
-    """A trajectory to send. It starts with the present commanded state and always ends at rest.
-
-    Attributes:
-        stamp_ns: Time of its first point.
-        joint_names: Meaning of the columns.
-        times_ns: [S], time of each point from `stamp_ns`; the first is 0.
-        positions: [S, J], rad.
-        velocities: [S, J], rad/s; the last row is zero.
-        accelerations: [S, J], rad/s²; the last row is zero.
-        gripper: 0 = open, 1 = closed; None to leave the gripper as it is.
-        state: State of the guard.
-        reason: Why it is not moving, or NONE.
-    """
-
-    stamp_ns: int
-    joint_names: tuple[str, ...]
-    times_ns: NDArray[np.int64]
-    positions: Array
-    velocities: Array
-    accelerations: Array
-    gripper: float | None
-    state: GuardState
-    reason: Reason
-
-
 class Guard:
     """Judges chunks, plays accepted ones within the limits, and stops when anything is not as it must be."""
 
@@ -106,6 +56,7 @@ class Guard:
         self.limits = limits
         self.options = options or GuardOptions()
         self._watch = Watch(limits.joint_names, self.options)
+        self._emergency_stop = EmergencyStop(self.options)
         self._motion = CommandedMotion(limits, self.options)
         self._recorder = Recorder()
         self._state = GuardState.INACTIVE
@@ -135,6 +86,16 @@ class Guard:
     def epoch(self) -> int:
         """Chunks of older epochs are refused; a chunk of a newer one raises it."""
         return self._epoch
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing was commanded to move, as of the last call."""
+        return self._quiet and not self._motion.is_stopping(self._now_ns)
+
+    @property
+    def paused(self) -> bool:
+        """Whether motion is paused on request."""
+        return self._paused
 
     @property
     def buffer_ns(self) -> int:
@@ -185,6 +146,31 @@ class Guard:
         self._observe_clock(now_ns)
         self._watch.source(name, stamp_ns, now_ns)
 
+    def on_emergency_stop(self, pressed: bool, now_ns: int) -> None:
+        """The emergency stop reports; pressed, it latches a stop that the next tick begins."""
+        self._observe_clock(now_ns)
+        self._emergency_stop.heard(pressed, now_ns)
+        self._heed_emergency_stop(now_ns)
+
+    def on_emergency_stop_lost(self, loss: Rejection, now_ns: int) -> None:
+        """Whoever reports the emergency stop is gone, or late: stop and latch. `loss` says how that was noticed."""
+        self._observe_clock(now_ns)
+        self._emergency_stop.lost(loss)
+        self._heed_emergency_stop(now_ns)
+
+    def on_alarm(self, topic: str, alarm: Rejection | None, now_ns: int) -> None:
+        """Something is wrong, or right again, with a topic: nothing moves while there is an alarm.
+
+        An alarm can only stop the arm earlier than the ages of messages would; it never replaces their check.
+
+        Args:
+            topic: What it is about; each topic has one alarm at most.
+            alarm: Why nothing may move; None: all is well again.
+            now_ns: Present time.
+        """
+        self._observe_clock(now_ns)
+        self._watch.alarm(topic, alarm)
+
     def on_chunk(self, received: ReceivedChunk, now_ns: int) -> Acceptance | Rejection:
         """Judge a chunk and, if it is accepted, let it take over within two control periods.
 
@@ -216,8 +202,10 @@ class Guard:
         self._recorder = Recorder()
         self._paused = False
         self._begin(now_ns)
+        self._heed_emergency_stop(now_ns)
         if self._motion.is_stopping(now_ns):  # deactivated a moment ago: bring that to its end first
-            self._state, self._quiet = GuardState.BRAKING, False
+            self._quiet = False
+            self._state = self._state if self._state is GuardState.FAULT else GuardState.BRAKING
         return Answer(True, 'active; waiting for the first chunk')
 
     def deactivate(self, now_ns: int) -> Command | None:
@@ -271,12 +259,30 @@ class Guard:
             return Answer(False, f'too early: {left / NS:.2f} s of the cool-down are left ({self._cause.text})')
         if not self._quiet:
             return Answer(False, 'the robot is still braking')
-        stale = self._watch.stale(now_ns)
-        if stale is not None:
-            return Answer(False, stale.text)
+        obstacle = self._emergency_stop.obstacle(now_ns) or self._watch.stale(now_ns)
+        if obstacle is not None:
+            return Answer(False, obstacle.text)
         text = f'reset after {self._cause.text}'
         self._begin(now_ns)
         return Answer(True, f'{text}; epoch {self._epoch} begins, start the policy anew')
+
+    def change_limits(self, limits: RobotLimits, now_ns: int) -> Answer:
+        """Hold everything to other limits from now on; granted while the arm is at rest.
+
+        Args:
+            limits: Limits of the same joints in the same order.
+            now_ns: Present time.
+        """
+        self._observe_clock(now_ns)
+        if limits.joint_names != self.limits.joint_names:
+            return Answer(False, f'limits of other joints: {", ".join(limits.joint_names)}')
+        if not self.at_rest:
+            return Answer(False, 'the arm moves; limits can be changed while it is at rest: call ~/pause first')
+        rest, since = self._motion.state(now_ns), self._motion.rest_since(now_ns)
+        self.limits = limits
+        self._motion = CommandedMotion(limits, self.options)
+        self._motion.anchor(rest.positions, now_ns if since is None else since)
+        return Answer(True, f'limits of {limits.name} at scale {limits.scale:g}')
 
     def tick(self, now_ns: int) -> Command | None:
         """The command to send now; to be called once per control period.
@@ -286,6 +292,7 @@ class Guard:
             told.
         """
         self._observe_clock(now_ns)
+        self._heed_emergency_stop(now_ns)
         if self._state is GuardState.INACTIVE or self._quiet:
             return None
         self._late = self._motion.catch_up(now_ns) or self._late
@@ -329,7 +336,10 @@ class Guard:
         return self.obstacle(now_ns)
 
     def obstacle(self, now_ns: int) -> Rejection | None:
-        """What forbids motion at this instant, latched faults apart: a pause, or a source that is stale."""
+        """What forbids motion at this instant, latched faults apart: emergency stop, pause, alarm, a stale source."""
+        demanded = self._emergency_stop.obstacle(now_ns)
+        if demanded is not None:
+            return demanded
         return reject(Reason.PAUSED, Reason.PAUSED.sentence) if self._paused else self._watch.stale(now_ns)
 
     def _anchor(self, now_ns: int) -> Array | Rejection | None:
@@ -484,6 +494,12 @@ class Guard:
 
     # What must not happen
 
+    def _heed_emergency_stop(self, now_ns: int) -> None:
+        """Latch what the emergency stop demands; as long as it does, the cool-down begins anew."""
+        demand = self._emergency_stop.demand(now_ns)
+        if demand is not None:
+            self._latch(demand, now_ns)
+
     def _check_following(self, now_ns: int) -> None:
         """Latch a fault if the robot has been away from its commanded position for too long."""
         measured, stamp_ns = self._watch.joint_states.latest, self._watch.joint_states.stamp_ns
@@ -509,6 +525,7 @@ class Guard:
         if now_ns >= before - self.options.clock_tolerance_ns:
             return
         self._watch.forget()
+        self._emergency_stop.forget()
         self._latched_ns = min(self._latched_ns, now_ns)
         self._active_since_ns = now_ns
         self._apart_since_ns = None

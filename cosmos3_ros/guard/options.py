@@ -61,6 +61,8 @@ class GuardOptions:
         brake_ramp_ns: Time in which a comfortable stop builds up its deceleration.
         joint_state_max_age_ns: Oldest joint state with which the arm may move.
         heartbeat_max_age_ns: Longest silence of the policy process; None if no heartbeat is required.
+        emergency_stop: Whether an emergency stop must have been heard of before the arm may move.
+        emergency_stop_max_age_ns: Longest silence of an emergency stop that was heard of; None if it may be silent.
         sources: Largest age by name of further sources that must be alive for the arm to move.
         tracking_error_rad: Largest distance between commanded and measured position while moving.
         tracking_error_hold_ns: How long that distance may be exceeded before the guard stops.
@@ -79,6 +81,8 @@ class GuardOptions:
     brake_ramp_ns: int = 40 * _MS
     joint_state_max_age_ns: int = 100 * _MS
     heartbeat_max_age_ns: int | None = None
+    emergency_stop: bool = False
+    emergency_stop_max_age_ns: int | None = None
     sources: Mapping[str, int] = field(default_factory=dict)
     tracking_error_rad: float = 0.3
     tracking_error_hold_ns: int = 100 * _MS

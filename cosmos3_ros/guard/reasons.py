@@ -50,6 +50,9 @@ class Reason(IntEnum):
     STOP_REQUESTED = 29, 'A stop was requested.'
     TRACKING_ERROR = 30, 'The robot does not follow its commands.'
     OUTPUT_CHECK = 31, 'A command failed the last check before leaving and was withheld.'
+    EMERGENCY_STOP = 36, 'An emergency stop is pressed, or has fallen silent.'
+    LIVELINESS_LOST = 37, 'The publisher of a watched topic is gone.'
+    DEADLINE_MISSED = 38, 'A watched topic did not come within its agreed period.'
 
 
 @dataclass(frozen=True)

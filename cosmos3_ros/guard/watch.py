@@ -18,6 +18,7 @@ class Watch:
         """Why the latest joint state was not used; None if it was."""
         self._heartbeat_ns: int | None = None
         self._sources: dict[str, int] = {}
+        self._alarms: dict[str, Rejection] = {}
 
     def heartbeat(self, now_ns: int) -> None:
         """The policy process is alive."""
@@ -28,16 +29,24 @@ class Watch:
         stamp_ns = min(stamp_ns, now_ns)
         self._sources[name] = max(stamp_ns, self._sources.get(name, stamp_ns))
 
+    def alarm(self, topic: str, alarm: Rejection | None) -> None:
+        """Raise the alarm of a topic, or lift it (None)."""
+        if alarm is None:
+            self._alarms.pop(topic, None)
+        else:
+            self._alarms[topic] = alarm
+
     def forget(self) -> None:
-        """Drop everything heard so far, for a clock that jumped."""
+        """Drop everything heard so far, for a clock that jumped; alarms do not depend on the clock."""
         self.joint_states.forget()
         self.discarded = None
         self._heartbeat_ns = None
         self._sources.clear()
 
     def stale(self, now_ns: int) -> Rejection | None:
-        """The first source that is too old, if any."""
-        return self._stale_joint_state(now_ns) or self._stale_source(now_ns) or self._silent(now_ns)
+        """The first source that is too old, or an alarm, if there is any."""
+        stale = self._stale_joint_state(now_ns) or self._stale_source(now_ns) or self._silent(now_ns)
+        return stale or next(iter(self._alarms.values()), None)
 
     def _stale_joint_state(self, now_ns: int) -> Rejection | None:
         stamp = self.joint_states.stamp_ns
