@@ -52,6 +52,12 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument(
         '--imagined-every', type=float, default=2.0, help='seconds between imagined videos that are decoded; 0: none'
     )
+    demo.add_argument(
+        '--splice',
+        choices=('blend', 'prefix'),
+        default='blend',
+        help='how chunks are joined: see the parameter of the policy node',
+    )
     demo.set_defaults(run=_demo)
 
 
@@ -68,6 +74,7 @@ def _demo(arguments: argparse.Namespace) -> int:
             output=arguments.output,
             seed=arguments.seed,
             imagined_every_s=arguments.imagined_every,
+            splice=arguments.splice,
         )
     )
 

@@ -44,6 +44,7 @@ class DemoOptions:
     output: Path = Path('demo_output')
     seed: int = 0
     imagined_every_s: float = 2.0
+    splice: str = 'blend'
 
 
 def run_demo(options: DemoOptions, console: Console | None = None) -> int:
@@ -71,7 +72,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
         record=str(latents) if options.imagined_every_s > 0 else '',
         episode=options.episode,
     )
-    specs = _with_stand_ins(processes(launch), contract, options, console)
+    specs = _with_stand_ins(_with_splice(processes(launch), options.splice), contract, options, console)
     record = _run(specs, contract, options, console)
     _write(record, contract, checkpoint, options, console)
     return _verdict(record, contract, options, console)
@@ -98,6 +99,13 @@ def _keep_to_ourselves() -> None:
     """A demonstration must not reach a robot that happens to be on the network, nor be disturbed by one."""
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(60, 100)))
+
+
+def _with_splice(specs: Sequence[ProcessSpec], splice: str) -> list[ProcessSpec]:
+    return [
+        replace(spec, parameters={**spec.parameters, 'splice': splice}) if spec.name == 'policy' else spec
+        for spec in specs
+    ]
 
 
 def _with_stand_ins(

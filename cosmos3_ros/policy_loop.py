@@ -10,11 +10,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cosmos3_ros.continuation import Continuation, Delays, Plan
 from cosmos3_ros.inputs import END_EFFECTOR, Inputs
 from cosmos3_ros.streams import Missing, Snapshot
 from engine.errors import CosmosError
@@ -25,6 +27,8 @@ from engine.sampler import request_seeds
 WAIT_S = 0.02
 """Longest sleep between looks at the inputs; new data wakes the loop earlier."""
 LATENCIES_KEPT = 256
+DECISION_S = 0.05
+"""Longest wait for the guard's word on the last chunk before the next one that is to continue it."""
 
 
 class End(Enum):
@@ -57,6 +61,7 @@ class TimedChunk:
         chunk: The actions.
         spread_ns: Time between the oldest and the newest sample behind it.
         frame_id: Frame in which the end-effector pose was measured; empty if none was.
+        committed: Leading rows that were given to the policy, to be continued by the others.
     """
 
     stamp_ns: int
@@ -65,6 +70,7 @@ class TimedChunk:
     chunk: PolicyChunk
     spread_ns: int
     frame_id: str = ''
+    committed: int = 0
 
 
 @dataclass
@@ -102,12 +108,16 @@ class LoopOptions:
 
     Attributes:
         replan_rows: Rows between the observations of successive chunks.
+        execute_rows: Rows of each chunk that are handed over, its horizon; 0 means all.
+        continue_chunks: Whether a chunk continues the rows that are executed while it is computed.
         input_timeout_ns: How long inputs may stay missing or stale before the run is given up.
         seed: Base of a run's seeds; each chunk takes the next one, as NVIDIA's policy server draws them.
         fixed_seed: Whether every chunk uses `seed` itself.
     """
 
     replan_rows: int = 8
+    execute_rows: int = 0
+    continue_chunks: bool = False
     input_timeout_ns: int = 5_000_000_000
     seed: int = 0
     fixed_seed: bool = False
@@ -165,6 +175,8 @@ class PolicyLoop:
         self.inputs = inputs
         self.options = options
         self.latencies = Latencies()
+        self.continuation = Continuation()
+        self.delays = Delays()
         self.epoch = 0
         self.sequence = 0
         self.chunks = 0
@@ -194,6 +206,7 @@ class PolicyLoop:
                 raise CosmosError(f'already following {self.run.instruction!r}: cancel it first')
             now = self._now_ns()
             self.run = Run(instruction, now, limit_ns, seeds=request_seeds(self.options.seed))
+            self.delays.restart()
             self._new_epoch(now)
             self._changed.notify_all()
             return self.run
@@ -202,6 +215,7 @@ class PolicyLoop:
         """Void all earlier chunks. Epochs follow the clock, so they also grow across restarts of this process."""
         self.epoch = max(self.epoch + 1, self._least_epoch, now_ns // 1_000_000_000 & 0xFFFFFFFF)
         self.sequence = 0
+        self.continuation.forget()
 
     def follow_epoch(self, epoch: int) -> None:
         """The guard refuses chunks of epochs before `epoch`: make none of those any more."""
@@ -275,6 +289,8 @@ class PolicyLoop:
                 self._sleep((due_ns - now) / 1e9)
                 continue
             epoch = self.epoch
+            if self.options.continue_chunks:
+                self.continuation.settle(DECISION_S)
             found = self.inputs.observe(now, run.instruction)
             if not isinstance(found[0], Observation):
                 waiting_since_ns = waiting_since_ns or time.monotonic_ns()
@@ -303,11 +319,15 @@ class PolicyLoop:
     def _infer(self, run: Run, observation: Observation, snapshot: Snapshot, epoch: int) -> None:
         run.phase = Phase.INFERRING
         seed = self.options.seed if self.options.fixed_seed else next(run.seeds)
+        committed = self._committed(snapshot.reference_ns)
         try:
-            chunk = self.policy.infer(observation, seed, lambda: self._over(run) or epoch != self.epoch)
+            chunk = self.policy.infer(observation, seed, lambda: self._over(run) or epoch != self.epoch, committed)
         except Cancelled:
             return
         self.latencies.add(chunk.seconds)
+        self.delays.add((self._now_ns() - snapshot.reference_ns) / 1e9)
+        if self.options.execute_rows:
+            chunk = replace(chunk, actions=chunk.actions[: self.options.execute_rows])
         pose = snapshot.samples.get(END_EFFECTOR)
         frame_id = getattr(pose.value, 'frame_id', '') if pose is not None else ''
         with self._changed:
@@ -317,9 +337,28 @@ class PolicyLoop:
             self.chunks += 1
             run.chunks += 1
             run.phase = Phase.EXECUTING
-            timed = TimedChunk(snapshot.reference_ns, epoch, self.sequence, chunk, snapshot.spread_ns, frame_id)
+            timed = TimedChunk(
+                snapshot.reference_ns,
+                epoch,
+                self.sequence,
+                chunk,
+                snapshot.spread_ns,
+                frame_id,
+                0 if committed is None else len(committed),
+            )
+            self.continuation.sent(epoch, self.sequence, Plan(timed.stamp_ns, self._step_ns, chunk.actions))
             self._on_chunk(timed)
         self._record(timed)
+
+    def _committed(self, stamp_ns: int) -> NDArray[np.float64] | None:
+        """Rows that will be executed while the chunk of an observation is computed."""
+        if not self.options.continue_chunks:
+            return None
+        return self.continuation.rows(stamp_ns, self.delays.expected, self.policy.contract.timing.chunk_rows)
+
+    @property
+    def _step_ns(self) -> int:
+        return round(self.policy.contract.timing.step_s * 1e9)
 
     def _wait_for_inputs(self, run: Run, missing: tuple[Missing, ...], since_ns: int) -> None:
         """Waiting is measured on the steady clock: a stopped simulation clock must not make it endless."""

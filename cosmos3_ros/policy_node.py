@@ -3,6 +3,7 @@
 ===================  =================================================  ==========================================
 subscribes           topics of the contract's views and states          images, joint states, end-effector pose
                      `guard/status`                                     to end a run when the guard has stopped it
+                     `guard/decision`                                   which chunk is executed, to continue it
 publishes            `~/chunk`                                          `ActionChunk`
                      `~/status` (latched, 10 Hz)                        `PolicyStatus`; the guard's heartbeat
 action server        `run_policy`                                       `RunPolicy`
@@ -30,7 +31,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
 
 from cosmos3_msgs.action import RunPolicy
-from cosmos3_msgs.msg import ActionChunk, GuardStatus, PolicyStatus
+from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, PolicyStatus
 from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.conversions import JointReader, image_to_rgb, message_to_pose, ns_to_stamp, stamp_to_ns
 from cosmos3_ros.inputs import END_EFFECTOR, JOINT_STATES, Inputs
@@ -55,6 +56,22 @@ PARAMETERS = (
     ),
     Parameter(
         'replan_rows', 8, 'Rows between the observations of successive chunks.', minimum=1, maximum=512, read_only=False
+    ),
+    Parameter(
+        'execute_rows',
+        0,
+        'Rows of each chunk that are handed to the guard, the horizon of execution; 0: all.',
+        minimum=0,
+        maximum=1024,
+        read_only=False,
+        check=lambda rows: 'a single row is no motion' if rows == 1 else None,
+    ),
+    Parameter(
+        'splice',
+        'blend',
+        'How a chunk joins the one before: the guard blends them (blend), or the policy also continues the rows that '
+        'are executed while it computes (prefix; no published checkpoint was trained for that).',
+        one_of=('blend', 'prefix'),
     ),
     Parameter(
         'input_timeout_s',
@@ -101,7 +118,7 @@ class PolicyNode(CosmosLifecycleNode):
 
         values = self.parameters
         self.contract = contract = load_contract(values['contract'])
-        _check_servable(contract)
+        _check_servable(contract, values['splice'])
         started = time.monotonic()
         model = engine.load(values['checkpoint'], device=values['device'], dtype=values['dtype'])
         policy = model.policy(contract)
@@ -154,6 +171,8 @@ class PolicyNode(CosmosLifecycleNode):
         values = self.parameters
         return LoopOptions(
             replan_rows=values['replan_rows'],
+            execute_rows=values['execute_rows'],
+            continue_chunks=values['splice'] == 'prefix',
             input_timeout_ns=int(values['input_timeout_s'] * 1e9),
             seed=values['seed'],
             fixed_seed=values['fixed_seed'],
@@ -176,6 +195,7 @@ class PolicyNode(CosmosLifecycleNode):
             topic = contract.state.end_effector.topic
             self.subscribe(PoseStamped, topic, partial(self._on_pose, topic), qos.sensor(depth=50))
         self.subscribe(GuardStatus, 'guard/status', self._on_guard, qos.latched())
+        self.subscribe(ChunkDecision, 'guard/decision', self._on_decision, qos.status())
 
     def _take(self, name: str, read: Callable[[], Any], stamp: Time) -> None:
         """Read one message into its buffer; one that does not fit is reported once and counts as not received."""
@@ -206,6 +226,12 @@ class PolicyNode(CosmosLifecycleNode):
         if message.state == GuardStatus.FAULT:
             self.loop.finish(End.STOPPED_BY_GUARD, f'the guard stopped: {message.text}')
         self.loop.follow_epoch(message.epoch)
+        if message.state != GuardStatus.TRACKING:
+            self.loop.continuation.interrupted()
+
+    def _on_decision(self, message: ChunkDecision) -> None:
+        if self.loop is not None:
+            self.loop.continuation.decided(message.epoch, message.sequence, message.accepted)
 
     # Outputs
 
@@ -253,6 +279,8 @@ class PolicyNode(CosmosLifecycleNode):
             stat.mergeSummary(diagnostics.ERROR, f'{name}: {reason}')
         for stage, (p50, p95) in loop.latencies.percentiles().items():
             stat.add(f'{stage} p50 / p95 [ms]', f'{p50 * 1e3:.1f} / {p95 * 1e3:.1f}')
+        if loop.delays.expected is not None:
+            stat.add('observation to chunk, longest of the newest [ms]', f'{loop.delays.expected * 1e3:.1f}')
         return stat
 
     # Action
@@ -400,13 +428,19 @@ class LatentRecorder:
         )
 
 
-def _check_servable(contract: Contract) -> None:
+def _check_servable(contract: Contract, splice: str) -> None:
     """Refuse a contract that asks for what this node cannot feed."""
-    rows = contract.embodiment.history_rows
+    problems = []
+    rows, space = contract.embodiment.history_rows, contract.embodiment.action_space
     if rows:
         what = 'the policy node does not keep executed rows to feed back'
-        problem = Problem('embodiment.history_rows', what, str(rows), '0', 'call engine.Policy with your own history')
-        raise ContractError(f'contract {contract.name}', [problem])
+        remedy = 'call engine.Policy with your own history'
+        problems.append(Problem('embodiment.history_rows', what, str(rows), '0', remedy))
+    if splice == 'prefix' and space != 'joint_position':
+        what = 'chunks of this action space cannot be continued'
+        problems.append(Problem('embodiment.action_space', what, space, 'joint_position', "set splice to 'blend'"))
+    if problems:
+        raise ContractError(f'contract {contract.name}', problems)
 
 
 def joint_state_reader(contract: Contract, topic: str) -> Callable[[JointState], tuple[Any, float | None]]:

@@ -95,10 +95,14 @@ class RunRecord:
         return Counter(decision.reason for decision in self.decisions if not decision.accepted)
 
     @property
+    def splice_jumps(self) -> list[float]:
+        """Distances (rad) bridged between two chunks, largest over the joints."""
+        return [d.splice_jump for d in self.decisions if d.accepted and np.isfinite(d.splice_jump)]
+
+    @property
     def largest_splice_jump(self) -> float:
         """Largest distance (rad) bridged between two chunks; 0 if there was no splice."""
-        jumps = [d.splice_jump for d in self.decisions if d.accepted and np.isfinite(d.splice_jump)]
-        return max(jumps, default=0.0)
+        return max(self.splice_jumps, default=0.0)
 
     @property
     def travelled(self) -> NDArray[np.float64]:

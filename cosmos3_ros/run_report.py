@@ -22,7 +22,8 @@ def summary_table(record: RunRecord, closest: Sequence[Excess]) -> Table:
         table.add_row(f'  {stage}', f'{p50 * 1e3:8.1f} ms p50   {p95 * 1e3:8.1f} ms p95')
     p50, p95 = record.observation_age
     table.add_row('observation age at execution', f'{p50 * 1e3:8.1f} ms p50   {p95 * 1e3:8.1f} ms p95')
-    table.add_row('largest splice jump', f'{record.largest_splice_jump:.4f} rad')
+    typical = float(np.median(record.splice_jumps)) if record.splice_jumps else 0.0
+    table.add_row('jump between chunks', f'{typical:.4f} rad median, {record.largest_splice_jump:.4f} rad largest')
     rejections = ', '.join(f'{reason}: {count}' for reason, count in record.rejections.most_common()) or 'none'
     table.add_row('rejections', rejections)
     withheld = ' (dry run: withheld)' if record.dry_run else ''

@@ -27,13 +27,14 @@ from engine.observation.prompts import action_prompt
 from engine.observation.views import compose, letterbox, view_size
 from engine.runtime import Stopwatch, Task
 from engine.sampler import Guidance, flow_unipc_schedule, framework_noise
-from engine.sequence import policy_layout
+from engine.sequence import Layout, policy_layout
 
 if TYPE_CHECKING:
     from engine.contract import Contract
     from engine.runtime import Runtime
 
 
+_POSE_COLUMNS = 7  # position and quaternion
 ASPECT_TOLERANCE = 0.03
 """Relative difference in shape that is scaled away rather than padded: tiles of rounded sizes, 152 x 304 for 16:9."""
 
@@ -91,8 +92,15 @@ class Policy:
         self.embodiment = embodiment(terms.domain)
         self.codec = _policy_codec(self.embodiment, contract)
         self.canvas = choose_canvas(timing.resolution_tier, *contract.views.size)
-        rows, columns = latent_crop(*content_size(*contract.views.size, self.canvas))
-        self.layout = policy_layout(
+        self.layout = self._layout()
+        sampler = contract.sampler
+        self.schedule = flow_unipc_schedule(sampler.steps, sampler.shift)
+        self.guidance = Guidance(sampler.guidance, sampler.guidance_interval)
+
+    def _layout(self, committed: int = 0) -> Layout:
+        terms, timing = self.contract.embodiment, self.contract.timing
+        rows, columns = latent_crop(*content_size(*self.contract.views.size, self.canvas))
+        return policy_layout(
             chunk=timing.chunk_rows,
             height=rows,
             width=columns,
@@ -101,10 +109,8 @@ class Policy:
             raw_dim=terms.raw_action_dim,
             state=terms.state_row,
             history=terms.history_rows,
+            committed=committed,
         )
-        sampler = contract.sampler
-        self.schedule = flow_unipc_schedule(sampler.steps, sampler.shift)
-        self.guidance = Guidance(sampler.guidance, sampler.guidance_interval)
 
     def caption(self, instruction: str) -> str:
         """The prompt that the checkpoint reads for an instruction, in the contract's format."""
@@ -160,7 +166,11 @@ class Policy:
                 self.runtime.prefix('')
 
     def infer(
-        self, observation: Observation, seed: int = 0, cancelled: Callable[[], bool] = lambda: False
+        self,
+        observation: Observation,
+        seed: int = 0,
+        cancelled: Callable[[], bool] = lambda: False,
+        committed: NDArray[np.floating] | None = None,
     ) -> PolicyChunk:
         """One chunk of actions, and the video that is imagined with it.
 
@@ -168,18 +178,24 @@ class Policy:
             observation: Must hold what the contract asks for.
             seed: Of the noise; the same seed and observation give the same chunk.
             cancelled: Asked between denoising steps; True gives the request up.
+            committed: [K, D], K < rows: the first rows of the chunk, as in :attr:`PolicyChunk.actions`, that will be
+                executed whatever comes out. They are given to the network as clean tokens, so that the other rows
+                continue them. The published checkpoints were trained with the state (and history) rows clean, or all
+                of them; a few leading rows of the chunk is something that the network can read but has not practised.
 
         Raises:
-            ObservationError: The observation does not fit the contract; lists every fault.
+            ObservationError: The observation or `committed` does not fit the contract; lists every fault.
             Cancelled: `cancelled` returned True.
         """
         check_observation(observation, self.contract)
+        given = self._given_rows(observation, committed)
+        layout = self._layout(len(committed)) if committed is not None else self.layout
         with self.runtime.lock, torch.inference_mode():
             watch = Stopwatch(self.runtime.backend.device)
             with watch.stage('total'):
-                vision, action = self._start(observation, seed, watch)
+                vision, action = self._start(observation, given, seed, watch)
                 task = Task(
-                    self.layout,
+                    layout,
                     self.caption(observation.instruction),
                     self.schedule,
                     self.guidance,
@@ -209,8 +225,10 @@ class Policy:
         shaped = {name: _in_shape(observation.images[name], tile) for name in views.streams}
         return compose(shaped, views.composition, views.size)
 
-    def _start(self, observation: Observation, seed: int, watch: Stopwatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise, with the observed frame and the measured state in place."""
+    def _start(
+        self, observation: Observation, given: NDArray[np.float32], seed: int, watch: Stopwatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise, with the observed frame and the given rows in place."""
         device = self.runtime.backend.device
         item, rows = self.layout.vision, self.layout.action
         if item is None or rows is None:
@@ -226,26 +244,57 @@ class Policy:
             action = _leading(noise, seed, (rows.rows, MODEL_WIDTH)).to(device, copy=True)
         vision[:, :, 0] = first[:, :, 0, : item.height, : item.width]
         action[:, rows.raw_dim :] = 0
-        clean = self._clean_rows(observation)
-        action[: len(clean), : rows.raw_dim] = torch.from_numpy(clean).to(device)
+        action[: len(given), : rows.raw_dim] = torch.from_numpy(given).to(device)
         return vision, action
 
-    def _clean_rows(self, observation: Observation) -> NDArray[np.float32]:
-        """History and state rows in model space, [history + state, raw_dim]."""
-        terms = self.contract.embodiment
-        if not terms.clean_rows:
-            return np.zeros((0, terms.raw_action_dim), np.float32)
-        count = terms.clean_rows
-        gripper = np.broadcast_to(np.asarray(observation.gripper_position, np.float64).reshape(-1), (count,))
+    def _given_rows(self, observation: Observation, committed: NDArray[np.floating] | None) -> NDArray[np.float32]:
+        """History, state and committed rows in model space, [history + state + K, raw_dim]."""
         try:
-            if isinstance(self.codec, PoseCodec):
-                rows = self._pose_rows(self.codec, _poses(observation, count), gripper)
-            else:
-                joints = np.asarray(observation.joint_positions, np.float64).reshape(count, -1)
-                rows = self.codec.encode_state(joints, gripper)
+            rows = self._clean_rows(observation)
+            if committed is not None:
+                rows = np.vstack([rows, self._committed_rows(observation, committed)])
         except InvalidInput as error:
             raise ObservationError('observation', error.problems) from error
         return rows.astype(np.float32)
+
+    def _clean_rows(self, observation: Observation) -> NDArray[np.float64]:
+        """History and state rows in model space, [history + state, raw_dim]."""
+        terms = self.contract.embodiment
+        if not terms.clean_rows:
+            return np.zeros((0, terms.raw_action_dim))
+        count = terms.clean_rows
+        gripper = np.broadcast_to(np.asarray(observation.gripper_position, np.float64).reshape(-1), (count,))
+        if isinstance(self.codec, PoseCodec):
+            return self._pose_rows(self.codec, _poses(observation, count), gripper)
+        joints = np.asarray(observation.joint_positions, np.float64).reshape(count, -1)
+        return self.codec.encode_state(joints, gripper)
+
+    def _committed_rows(self, observation: Observation, committed: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Rows of actions in model space, [K, raw_dim]."""
+        pose = isinstance(self.codec, PoseCodec)
+        gripper_at = _POSE_COLUMNS if pose else len(self.contract.robot.joints)
+        width = gripper_at + (self.contract.robot.gripper is not None)
+        most = self.contract.timing.chunk_rows - 1
+        rows = np.asarray(committed)
+        if rows.ndim != 2 or rows.shape[1] != width or not 1 <= len(rows) <= most:
+            what = f'[1..{most}, {width}]'
+            raise InvalidInput(
+                'observation', [Problem('committed', 'has the wrong shape', str(list(rows.shape)), what)]
+            )
+        problems = _check_numbers('committed', rows, rows.shape)
+        if problems:
+            raise InvalidInput('observation', problems)
+        rows, gripper = rows[:, :gripper_at].astype(np.float64), rows[:, gripper_at:].astype(np.float64)
+        if gripper.shape[1] == 1:
+            gripper = gripper[:, 0]
+        if not isinstance(self.codec, PoseCodec):
+            return self.codec.encode(rows, gripper)
+        start = _poses(observation, self.contract.embodiment.clean_rows)[-1:]
+        path = Poses(
+            np.vstack([start.position, rows[:, :3]]),
+            np.concatenate([start.rotation, quaternion_to_matrix(rows[:, 3:])]),
+        )
+        return self.codec.encode_trajectory(path, gripper)
 
     @staticmethod
     def _pose_rows(codec: PoseCodec, poses: Poses, gripper: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -166,12 +166,13 @@ def policy_layout(
     raw_dim: int,
     state: bool,
     history: int = 0,
+    committed: int = 0,
 ) -> Layout:
     """Actions to take from the current frame on, denoised together with the video they will cause.
 
     The rows are `history` past actions (oldest first), then the measured state if `state`, then `chunk` actions; all
-    but the last are given. Rows that are not to be executed are therefore exactly the clean ones. Positions follow
-    cosmos-framework's joint video and action mode.
+    before the chunk are given, and so are its first `committed` rows, which are being executed while the others are
+    computed. Positions follow cosmos-framework's joint video and action mode.
 
     Args:
         chunk: Actions to generate, a multiple of 4 (one latent frame per four).
@@ -182,15 +183,18 @@ def policy_layout(
         raw_dim: Channels this embodiment uses.
         state: Whether the row before the first action is the measured state.
         history: Rows of past actions.
+        committed: Leading rows of the chunk that are settled already, fewer than `chunk`.
 
     Raises:
         InvalidInput: Listing every fault.
     """
-    if history < 0:
-        _refuse('policy layout', [Problem('history', 'is negative', str(history), '0 or more')])
+    problems = [] if history >= 0 else [Problem('history', 'is negative', str(history), '0 or more')]
+    if not 0 <= committed < max(chunk, 1):
+        problems.append(Problem('committed', 'leaves nothing to generate', str(committed), f'0 to {chunk - 1}'))
+    _refuse('policy layout', problems)
     given = history + int(state)
     vision = VisionItem(latent_frames(chunk + 1), height, width, fps, clean=(0,))
-    action = ActionItem(chunk + given, domain_id, raw_dim, fps, start=1 - given, clean=tuple(range(given)))
+    action = ActionItem(chunk + given, domain_id, raw_dim, fps, start=1 - given, clean=tuple(range(given + committed)))
     return Layout(vision, action)
 
 

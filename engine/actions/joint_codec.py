@@ -40,6 +40,18 @@ class JointCodec(Codec):
             InvalidInput: Wrong shapes, values that are not finite, or an embodiment whose rows hold no state.
         """
         self._need_state_row()
+        return self.encode(joint_positions, gripper)
+
+    def encode(self, joint_positions: ArrayLike, gripper: ArrayLike) -> Floats:
+        """Return the action rows [..., D] that ask for these targets: the inverse of :meth:`decode`.
+
+        Args:
+            joint_positions: [..., J] in rad, in the order of the row.
+            gripper: Closed fraction (0 open, 1 closed): [...] for one gripper, [..., G] for several.
+
+        Raises:
+            InvalidInput: Wrong shapes, or values that are not finite.
+        """
         channels = self._channels(Kind.JOINT)
         joints = as_floats(joint_positions, 'joint_positions', (channels.size,))
         raw = np.empty((*joints.shape[:-1], self.dim))

@@ -243,6 +243,65 @@ def test_an_orientation_without_length_is_refused(
         model.policy(pose_contract).infer(observe(end_effector_quaternion=np.zeros(4)))
 
 
+# ---------------------------------------------------------------------------------------------- committed rows
+
+
+def test_committed_rows_come_back_as_they_were_given_and_the_others_continue_them(
+    policy: Policy, observe: Observe, chunk: engine.PolicyChunk
+) -> None:
+    committed = chunk.actions[:6].astype(np.float64) + 0.03
+    continued = policy.infer(observe(), seed=3, committed=committed)
+    np.testing.assert_allclose(continued.actions[:6], committed, atol=1e-6)
+    assert continued.actions.shape == chunk.actions.shape
+    assert not np.array_equal(continued.actions[6:], chunk.actions[6:]), 'the network sees what is committed'
+
+
+def test_committed_rows_reach_the_network_as_clean_tokens_behind_the_state_in_every_step(
+    model: engine.Cosmos3, backend: Any, demo_contract: engine.Contract, observe: Observe
+) -> None:
+    policy = watched(model, backend, demo_contract)
+    rows = np.column_stack([observe().joint_positions + np.linspace(0.01, 0.03, 3)[:, None], [0.0, 0.5, 1.0]])
+    policy.infer(observe(), committed=rows)
+    expected = np.column_stack([rows[:, :7], 1 - rows[:, 7]]).astype(np.float32)
+    assert len(backend.actions) == 8
+    assert all(np.array_equal(seen[1:4, :8].numpy(), expected) for seen in backend.actions)
+    assert backend.actions[0].shape == (33, 64)
+
+
+def test_a_state_row_and_committed_rows_are_the_clean_ones(policy: Policy) -> None:
+    assert policy.layout.action.clean == (0,)
+    assert policy._layout(5).action.clean == (0, 1, 2, 3, 4, 5)
+
+
+def test_committed_poses_come_back_as_they_were_given(
+    model: engine.Cosmos3, pose_contract: engine.Contract, observe: Observe
+) -> None:
+    policy = model.policy(pose_contract)
+    first = policy.infer(observe(), seed=1).actions[:4]
+    again = policy.infer(observe(), seed=2, committed=first.astype(np.float64)).actions
+    np.testing.assert_allclose(again[:4, :3], first[:, :3], atol=1e-5)
+    turn = quaternion_to_matrix(again[:4, 3:7]) @ np.swapaxes(quaternion_to_matrix(first[:, 3:7]), -1, -2)
+    np.testing.assert_allclose(turn, np.broadcast_to(np.eye(3), (4, 3, 3)), atol=1e-5)
+    np.testing.assert_allclose(again[:4, 7], first[:, 7], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('committed', 'text'),
+    [
+        (np.zeros((0, 8)), 'wrong shape'),
+        (np.zeros((32, 8)), 'wrong shape'),
+        (np.zeros((3, 7)), 'wrong shape'),
+        (np.zeros(8), 'wrong shape'),
+        (np.full((2, 8), np.nan), 'not finite'),
+    ],
+)
+def test_committed_rows_that_do_not_fit_are_refused(
+    policy: Policy, observe: Observe, committed: np.ndarray, text: str
+) -> None:
+    with pytest.raises(ObservationError, match=text):
+        policy.infer(observe(), committed=committed)
+
+
 # ---------------------------------------------------------------------------------------------- prompt and guidance
 
 

@@ -333,3 +333,41 @@ def test_percentiles_are_those_of_the_newest_inferences():
     p50, p95 = latencies.percentiles()['encode']
     assert p50 == pytest.approx(0.5)
     assert p95 == pytest.approx(0.95)
+
+
+def test_only_the_rows_of_the_horizon_are_handed_over(bench):
+    b = bench(execute_rows=12)
+    b.see()
+    b.loop.begin('go')
+    b.wait(lambda: len(b.chunks) == 1)
+    assert b.chunks[0].chunk.actions.shape == (12, 8)
+
+
+def continued(b: Bench, accept: bool) -> tuple[TimedChunk, TimedChunk]:
+    """Two chunks, the second four rows after the first, which the guard accepts or does not."""
+    b.see()
+    b.loop.begin('go')
+    b.wait(lambda: len(b.chunks) == 1)
+    first = b.chunks[0]
+    b.loop.continuation.decided(first.epoch, first.sequence, accept)
+    b.loop.delays.add(0.25)
+    b.now_ns += round(4 * S / 15)
+    b.see()
+    b.wait(lambda: len(b.chunks) == 2)
+    return first, b.chunks[1]
+
+
+def test_a_chunk_continues_the_rows_that_are_executed_while_it_is_made(bench):
+    first, second = continued(bench(replan_rows=4, continue_chunks=True), accept=True)
+    assert second.committed == 5  # 0.25 s and the take-over, at 15 rows per second
+    np.testing.assert_allclose(second.chunk.actions[:5], first.chunk.actions[4:9], atol=1e-5)
+
+
+def test_a_chunk_does_not_continue_what_the_guard_refused(bench):
+    first, second = continued(bench(replan_rows=4, continue_chunks=True), accept=False)
+    assert second.committed == 0
+    assert not np.allclose(second.chunk.actions[:5], first.chunk.actions[4:9], atol=1e-5)
+
+
+def test_chunks_are_not_continued_unless_asked_for(bench):
+    assert continued(bench(replan_rows=4), accept=True)[1].committed == 0
