@@ -13,6 +13,8 @@ zero over a window, by the quintic polynomial of least jerk for these ends (T. F
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from cosmos3_ros.guard.chunk import Chunk
@@ -65,6 +67,9 @@ class ChunkMotion:
 
     def sample(self, times_ns: Times) -> Samples:
         """States at the given instants, clipped to [start, end]."""
+        if len(times_ns) == 1:
+            state = self.state(int(times_ns[0]))
+            return Samples(times_ns, state.positions[None], state.velocities[None], state.accelerations[None])
         values = self.derivatives(times_ns)
         return Samples(times_ns, values[:, 0], values[:, 1], values[:, 2])
 
@@ -75,10 +80,12 @@ class ChunkMotion:
         """
         times = np.minimum(np.maximum(times_ns, self.start_ns), self.end_ns)
         values = self._spline(times)
-        fading = times < self.start_ns + self.window_ns
+        since = times - self.start_ns
+        fading = since < self.window_ns
         if fading.any():
-            tau = (times[fading] - self.start_ns) / self.window_ns
-            values[fading] += _powers(tau, 6) @ self._fade
+            powers = _powers(since / self.window_ns, 6)
+            powers *= fading[:, None]
+            values += powers @ self._fade
         return values.reshape(len(times), _ORDERS, -1)
 
     def state(self, time_ns: int) -> JointsState:
@@ -88,7 +95,7 @@ class ChunkMotion:
         since_first = time - self.chunk.due_ns(0)
         segment = min(max(since_first // step_ns, -1), self.chunk.rows - 2)
         s = (since_first - segment * step_ns) / step_ns
-        values = np.array((1.0, s, s * s, s * s * s)) @ self._segments[segment + 1]
+        values = np.array((1.0, s, s * s, s * s * s)) @ self._segments[segment + 1].reshape(4, -1)
         since = time - self.start_ns
         if since < self.window_ns:
             tau = since / self.window_ns
@@ -103,7 +110,8 @@ class ChunkMotion:
         since_first = times_ns - self.chunk.due_ns(0)
         segment = np.minimum(np.maximum(since_first // step_ns, -1), self.chunk.rows - 2)
         s = (since_first - segment * step_ns) / step_ns
-        values: Array = (_powers(s, 4)[:, None, :] @ self._segments[segment + 1])[:, 0]
+        segments = self._segments[segment + 1].reshape(len(s), 4, -1)
+        values: Array = (_powers(s, 4)[:, None, :] @ segments)[:, 0]
         return values
 
 
@@ -179,16 +187,19 @@ def _powers(values: Array, count: int) -> Array:
 
 
 def _spline_segments(chunk: Chunk) -> Array:
-    """Polynomial coefficients of all segments and orders [N, 4, 4 J]; segment k leads to row k.
+    """Polynomial coefficients of all segments and orders [N, 4, 4, J]; segment k leads to row k.
 
     At both ends the rows are continued with the speed there, so that the curve meets the first and the last row.
     """
     rows = chunk.positions
     first, last = rows[1] - rows[0], rows[-1] - rows[-2]
-    controls = np.concatenate([[rows[0] - 2 * first, rows[0] - first], rows, [rows[-1] + last]])
-    neighbours = controls[np.arange(chunk.rows)[:, None] + np.arange(4)]  # [N, 4, J]
-    segments: Array = _per_second(_SPLINE, chunk.step_ns / NS) @ neighbours
-    return segments.reshape(chunk.rows, 4, -1)
+    count, joints = rows.shape
+    controls = np.empty((count + 3, joints))
+    controls[0], controls[1], controls[-1] = rows[0] - 2 * first, rows[0] - first, rows[-1] + last
+    controls[2:-1] = rows
+    neighbours = np.array([controls[k : k + count].ravel() for k in range(4)])  # [4, N J]
+    segments: Array = _spline_per_second(chunk.step_ns / NS) @ neighbours  # one product for all of them
+    return segments.reshape(4, _ORDERS, count, joints).transpose(2, 0, 1, 3)
 
 
 def _quintic_to_zero(state: JointsState, own: JointsState, window: float) -> Array:
@@ -196,7 +207,20 @@ def _quintic_to_zero(state: JointsState, own: JointsState, window: float) -> Arr
     position = state.positions - own.positions
     velocity = (state.velocities - own.velocities) * window
     acceleration = (state.accelerations - own.accelerations) * window**2
-    return (_per_second(_FADE, window) @ np.stack([position, velocity, acceleration])).reshape(6, -1)
+    return (_fade_per_second(window) @ np.array([position, velocity, acceleration])).reshape(6, -1)
+
+
+# Both depend on a span alone, and nearly all chunks share theirs.
+
+
+@lru_cache(maxsize=16)
+def _spline_per_second(step: float) -> Array:
+    return _per_second(_SPLINE, step)
+
+
+@lru_cache(maxsize=16)
+def _fade_per_second(window: float) -> Array:
+    return _per_second(_FADE, window)
 
 
 def _per_second(coefficients: Array, span: float) -> Array:

@@ -6,6 +6,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,12 @@ class Statistics:
     observation_ages: tuple[float, ...]
 
 
+@lru_cache(maxsize=8)
+def _whole(limits: RobotLimits) -> Array:
+    """What the margins are shares of: [4, 1, J]."""
+    return np.stack((limits.upper - limits.lower, limits.velocity, limits.acceleration, limits.jerk))[:, None]
+
+
 class Recorder:
     """Gathers the statistics while the guard runs."""
 
@@ -105,8 +112,7 @@ class Recorder:
         left[2] = limits.acceleration - np.abs(a)
         left[3, 1:] = limits.jerk - np.abs((a[1:] - a[:-1]) * (NS / (times[1:] - times[:-1]))[:, None])
         left[3, 0] = left[3, 1]
-        whole = np.stack((limits.upper - limits.lower, limits.velocity, limits.acceleration, limits.jerk))
-        fractions = (left / whole[:, None]).reshape(len(_QUANTITIES), -1)
+        fractions = (left / _whole(limits)).reshape(len(_QUANTITIES), -1)
         if (fractions < self._smallest).any():
             self._note(left.reshape(fractions.shape), fractions, limits)
 

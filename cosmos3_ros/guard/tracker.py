@@ -7,6 +7,7 @@ do: what has been sent already.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from ruckig import ControlInterface, InputParameter, Ruckig, RuckigError, Synchronization, Trajectory
@@ -90,6 +91,10 @@ class Braker:
         hard = (Synchronization.No, limits.acceleration, limits.jerk)
         self._ways = [(sync, acceleration.tolist(), jerk.tolist()) for sync, acceleration, jerk in (comfortable, hard)]
         self._jerks = [np.array(jerk) for _, _, jerk in self._ways]
+        # Between two points h apart a joint can turn round, and be further out than at either by a h²/8 at most.
+        # (The solver's own position_extrema are not used: for joints that stand still they include zero.)
+        self._beyond = limits.acceleration * ((period_ns / NS) ** 2 / 8)
+        self._lower, self._upper = limits.lower - _ROUNDING, limits.upper + _ROUNDING
 
     def brake(self, state: JointsState, start_ns: int) -> Brake | None:
         """A stop from `state` that stays within the limits; None if there is none or the solver fails."""
@@ -116,12 +121,9 @@ class Braker:
         return trajectory if int(result) >= 0 and math.isfinite(trajectory.duration) else None
 
     def _fits(self, points: Samples, state: JointsState, jerk: Array) -> bool:
-        # Between two points h apart a joint can turn round, and be further out than at either by a h²/8 at most.
-        # (The solver's own position_extrema are not used: for joints that stand still they include zero.)
-        turning = (state.velocities != 0.0) | (state.accelerations != 0.0)
-        beyond = turning * self._limits.acceleration * ((self._period_ns / NS) ** 2 / 8) - _ROUNDING
-        reach = np.minimum.reduce(points.positions), np.maximum.reduce(points.positions)
-        inside = (reach[0] >= self._limits.lower + beyond) & (reach[1] <= self._limits.upper - beyond)
+        beyond = self._beyond * ((state.velocities != 0.0) | (state.accelerations != 0.0))
+        lowest, highest = np.minimum.reduce(points.positions), np.maximum.reduce(points.positions)
+        inside = (lowest - beyond >= self._lower) & (highest + beyond <= self._upper)
         peak = peak_speed(state.velocities, state.accelerations, jerk)
         return bool((inside & (peak <= self._limits.velocity)).all())
 
@@ -183,31 +185,43 @@ def check_output(samples: Samples, limits: RobotLimits) -> Rejection | None:
         The first violation of a position, velocity, acceleration or jerk limit, of consistency between the columns, or
         of the promise to end at rest; None if there is none.
     """
-    steps = np.diff(samples.times_ns)
+    steps = samples.times_ns[1:] - samples.times_ns[:-1]
     if not (steps > 0).all():
         return reject(Reason.OUTPUT_CHECK, 'the times of a command do not rise')
     p, v, a = samples.positions, samples.velocities, samples.accelerations
     if v[-1].any() or a[-1].any():
         return reject(Reason.OUTPUT_CHECK, 'a command does not end at rest')
     dt = (steps / NS)[:, None]
-    dp, dv, da = p[1:] - p[:-1], v[1:] - v[:-1], a[1:] - a[:-1]
-    mismatch = dp - dt * ((v[:-1] + v[1:]) / 2 - dt * da / 12)  # trapezoid rule, corrected by the end slopes
-    quantities = (  # the last row is known to be at rest
-        ('velocity', v[:-1], limits.velocity, 'rad/s'),
-        ('acceleration', a[:-1], limits.acceleration, 'rad/s^2'),
-        ('mean velocity', dp / dt, limits.velocity, 'rad/s'),
-        ('mean acceleration', dv / dt, limits.acceleration, 'rad/s^2'),
-        ('mean jerk', da / dt, limits.jerk, 'rad/s^3'),
-        ('disagreement of position and velocity', mismatch / (dt * dt * dt), limits.jerk / 6, 'rad/s^3'),
-    )
-    outside = _outside(p, limits)
+    states = np.concatenate((p, v, a), axis=1)
+    rates = (states[1:] - states[:-1]) / dt
+    mean_v, mean_a, mean_j = rates[:, : p.shape[1]], rates[:, p.shape[1] : -p.shape[1]], rates[:, -p.shape[1] :]
+    square = dt * dt
+    # The trapezoid rule, corrected by the slopes at its ends, gives the way to within a jerk's share.
+    mismatch = (mean_v - ((v[1:] + v[:-1]) / 2 - mean_j * (square / 12))) / square
+    bounds = _bounds(limits)
     # All at once: nearly every command is sound, and NumPy's time goes by the number of calls.
-    values = np.concatenate([values for _, values, _, _ in quantities], axis=1)
-    bounds = np.concatenate([limit for _, _, limit, _ in quantities])
-    if outside is not None or _all_below(values, bounds):
+    values = np.concatenate((states[:-1, p.shape[1] :], rates, mismatch), axis=1)
+    outside = _outside(p, limits)
+    if outside is not None or bool((np.abs(values) <= bounds).all()):
         return outside
+    quantities = (
+        ('velocity', v[:-1], limits.velocity, 'rad/s'),  # the last row is known to be at rest
+        ('acceleration', a[:-1], limits.acceleration, 'rad/s^2'),
+        ('mean velocity', mean_v, limits.velocity, 'rad/s'),
+        ('mean acceleration', mean_a, limits.acceleration, 'rad/s^2'),
+        ('mean jerk', mean_j, limits.jerk, 'rad/s^3'),
+        ('disagreement of position and velocity', mismatch, limits.jerk / 6, 'rad/s^3'),
+    )
     found = (_above(what, values, limit, limits, unit) for what, values, limit, unit in quantities)
     return next((fault for fault in found if fault is not None), None)
+
+
+@lru_cache(maxsize=8)
+def _bounds(limits: RobotLimits) -> Array:
+    """What a command may be at most, rounding included: its columns as in :func:`check_output`, [6 J]."""
+    v, a, j = limits.velocity, limits.acceleration, limits.jerk
+    bounds: Array = np.concatenate((v, a, v, a, j, j / 6)) * (1 + _TOLERANCE) + _ROUNDING
+    return bounds
 
 
 def check_continuity(samples: Samples, before: Samples, limits: RobotLimits) -> Rejection | None:
@@ -258,13 +272,9 @@ def _outside(positions: Array, limits: RobotLimits) -> Rejection | None:
     )
 
 
-def _all_below(values: Array, limit: Array) -> bool:
-    return bool((np.abs(values) <= limit * (1 + _TOLERANCE) + _ROUNDING).all())
-
-
 def _above(what: str, values: Array, limit: Array, limits: RobotLimits, unit: str) -> Rejection | None:
     """The worst of |values| [S, J] above its limit [J]; numbers that are not finite count as above."""
-    if _all_below(values, limit):
+    if (np.abs(values) <= limit * (1 + _TOLERANCE) + _ROUNDING).all():
         return None
     row, joint = (int(i) for i in np.unravel_index((np.abs(values) / limit).argmax(), values.shape))
     value, bound = float(values[row, joint]), float(limit[joint])
