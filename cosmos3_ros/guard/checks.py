@@ -16,6 +16,7 @@ from cosmos3_ros.guard.executor import ChunkMotion
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.motion import NS, Array, JointsState, Times
 from cosmos3_ros.guard.options import CheckOptions
+from cosmos3_ros.guard.pace import SLOWER_HELPS, at_pace, paces
 from cosmos3_ros.guard.reasons import Reason, Rejection, reject
 from cosmos3_ros.guard.tracker import stopping_displacement
 
@@ -86,7 +87,8 @@ def check_chunk(
         options: Tolerances.
 
     Returns:
-        The shortest admissible splice, or the first reason that speaks against the chunk.
+        The shortest admissible splice, at the chunk's own pace if that can be, else slower along the same path as far
+        as the options allow; or the first reason that speaks against the chunk at its own pace.
     """
     stale = check_freshness(chunk, context, options) or check_start(chunk, limits, context, options)
     if stale is not None:
@@ -94,10 +96,23 @@ def check_chunk(
     since = context.rest_since_ns
     if options.replay_from_rest and since is not None and since <= chunk.stamp_ns:
         chunk = chunk.starting_at(context.start_ns)
+    verdict = _check_at_pace(chunk, limits, context, options)
+    if isinstance(verdict, Acceptance) or verdict.reason not in SLOWER_HELPS or options.slowest_pace >= 1.0:
+        return verdict
+    for pace in paces(chunk, limits, options.slowest_pace):
+        slower = _check_at_pace(at_pace(chunk, pace, context.start_ns), limits, context, options)
+        if isinstance(slower, Acceptance):
+            return slower
+        if slower.reason not in SLOWER_HELPS:
+            break
+    return verdict
+
+
+def _check_at_pace(
+    chunk: Chunk, limits: RobotLimits, context: SpliceContext, options: CheckOptions
+) -> Acceptance | Rejection:
     wrong = check_time_left(chunk, context) or check_rows(chunk, limits, context.state)
-    if wrong is not None:
-        return wrong
-    return splice(chunk, limits, context.start_ns, context.state, options)
+    return wrong or splice(chunk, limits, context.start_ns, context.state, options)
 
 
 def check_freshness(chunk: Chunk, context: SpliceContext, options: CheckOptions) -> Rejection | None:

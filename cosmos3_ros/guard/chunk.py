@@ -59,7 +59,9 @@ class Chunk:
         joint_names: The robot's joints.
         positions: [N, J], rad, read-only.
         gripper: [N], 0 = open, 1 = closed, read-only; None if absent.
-        delay_ns: Deliberate delay of the whole chunk, ns; 0 unless an arm at rest starts it from its first row.
+        delay_ns: Deliberate shift of the whole chunk, ns; 0 unless an arm at rest starts it from its first row, or it
+            is played at another pace.
+        pace: Share of the policy's own speed at which it is played.
     """
 
     stamp_ns: int
@@ -70,6 +72,7 @@ class Chunk:
     positions: Array
     gripper: Array | None
     delay_ns: int = 0
+    pace: float = 1.0
 
     @property
     def rows(self) -> int:
@@ -97,6 +100,11 @@ class Chunk:
     def starting_at(self, time_ns: int) -> Chunk:
         """The same rows, delayed so that the first is due one step after `time_ns`."""
         return replace(self, delay_ns=time_ns - self.stamp_ns)
+
+    def retimed(self, step_ns: int, first_due_ns: int) -> Chunk:
+        """The same rows, `step_ns` apart, the first due at `first_due_ns`."""
+        delay_ns = first_due_ns - step_ns - self.stamp_ns
+        return replace(self, step_ns=step_ns, delay_ns=delay_ns, pace=self.pace * self.step_ns / step_ns)
 
 
 def arrange(received: ReceivedChunk, joint_names: tuple[str, ...]) -> Chunk | Rejection:

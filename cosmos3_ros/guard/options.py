@@ -30,6 +30,8 @@ class CheckOptions:
         replay_from_rest: Whether an arm that has been at rest since the observation plays a late chunk from its first
             row instead of dropping the rows already past. For hosts whose inference takes longer than the rows it
             yields.
+        slowest_pace: Share of its own speed down to which a chunk that is too fast is slowed, along the same path;
+            1 means that it is rejected instead.
     """
 
     start_jump_rad: float = 0.05
@@ -39,6 +41,7 @@ class CheckOptions:
     max_age_ns: int = 2000 * _MS
     future_tolerance_ns: int = 50 * _MS
     replay_from_rest: bool = False
+    slowest_pace: float = 1.0
 
     def __post_init__(self) -> None:
         problems = _not_positive(self, ('start_jump_rad', 'splice_jump_rad', 'max_age_ns'))
@@ -46,6 +49,8 @@ class CheckOptions:
         rows = self.blend_rows
         if not rows or any(r < 1 for r in rows) or list(rows) != sorted(set(rows)):
             problems.append(Problem('blend_rows', 'not usable', str(rows), 'rising whole numbers >= 1'))
+        if not 0.0 < self.slowest_pace <= 1.0:
+            problems.append(Problem('slowest_pace', 'out of range', str(self.slowest_pace), '0 < pace <= 1'))
         if problems:
             raise OptionsError('check options', problems)
 

@@ -63,9 +63,9 @@ def judge(bench):
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(life=LIVES, replay=st.booleans(), scale=st.sampled_from([1.0, 0.5, 0.1]))
-def test_no_command_ever_breaks_a_limit_and_each_one_ends_at_rest(make_bench, life, replay, scale):
-    checks = CheckOptions(replay_from_rest=replay, start_jump_rad=0.1)
+@given(life=LIVES, replay=st.booleans(), scale=st.sampled_from([1.0, 0.5, 0.1]), slowest=st.sampled_from([1.0, 0.3]))
+def test_no_command_ever_breaks_a_limit_and_each_one_ends_at_rest(make_bench, life, replay, scale, slowest):
+    checks = CheckOptions(replay_from_rest=replay, start_jump_rad=0.1, slowest_pace=slowest)
     bench = make_bench(limits=PANDA.scaled(scale), home=MIDDLE, reset_cooldown_ns=20 * MS, checks=checks)
     live(bench, life)
     judge(bench)
