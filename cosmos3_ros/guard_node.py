@@ -3,9 +3,10 @@
 ===================  ====================================================  =======================================
 subscribes           `policy/chunk`, `policy/status`                       chunks; the policy's heartbeat
                      the contract's joint states                           where the robot is
+                     the topic of the parameter `estop_topic`              an emergency stop
 publishes            `joint_trajectory`, `gripper/command`                 commands; `~/preview/...` in a dry run
                      `~/decision`                                          what became of each chunk, and why
-                     `~/status`, `~/limits` (latched)                      state and limits in force
+                     `~/status`, `~/mode`, `~/limits` (latched)            state, mode and limits in force
 services             `~/stop`, `~/reset`, `~/pause`, `~/resume`            `std_srvs/Trigger`
 ===================  ====================================================  =======================================
 
@@ -14,32 +15,34 @@ It imports neither PyTorch nor the network. All judgement lives in :mod:`cosmos3
 
 from __future__ import annotations
 
-import array
-import math
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Duration
-from numpy.typing import NDArray
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
+from rclpy.parameter import Parameter as RosParameter
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, LimitsInForce, PolicyStatus
+from cosmos3_msgs.msg import ActionChunk, PolicyStatus
 from cosmos3_ros import diagnostics, qos
-from cosmos3_ros.conversions import ns_to_stamp, stamp_to_ns
-from cosmos3_ros.guard.checks import Acceptance
-from cosmos3_ros.guard.chunk import JOINT_POSITION, ReceivedChunk
-from cosmos3_ros.guard.guard import Command, Guard, GuardState
+from cosmos3_ros.control_loop import REMEDY, ControlLoop
+from cosmos3_ros.conversions import stamp_to_ns
+from cosmos3_ros.gripper_output import INTERFACES, TOPIC
+from cosmos3_ros.guard.guard import Guard, GuardState
 from cosmos3_ros.guard.limits import RobotLimits, load_limits
 from cosmos3_ros.guard.options import CheckOptions, GuardOptions
-from cosmos3_ros.guard.reasons import Reason, Rejection
+from cosmos3_ros.guard.reasons import Rejection
+from cosmos3_ros.guard_messages import GuardView, received_chunk
+from cosmos3_ros.guard_outputs import CommandOutput, GripperChoice, Reports
 from cosmos3_ros.node_base import CosmosLifecycleNode, configured
 from cosmos3_ros.parameters import Parameter, ParameterSet, Required
-from engine.contract import Contract, GripperTerms, load_contract
+from cosmos3_ros.watchdogs import Watchdogs
+from engine.contract import Contract, load_contract
 from engine.errors import ContractError, Problem
 
 RUNNING = 'a running policy'
@@ -52,9 +55,10 @@ PARAMETERS = (
     Parameter(
         'speed_scale',
         1.0,
-        "Share of the robot's own velocity, acceleration and jerk limits to use.",
+        "Share of the robot's own velocity, acceleration and jerk limits to use; changed while the arm rests.",
         minimum=0.01,
         maximum=1.0,
+        read_only=False,
     ),
     Parameter('start_jump_rad', 0.05, 'Allowed distance of row 0 from the measured joints.', 'rad', 0.001, 0.5),
     Parameter('splice_jump_rad', 0.2, 'Allowed distance between two chunks where they join.', 'rad', 0.001, 0.5),
@@ -76,8 +80,38 @@ PARAMETERS = (
         maximum=1.0,
         read_only=False,
     ),
+    Parameter(
+        'gripper_interface',
+        TOPIC,
+        'How the gripper is told: on a topic, or as goals of an action of control_msgs.',
+        one_of=tuple(INTERFACES),
+    ),
+    Parameter('gripper_action', 'gripper/gripper_cmd', 'Name of the action server of the gripper, if it has one.'),
+    Parameter(
+        'gripper_max_effort', 0.0, "Largest force of the gripper's actions; 0: the server's own.", 'N', 0.0, 1000.0
+    ),
+    Parameter('estop_topic', '', 'Topic of an emergency stop (std_msgs/Bool, true: stop); empty: none.'),
+    Parameter('estop_max_age_s', 0.0, 'Longest silence of the emergency stop; 0: it may be silent.', 's', 0.0, 60.0),
+    Parameter(
+        'estop_deadline_s', 0.0, 'Deadline to demand of the publisher of the emergency stop; 0: none.', 's', 0.0, 60.0
+    ),
+    Parameter('estop_lease_s', 0.0, 'Liveliness lease to demand of the same; 0: none.', 's', minimum=0.0, maximum=60.0),
+    Parameter(
+        'joint_states_deadline_s', 0.0, 'Deadline to demand of the publisher of joint states; 0: none.', 's', 0.0, 10.0
+    ),
+    Parameter(
+        'realtime_priority',
+        40,
+        'Real-time priority (SCHED_FIFO) of the control thread, if the process may have one; 0: none.',
+        minimum=0,
+        maximum=98,
+    ),
 )
 STATUS_PERIOD_S = 0.1
+LOOK_PERIOD_NS = 20_000_000
+"""How often the guard looks for what the middleware noticed, and for others who command the arm."""
+
+Act = Callable[[Guard, int], None]
 
 
 class GuardNode(CosmosLifecycleNode):
@@ -87,29 +121,44 @@ class GuardNode(CosmosLifecycleNode):
         """Start unconfigured."""
         super().__init__(name, **kwargs)
         self.parameters = ParameterSet(self, PARAMETERS, self._apply)
+        self.add_on_set_parameters_callback(self._may_change)
         self.guard: Guard | None = None
+        self.output: CommandOutput | None = None
+        self.loop: ControlLoop | None = None
+        self._contract: Contract | None = None
+        self._reports: Reports | None = None
+        self._watchdogs: Watchdogs | None = None
         # The guard's calls must not overlap, and callbacks of several groups make them. The time is taken inside as
         # well: one that was taken before waiting would look like a clock that runs backwards.
         self._lock = threading.Lock()
-        self._gripper: GripperTerms | None = None
-        self._sent_gripper: float | None = None
-        self._told: tuple[object, ...] = ()
-        self._hysteresis = 0.0
-        self._dry_run = True
+        self._telling = threading.Lock()  # so that what is told leaves in order; never taken inside the other
+        self._new_limits: RobotLimits | None = None
+        self._joint_states = self._policy_status = ''
+        self._looked_ns = 0
+        self._control_failure = ''
+        self._hinted = False
 
     def configure_node(self) -> None:
         """Read contract and limits; open topics and services."""
-        contract = load_contract(self.parameters['contract'])
-        limits = limits_of(contract, self.parameters['speed_scale'])
+        values = self.parameters
+        self._contract = contract = load_contract(values['contract'])
+        limits = limits_of(contract, values['speed_scale'])
         self.guard = Guard(limits, self._guard_options(contract))
-        self._gripper = contract.robot.gripper
-        self._hysteresis = self.parameters['gripper_hysteresis']
-        self._dry_run = self.parameters['dry_run']
-        self._open_outputs()
+        choice = GripperChoice(values['gripper_interface'], values['gripper_action'], values['gripper_max_effort'])
+        self.output = CommandOutput(self, limits.joint_names, contract.robot.gripper, choice, values['dry_run'])
+        self.output.hysteresis = values['gripper_hysteresis']
+        self._reports = Reports(self, values['dry_run'])
+        self._watchdogs = Watchdogs(self, self._on_alarm)
+        if not values['dry_run']:
+            self._watchdogs.reserve(self.output.topic)
         self._open_inputs(contract)
+        self._open_services()
+        self._open_control()
         self.diagnostics.setHardwareID(limits.name)
         self.diagnostics.add('guard', self._report_guard)
-        mode = 'dry run: nothing is sent' if self._dry_run else 'commands are sent'
+        self.diagnostics.add('control', self._report_control)
+        self.diagnostics.add('gripper', self.output.report_gripper)
+        mode = 'dry run: nothing is sent' if values['dry_run'] else 'commands are sent'
         self.get_logger().info(f'limits of {limits.name} at scale {limits.scale:g}; {mode}')
 
     def activate_node(self) -> None:
@@ -117,25 +166,33 @@ class GuardNode(CosmosLifecycleNode):
         guard = configured(self.guard)
         with self._lock:
             guard.activate(self.now_ns())
-        self._sent_gripper = None
-        self._limits.publish(limits_message(guard.limits, self.now_ns()))
+        configured(self.output).begin()
+        configured(self._reports).begin(guard.limits)
         self._publish_status()
+        self._start_ticking()
 
     def deactivate_node(self) -> None:
         """Send the stop, last of all."""
-        guard = self.guard
-        if guard is None:
+        if self.loop is not None:
+            self.loop.stop()
+        guard, output = self.guard, self.output
+        if guard is None or output is None:
             return
         with self._lock:
             last = guard.deactivate(self.now_ns())
             if last is not None:
-                self._send(last)
+                output.send(last)
+        output.rest()
         self._publish_status()
 
     def cleanup_node(self) -> None:
         """Forget limits and contract."""
-        self.guard = None
-        self.diagnostics.removeByName('guard')
+        if self.output is not None:
+            self.output.close()
+        self.guard = self.output = self.loop = None
+        self._contract = self._reports = self._watchdogs = self._new_limits = None
+        for task in ('guard', 'control', 'gripper'):
+            self.diagnostics.removeByName(task)
 
     def clock_jumped(self, backward_s: float) -> None:
         """The guard notices by itself: every call tells it the time."""
@@ -146,13 +203,15 @@ class GuardNode(CosmosLifecycleNode):
 
     def _guard_options(self, contract: Contract) -> GuardOptions:
         values = self.parameters
-        states = contract.state.joint_states
+        states, estop_max_age_s = contract.state.joint_states, values['estop_max_age_s']
         period_ns = round(1e9 / values['control_rate_hz'])
         return GuardOptions(
             period_ns=period_ns,
             commit_ns=max(30_000_000, 3 * period_ns),
             joint_state_max_age_ns=_ns(states.max_age_s if states else 0.1),
             heartbeat_max_age_ns=_ns(values['heartbeat_max_age_s']),
+            emergency_stop=bool(values['estop_topic']),
+            emergency_stop_max_age_ns=_ns(estop_max_age_s) if estop_max_age_s else None,
             sources={RUNNING: _ns(values['policy_max_age_s'])},
             tracking_error_rad=values['tracking_error_rad'],
             reset_cooldown_ns=_ns(values['reset_cooldown_s']),
@@ -165,20 +224,78 @@ class GuardNode(CosmosLifecycleNode):
             ),
         )
 
+    # Parameters that change
+
+    def _may_change(self, changes: Sequence[RosParameter]) -> SetParametersResult:
+        guard = self.guard
+        if guard is None or all(change.name != 'speed_scale' for change in changes):
+            return SetParametersResult(successful=True)
+        with self._lock:
+            rests = guard.at_rest
+        reason = '' if rests else 'speed_scale: the arm moves; call ~/pause, and set it when the arm rests'
+        return SetParametersResult(successful=rests, reason=reason)
+
     def _apply(self, changes: Mapping[str, Any]) -> None:
-        self._hysteresis = changes.get('gripper_hysteresis', self._hysteresis)
+        if self.output is not None:
+            self.output.hysteresis = changes.get('gripper_hysteresis', self.output.hysteresis)
+        if 'speed_scale' in changes and self._contract is not None:
+            self._new_limits = limits_of(self._contract, changes['speed_scale'])
+            self._change_limits()
+
+    def _change_limits(self) -> None:
+        """Put new limits in force; if the arm was set in motion in between, as soon as it rests."""
+        guard, limits, reports = self.guard, self._new_limits, self._reports
+        if guard is None or limits is None or reports is None:
+            return
+        with self._lock:
+            changed = guard.change_limits(limits, self.now_ns()).ok
+        if changed:
+            self._new_limits = None
+            reports.limits(limits)
+            self.get_logger().info(f'limits of {limits.name} at scale {limits.scale:g} are in force')
 
     # Inputs
 
     def _open_inputs(self, contract: Contract) -> None:
         # Apart from the tick, and from each other: rclpy serves timers before subscriptions of the same group, so that
         # a tick that takes a whole period would leave the guard deaf.
-        policy = MutuallyExclusiveCallbackGroup()
+        policy, watchdogs = MutuallyExclusiveCallbackGroup(), configured(self._watchdogs)
         self.subscribe(ActionChunk, 'policy/chunk', self._on_chunk, qos.status(), policy)
-        self.subscribe(PolicyStatus, 'policy/status', self._on_policy, qos.latched(), policy)
-        if contract.state.joint_states is not None:
-            topic = contract.state.joint_states.topic
-            self.subscribe(JointState, topic, self._on_joints, qos.sensor(depth=50), self.sensor_group)
+        status = self.subscribe(PolicyStatus, 'policy/status', self._on_policy, qos.latched(), policy)
+        self._policy_status = status.topic_name
+        self._watch_policy(policy)
+        states = contract.state.joint_states
+        if states is not None:
+            profile = qos.with_terms(qos.sensor(50), deadline_s=self.parameters['joint_states_deadline_s'])
+            heard = self.subscribe(JointState, states.topic, self._on_joints, profile, self.sensor_group)
+            self._joint_states = heard.topic_name
+            if self.parameters['joint_states_deadline_s']:
+                watchdogs.listen(heard, self.topic_events[heard.topic_name])
+        if self.parameters['estop_topic']:
+            self._open_emergency_stop(self.parameters['estop_topic'])
+
+    def _watch_policy(self, group: CallbackGroup) -> None:
+        """Hear of a policy process that hangs or is gone as soon as the middleware knows."""
+        values, watchdogs = self.parameters, configured(self._watchdogs)
+        deadline_s, lease_s = (
+            min(values['policy_max_age_s'], values['heartbeat_max_age_s']),
+            values['heartbeat_max_age_s'],
+        )
+        watchdogs.demand(
+            PolicyStatus, 'policy/status', qos.with_terms(qos.status(1), deadline_s=deadline_s, lease_s=lease_s), group
+        )
+        watchdogs.demand(ActionChunk, 'policy/chunk', qos.with_terms(qos.status(1), lease_s=lease_s), group)
+
+    def _open_emergency_stop(self, topic: str) -> None:
+        values, group = self.parameters, MutuallyExclusiveCallbackGroup()
+        # As deep as this, so that a short press is not lost behind the release that follows it.
+        profile = qos.with_terms(
+            qos.status(depth=50), deadline_s=values['estop_deadline_s'], lease_s=values['estop_lease_s']
+        )
+        heard = self.subscribe(Bool, topic, self._on_emergency_stop, profile, group)
+        configured(self._watchdogs).listen(heard, self.topic_events[heard.topic_name], self._on_emergency_stop_lost)
+
+    def _open_services(self) -> None:
         for name, answer in (
             ('stop', self._stop),
             ('reset', self._reset),
@@ -186,95 +303,135 @@ class GuardNode(CosmosLifecycleNode):
             ('resume', self._resume),
         ):
             self.create_service(Trigger, f'~/{name}', answer, callback_group=self.service_group)
-        self.create_timer(1.0 / self.parameters['control_rate_hz'], self._tick, callback_group=self.control_group)
 
     def _on_joints(self, message: JointState) -> None:
-        guard = self._working()
-        if guard is None:
+        guard, watchdogs = self._working(), self._watchdogs
+        if guard is None or watchdogs is None:
             return
         stamp, position, velocity = stamp_to_ns(message.header.stamp), message.position, message.velocity
         with self._lock:
             refused = guard.on_joint_state(
                 stamp, self.now_ns(), message.name, np.asarray(position), np.asarray(velocity)
             )
+        watchdogs.heard(self._joint_states)
         if refused is not None:
             self.get_logger().error(f'joint state ignored. {refused.text}', throttle_duration_sec=1.0)
 
     def _on_policy(self, message: PolicyStatus) -> None:
-        guard = self._working()
-        if guard is None:
+        guard, watchdogs = self._working(), self._watchdogs
+        if guard is None or watchdogs is None:
             return
         with self._lock:
             now = self.now_ns()
             guard.on_heartbeat(now)
             if message.state == PolicyStatus.RUNNING:
                 guard.on_source(RUNNING, now, now)
+        watchdogs.heard(self._policy_status)
 
     def _on_chunk(self, message: ActionChunk) -> None:
-        guard = self._working()
-        if guard is None:
+        guard, reports = self._working(), self._reports
+        if guard is None or reports is None:
             return
         received = received_chunk(message)
         with self._lock:
             now = self.now_ns()
             verdict = guard.on_chunk(received, now)
-        self._decisions.publish(decision_message(message, verdict, now))
+        reports.decision(message, verdict, now)
         if isinstance(verdict, Rejection):
             self.get_logger().warning(
                 f'chunk {message.epoch}/{message.sequence} rejected. {verdict.text}', throttle_duration_sec=1.0
             )
 
+    def _on_emergency_stop(self, message: Bool) -> None:
+        guard = self.guard
+        if guard is None:
+            return
+        # An inactive guard remembers it too: activation with an emergency stop pressed must not begin with motion.
+        self._act(guard, lambda guard, now: guard.on_emergency_stop(message.data, now), at_once=message.data)
+
+    def _on_emergency_stop_lost(self, loss: Rejection) -> None:
+        guard = self.guard
+        if guard is not None:
+            self._act(guard, lambda guard, now: guard.on_emergency_stop_lost(loss, now))
+
+    def _on_alarm(self, topic: str, alarm: Rejection | None) -> None:
+        guard = self._working()
+        if guard is not None:
+            self._act(guard, lambda guard, now: guard.on_alarm(topic, alarm, now), at_once=alarm is not None)
+
     # Commands
 
-    def _open_outputs(self) -> None:
-        prefix = '~/preview/' if self._dry_run else ''
-        self._trajectory = self.advertise(JointTrajectory, f'{prefix}joint_trajectory', qos.command())
-        self._gripper_command = self.advertise(JointState, f'{prefix}gripper/command', qos.command())
-        self._decisions = self.advertise(ChunkDecision, '~/decision', qos.status())
-        self._status = self.advertise(GuardStatus, '~/status', qos.latched())
-        self._limits = self.advertise(LimitsInForce, '~/limits', qos.latched())
-        self.create_timer(STATUS_PERIOD_S, self._publish_status, callback_group=self.service_group)
+    def _open_control(self) -> None:
+        """Tick by the steady clock in a thread of its own; simulated time can be waited for by the executor alone."""
+        rate_hz = self.parameters['control_rate_hz']
+        self._failed = self.create_guard_condition(self._raise_failure)
+        if self.get_clock().ros_time_is_active:
+            self.create_timer(1.0 / rate_hz, self._tick, callback_group=self.control_group)
+        else:
+            priority = self.parameters['realtime_priority']
+            self.loop = ControlLoop(self._tick, round(1e9 / rate_hz), self._on_control_failure, priority)
+        self.create_timer(STATUS_PERIOD_S, self._tell_regularly, callback_group=self.service_group)
+
+    def _start_ticking(self) -> None:
+        loop = self.loop
+        if loop is None:
+            return
+        loop.start()
+        if loop.why_not_realtime and not self._hinted:
+            self._hinted = True
+            self.get_logger().warning(
+                f'the control thread has no real-time priority ({loop.why_not_realtime}): its commands come late when '
+                f'the machine is busy. To mend it, {REMEDY}; realtime_priority: 0 silences this.'
+            )
+
+    def _on_control_failure(self, what: str) -> None:
+        self._control_failure = what
+        self._failed.trigger()
+
+    def _raise_failure(self) -> None:
+        """Raise in the executor what the control thread raised: the program must end, and stop the robot."""
+        raise RuntimeError(f'the control thread broke down:\n{self._control_failure}')
 
     def _tick(self) -> None:
         guard = self._working()
         if guard is None:
             return
-        with self._lock:
-            command = guard.tick(self.now_ns())
-            if command is not None:
-                self._send(command)  # before anybody else may speak: commands leave in the order they were made
-            told = (guard.state, guard.cause.reason)
-        if told != self._told:
-            self._publish_status()
+        self._act(guard)
+        now_ns = time.monotonic_ns()
+        if now_ns - self._looked_ns >= LOOK_PERIOD_NS and self._watchdogs is not None:
+            self._looked_ns = now_ns
+            self._watchdogs.look()
 
-    def _send(self, command: Command) -> None:
-        self._trajectory.publish(trajectory_message(command))
-        wanted = command.gripper
-        if self._gripper is None or wanted is None:
+    def _act(self, guard: Guard, act: Act | None = None, *, at_once: bool = True) -> None:
+        """Let the guard act on something and send what it then commands, without waiting for the next tick."""
+        output, reports = self.output, self._reports
+        if output is None or reports is None:
             return
-        sent = self._sent_gripper
-        if sent is not None and (wanted == sent or abs(wanted - sent) < self._hysteresis):
-            return
-        self._sent_gripper = wanted
-        position = float(self._gripper.travel.position(wanted))
-        message = JointState(name=[self._gripper.joint], position=[position])
-        message.header.stamp = ns_to_stamp(command.stamp_ns)
-        self._gripper_command.publish(message)
+        with self._lock:
+            now = self.now_ns()
+            if act is not None:
+                act(guard, now)
+            command = guard.tick(now) if at_once else None
+            if command is not None:
+                output.send(command)  # before anybody else may speak: commands leave in the order they were made
+            state, cause = guard.state, guard.cause
+        if reports.is_news(state, cause):
+            self._publish_status()
 
     # What is told
 
+    def _tell_regularly(self) -> None:
+        self._change_limits()
+        self._publish_status()
+
     def _publish_status(self) -> None:
-        guard = self._working()
-        if guard is None:
+        guard, reports = self._working(), self._reports
+        if guard is None or reports is None:
             return
-        with self._lock:
-            message = status_message(guard, self.now_ns(), self._dry_run)
-            state, cause = guard.state, guard.cause
-            changed = self._told != (state, cause.reason)
-            self._told = (state, cause.reason)
-        if changed:
-            self.get_logger().info(f'{state}: {cause.text}')
-        self._status.publish(message)
+        with self._telling:
+            with self._lock:
+                now, view = self.now_ns(), GuardView.of(guard)
+            reports.status(view, now)
 
     def _report_guard(self, stat: diagnostics.DiagnosticStatusWrapper) -> diagnostics.DiagnosticStatusWrapper:
         guard = self.guard
@@ -282,15 +439,36 @@ class GuardNode(CosmosLifecycleNode):
             stat.summary(diagnostics.STALE, 'not configured')
             return stat
         with self._lock:
-            state, cause, counts = guard.state, guard.cause, guard.statistics()
+            view = GuardView.of(guard)
+        state, counts = view.state, view.counts
         level = diagnostics.OK if state in (GuardState.WAITING, GuardState.TRACKING) else diagnostics.WARN
-        stat.summary(diagnostics.ERROR if state is GuardState.FAULT else level, f'{state}: {cause.text}')
+        stat.summary(diagnostics.ERROR if state is GuardState.FAULT else level, f'{state}: {view.cause.text}')
+        stat.add('mode', view.mode(self.parameters['dry_run']))
         stat.add('chunks accepted / received', f'{counts.chunks_accepted} / {counts.chunks_received}')
         for reason, count in counts.rejections.items():
             stat.add(f'rejected: {reason.name}', count)
         for reason, count in counts.stops.items():
             stat.add(f'stopped: {reason.name}', count)
         stat.add('largest splice jump [rad]', f'{counts.largest_splice_jump:.4f}')
+        return stat
+
+    def _report_control(self, stat: diagnostics.DiagnosticStatusWrapper) -> diagnostics.DiagnosticStatusWrapper:
+        """How regular the ticks are."""
+        loop = self.loop
+        if loop is None:
+            stat.summary(diagnostics.OK, 'ticks follow simulated time')
+            return stat
+        periods, wanted_ms = loop.periods(), 1e3 / self.parameters['control_rate_hz']
+        late = periods.p99_ms > 2.0 * wanted_ms
+        stat.summary(
+            diagnostics.WARN if late else diagnostics.OK,
+            f'period p99 {periods.p99_ms:.2f} ms, wanted {wanted_ms:.2f} ms' if loop.running else 'not running',
+        )
+        stat.add(
+            'period p50 / p99 / worst [ms]', f'{periods.p50_ms:.3f} / {periods.p99_ms:.3f} / {periods.worst_ms:.3f}'
+        )
+        stat.add('ticks / missed deadlines', f'{periods.ticks} / {periods.missed}')
+        stat.add('real-time priority', loop.why_not_realtime or self.parameters['realtime_priority'])
         return stat
 
     # Services
@@ -314,13 +492,12 @@ class GuardNode(CosmosLifecycleNode):
         self._publish_status()
         return response
 
-    def _answer(self, response: Trigger.Response, act: Callable[[Guard, int], None], done: str) -> Trigger.Response:
+    def _answer(self, response: Trigger.Response, act: Act, done: str) -> Trigger.Response:
         guard = self._working()
         if guard is None:
             response.success, response.message = False, 'the guard is not active'
             return response
-        with self._lock:
-            act(guard, self.now_ns())
+        self._act(guard, act)
         response.success, response.message = True, done
         self._publish_status()
         return response
@@ -337,120 +514,6 @@ def limits_of(contract: Contract, scale: float = 1.0) -> RobotLimits:
         problem = Problem('robot.joints', 'is empty: there is nothing to guard')
         raise ContractError(f'contract {contract.name}', [problem])
     return load_limits(contract.robot.description, scale=scale).for_joints(contract.robot.joints)
-
-
-def received_chunk(message: ActionChunk) -> ReceivedChunk:
-    """The message as the guard takes it; nothing in it is trusted yet."""
-    positions: Any = np.asarray(message.positions, np.float64)
-    joints = len(message.joint_names)
-    if joints and positions.size == message.rows * joints:
-        positions = positions.reshape(message.rows, joints)
-    spaces = {ActionChunk.JOINT_POSITION: JOINT_POSITION, ActionChunk.END_EFFECTOR_POSE: 'end_effector_pose'}
-    usable_step = math.isfinite(message.step_dt) and 0 < message.step_dt < 1e6
-    return ReceivedChunk(
-        stamp_ns=stamp_to_ns(message.header.stamp),
-        epoch=message.epoch,
-        sequence=message.sequence,
-        step_ns=_ns(message.step_dt) if usable_step else 0,
-        joint_names=list(message.joint_names),
-        positions=positions,
-        gripper=np.asarray(message.gripper, np.float64) if len(message.gripper) else None,
-        action_space=spaces.get(message.action_space, f'number {message.action_space}'),
-    )
-
-
-def trajectory_message(command: Command) -> JointTrajectory:
-    """The command as a trajectory controller takes it."""
-    message = JointTrajectory(joint_names=list(command.joint_names))
-    message.header.stamp = ns_to_stamp(command.stamp_ns)
-    rows = zip(command.times_ns, command.positions, command.velocities, command.accelerations, strict=True)
-    message.points = [
-        JointTrajectoryPoint(
-            time_from_start=Duration(sec=int(time_ns) // 1_000_000_000, nanosec=int(time_ns) % 1_000_000_000),
-            positions=_doubles(positions),
-            velocities=_doubles(velocities),
-            accelerations=_doubles(accelerations),
-        )
-        for time_ns, positions, velocities, accelerations in rows
-    ]
-    return message
-
-
-def decision_message(chunk: ActionChunk, verdict: Acceptance | Rejection, now_ns: int) -> ChunkDecision:
-    """What became of a chunk."""
-    stamp = stamp_to_ns(chunk.header.stamp)
-    message = ChunkDecision(
-        decided=ns_to_stamp(now_ns),
-        stamp=chunk.header.stamp,
-        epoch=chunk.epoch,
-        sequence=chunk.sequence,
-        accepted=not isinstance(verdict, Rejection),
-        row=-1,
-        value=math.nan,
-        limit=math.nan,
-        splice_jump=math.nan,
-        observation_age=(now_ns - stamp) / 1e9,
-        reason_name=Reason.NONE.name,
-    )
-    if not isinstance(verdict, Rejection):
-        message.splice_jump = verdict.splice_jump
-        message.text = f'accepted; {verdict.rows_dropped} rows were past'
-        return message
-    message.reason, message.reason_name = int(verdict.reason), verdict.reason.name
-    message.text, message.joint = verdict.text, verdict.joint
-    message.row = -1 if verdict.row is None else verdict.row
-    message.value = math.nan if verdict.value is None else verdict.value
-    message.limit = math.nan if verdict.limit is None else verdict.limit
-    return message
-
-
-def status_message(guard: Guard, now_ns: int, dry_run: bool) -> GuardStatus:
-    """State, cause and extremes of the guard."""
-    counts, cause = guard.statistics(), guard.cause
-    ages = np.asarray(counts.observation_ages) if counts.observation_ages else np.array([math.nan])
-    message = GuardStatus(
-        state=getattr(GuardStatus, guard.state.value),
-        state_name=guard.state.value,
-        reason=int(cause.reason),
-        reason_name=cause.reason.name,
-        text=cause.text,
-        epoch=guard.epoch,
-        dry_run=dry_run,
-        accepted=counts.chunks_accepted,
-        rejected=sum(counts.rejections.values()),
-        buffer_s=guard.buffer_ns / 1e9,
-        smallest_position_margin=counts.position_margin.value,
-        smallest_velocity_margin=counts.velocity_margin.value,
-        smallest_acceleration_margin=counts.acceleration_margin.value,
-        rejection_names=[reason.name for reason in counts.rejections],
-        rejection_counts=list(counts.rejections.values()),
-        largest_splice_jump=counts.largest_splice_jump,
-        observation_age_p50_s=float(np.percentile(ages, 50)),
-        observation_age_p95_s=float(np.percentile(ages, 95)),
-    )
-    message.header.stamp = ns_to_stamp(now_ns)
-    return message
-
-
-def limits_message(limits: RobotLimits, now_ns: int) -> LimitsInForce:
-    """The limits that commands are held to."""
-    message = LimitsInForce(
-        robot=limits.name,
-        source=limits.source,
-        joint_names=list(limits.joint_names),
-        position_min=_doubles(limits.soft_lower),
-        position_max=_doubles(limits.soft_upper),
-        velocity=_doubles(limits.velocity),
-        acceleration=_doubles(limits.acceleration),
-        jerk=_doubles(limits.jerk),
-        scale=limits.scale,
-    )
-    message.header.stamp = ns_to_stamp(now_ns)
-    return message
-
-
-def _doubles(values: NDArray[np.float64]) -> array.array[float]:
-    return array.array('d', np.ascontiguousarray(values, np.float64).tobytes())
 
 
 def _ns(seconds: float) -> int:

@@ -171,6 +171,7 @@ class CosmosLifecycleNode(QuietEvents, LifecycleNode):
         """Start unconfigured; `kwargs` go to :class:`rclpy.node.Node`."""
         # LifecycleNode.__init__ of Jazzy cannot pass a callback group on: its services would share the default one, and
         # a long configure would block all others in it. Reentrant: the state can be asked for during a transition.
+        self._serving = threading.Lock()  # of QuietEvents, whose constructor is passed over with it
         Node.__init__(self, name, **kwargs)
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self.sensor_group: CallbackGroup = MutuallyExclusiveCallbackGroup()
@@ -274,7 +275,7 @@ class CosmosLifecycleNode(QuietEvents, LifecycleNode):
         events = self._events_of(topic)
         arguments = {
             'callback_group': group or self.sensor_group,
-            'qos_overriding_options': QoSOverridingOptions.with_default_policies(),
+            'qos_overriding_options': QoSOverridingOptions(qos.OVERRIDABLE),
         }
         try:
             callbacks = qos.subscription_events(events, self.get_logger())

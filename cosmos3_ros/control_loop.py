@@ -1,0 +1,141 @@
+"""Calls something at a fixed rate from a thread of its own, by absolute deadlines of the steady clock.
+
+A timer of rclpy is served by the executor, which rebuilds its wait set in Python around every single callback; what it
+calls at 100 Hz comes late whenever anything else is due. This thread waits for nothing but the time. Nothing here knows
+ROS.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+_REMEMBERED = 4096  # periods that the percentiles are taken of: 40 s at 100 Hz
+REMEDY = (
+    'grant it the right to a real-time priority: `rtprio 60` for its user in /etc/security/limits.conf, LimitRTPRIO=60 '
+    'in a systemd unit, or --ulimit rtprio=60 for a container'
+)
+
+
+@dataclass(frozen=True)
+class Periods:
+    """How regular the calls were.
+
+    Attributes:
+        ticks: Calls since the start.
+        missed: Deadlines since the start at which there was no call, because the one before still ran or was late.
+        p50_ms: Median time between the beginnings of two calls, over the last few thousand; NaN before there are two.
+        p99_ms: Its 99th percentile.
+        worst_ms: The longest since the start; NaN before there are two calls.
+    """
+
+    ticks: int
+    missed: int
+    p50_ms: float
+    p99_ms: float
+    worst_ms: float
+
+
+class ControlLoop:
+    """The thread. It runs from :meth:`start` to :meth:`stop`, any number of times."""
+
+    def __init__(
+        self, tick: Callable[[], None], period_ns: int, on_failure: Callable[[str], None], priority: int = 0
+    ) -> None:
+        """Prepare; nothing runs yet.
+
+        Args:
+            tick: What to call.
+            period_ns: Time between two calls.
+            on_failure: Called with the traceback if `tick` raised; the thread ends then.
+            priority: Real-time priority (SCHED_FIFO, 1 to 99) to ask for; 0 to run as any other thread.
+        """
+        self._tick, self._period_ns, self._on_failure, self._priority = tick, period_ns, on_failure, priority
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._began_ns: deque[int] = deque(maxlen=_REMEMBERED)
+        self._ticks = self._missed = self._worst_ns = 0
+        self.why_not_realtime = ''
+        """Why the thread has no real-time priority though it asked for one; empty if it has, or asked for none."""
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin to call, at once; returns when the thread has its priority."""
+        self.stop()
+        self._ending, ready = threading.Event(), threading.Event()
+        self._began_ns.clear()
+        self._ticks = self._missed = self._worst_ns = 0
+        self._thread = threading.Thread(target=self._run, args=(ready, self._ending), name='control', daemon=True)
+        self._thread.start()
+        ready.wait()
+
+    def stop(self, timeout_s: float = 1.0) -> bool:
+        """Call no more; return whether the last call has ended, which is waited for up to `timeout_s`.
+
+        May be called from within a call; then that is the last one.
+        """
+        self._ending.set()
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return True
+        thread.join(timeout_s)
+        return not thread.is_alive()
+
+    def periods(self) -> Periods:
+        """How regular the calls have been."""
+        began = np.array(list(self._began_ns), dtype=np.int64)
+        if len(began) < 2:
+            return Periods(self._ticks, self._missed, np.nan, np.nan, np.nan)
+        p50, p99 = np.percentile(np.diff(began) / 1e6, [50, 99])
+        return Periods(self._ticks, self._missed, float(p50), float(p99), self._worst_ns / 1e6)
+
+    def _run(self, ready: threading.Event, ending: threading.Event) -> None:
+        self._ask_for_priority()
+        ready.set()
+        try:
+            self._call_until(ending)
+        except Exception:  # whatever it was: whoever owns this must know that nothing is called any more
+            self._on_failure(traceback.format_exc())
+
+    def _ask_for_priority(self) -> None:
+        self.why_not_realtime = ''
+        if not self._priority:
+            return
+        try:
+            # Of this thread alone, and not of threads or processes that it starts.
+            policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+            os.sched_setscheduler(0, policy, os.sched_param(self._priority))
+        except (AttributeError, OSError) as error:  # not every system has it, not everybody may
+            self.why_not_realtime = str(error)
+
+    def _call_until(self, ending: threading.Event) -> None:
+        due_ns = time.monotonic_ns()
+        while not ending.is_set():
+            self._note(time.monotonic_ns())
+            self._tick()
+            due_ns += self._period_ns
+            behind_ns = time.monotonic_ns() - due_ns
+            if behind_ns > 0:
+                # Deadlines that have passed are let go: calls that follow each other without a pause mend nothing.
+                lost = -(-behind_ns // self._period_ns)
+                self._missed += lost
+                due_ns += lost * self._period_ns
+            ending.wait((due_ns - time.monotonic_ns()) / 1e9)
+
+    def _note(self, now_ns: int) -> None:
+        began = self._began_ns
+        if began:
+            self._worst_ns = max(self._worst_ns, now_ns - began[-1])
+        began.append(now_ns)
+        self._ticks += 1
