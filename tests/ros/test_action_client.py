@@ -27,7 +27,7 @@ class SlowToNote:
 
     def send_goal_request(self, request: object) -> int:
         number = self._handle.send_goal_request(request)
-        assert self._received.wait(10.0)
+        self._received.wait(1.0)  # newer versions of rclpy let nobody receive meanwhile
         return number
 
 
