@@ -13,16 +13,19 @@ export AMENT_PREFIX_PATH := $(CURDIR)/.venv
 export RMW_IMPLEMENTATION := rmw_fastrtps_cpp
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 
-.PHONY: help setup test demo lint format lock clean
+.PHONY: help setup test test-kilted demo lint format lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## set up .venv, ROS 2 and cosmos3_msgs (the other targets do this too)
 	@tools/setup.sh
 
 test: setup  ## run the tests; ARGS='-k guard' passes options to pytest
 	$(python) -m pytest $(ARGS)
+
+test-kilted:  ## run the ROS tests on ROS 2 Kilted, in an environment of its own
+	@tools/kilted.sh $(ARGS)
 
 demo: setup  ## run the policy on the simulated robot; ARGS='--help' lists the options
 	.venv/bin/cosmos3 demo $(ARGS)

@@ -329,6 +329,7 @@ def test_every_parameter_tells_what_it_does(graph, policy_bench):
 # By name, a value other than the default, and where it has to arrive.
 CHANGES = {
     'replan_rows': (3, lambda loop: loop.options.replan_rows == 3),
+    'execute_rows': (12, lambda loop: loop.options.execute_rows == 12),
     'input_timeout_s': (0.7, lambda loop: loop.options.input_timeout_ns == 700 * MS),
     'seed': (41, lambda loop: loop.options.seed == 41),
     'fixed_seed': (False, lambda loop: loop.options.fixed_seed is False),
