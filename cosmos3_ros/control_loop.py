@@ -14,6 +14,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,30 @@ class Periods:
     worst_ms: float
 
 
+class _Job:
+    """Something to do in the loop's thread, for a thread that waits for its outcome."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self._outcome: Any = None
+        self._error: BaseException | None = None
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        """Do it."""
+        try:
+            self._outcome = self._work()
+        except BaseException as error:  # raised again where the outcome is waited for
+            self._error = error
+        self.done.set()
+
+    def outcome(self) -> Any:
+        """What came of it; raises what it raised."""
+        if self._error is not None:
+            raise self._error
+        return self._outcome
+
+
 class ControlLoop:
     """The thread. It runs from :meth:`start` to :meth:`stop`, any number of times."""
 
@@ -60,6 +85,7 @@ class ControlLoop:
         self._tick, self._period_ns, self._on_failure, self._priority = tick, period_ns, on_failure, priority
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
+        self._jobs: deque[_Job] = deque()
         self._began_ns: deque[int] = deque(maxlen=_REMEMBERED)
         self._ticks = self._missed = self._worst_ns = 0
         self.why_not_realtime = ''
@@ -91,6 +117,29 @@ class ControlLoop:
             return True
         thread.join(timeout_s)
         return not thread.is_alive()
+
+    def after_tick[T](self, work: Callable[[], T]) -> T:
+        """Do something in the loop's thread, right after a call; return its outcome, or raise what it raised.
+
+        There it has most of a period for itself. In another thread it would hold up the call that comes due while it
+        holds a lock, or Python's own. If the loop does not run, it is done here and now.
+        """
+        job = _Job(work)
+        if not self.running or threading.current_thread() is self._thread:
+            job.run()
+            return job.outcome()
+        self._jobs.append(job)
+        while not job.done.wait(0.1):
+            if not self.running and self._withdraw(job):
+                job.run()
+        return job.outcome()
+
+    def _withdraw(self, job: _Job) -> bool:
+        try:
+            self._jobs.remove(job)
+        except ValueError:  # the loop has taken it
+            return False
+        return True
 
     def periods(self) -> Periods:
         """How regular the calls have been."""
@@ -124,6 +173,8 @@ class ControlLoop:
         while not ending.is_set():
             self._note(time.monotonic_ns())
             self._tick()
+            if self._jobs:
+                self._jobs.popleft().run()
             due_ns += self._period_ns
             behind_ns = time.monotonic_ns() - due_ns
             if behind_ns > 0:

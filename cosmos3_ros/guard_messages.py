@@ -175,12 +175,15 @@ def decision_message(chunk: ActionChunk, verdict: Acceptance | Rejection, now_ns
         value=math.nan,
         limit=math.nan,
         splice_jump=math.nan,
+        pace=math.nan,
         observation_age=(now_ns - stamp) / 1e9,
         reason_name=Reason.NONE.name,
     )
     if not isinstance(verdict, Rejection):
         message.splice_jump = verdict.splice_jump
-        message.text = f'accepted; {verdict.rows_dropped} rows were past'
+        message.pace = verdict.motion.chunk.pace
+        slowed = f' at {message.pace:.2f} of its own pace' if message.pace < 1.0 else ''
+        message.text = f'accepted{slowed}; {verdict.rows_dropped} rows were past'
         return message
     message.reason, message.reason_name = int(verdict.reason), verdict.reason.name
     message.text, message.joint = verdict.text, verdict.joint

@@ -15,6 +15,7 @@ It imports neither PyTorch nor the network. All judgement lives in :mod:`cosmos3
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.control_loop import REMEDY, ControlLoop
 from cosmos3_ros.conversions import stamp_to_ns
 from cosmos3_ros.gripper_output import INTERFACES, TOPIC
+from cosmos3_ros.guard.checks import Acceptance
+from cosmos3_ros.guard.chunk import ReceivedChunk
 from cosmos3_ros.guard.guard import Guard, GuardState
 from cosmos3_ros.guard.limits import RobotLimits, load_limits
 from cosmos3_ros.guard.options import CheckOptions, GuardOptions
@@ -63,6 +66,14 @@ PARAMETERS = (
     Parameter('start_jump_rad', 0.05, 'Allowed distance of row 0 from the measured joints.', 'rad', 0.001, 0.5),
     Parameter('splice_jump_rad', 0.2, 'Allowed distance between two chunks where they join.', 'rad', 0.001, 0.5),
     Parameter('chunk_max_age_s', 2.0, 'Oldest observation a chunk may stem from on arrival.', 's', 0.05, 60.0),
+    Parameter(
+        'slowest_pace',
+        0.5,
+        'A chunk too fast for the robot is played slower along the same path, down to this share of its own speed; '
+        '1: it is rejected.',
+        minimum=0.01,
+        maximum=1.0,
+    ),
     Parameter(
         'replay_from_rest',
         False,
@@ -143,7 +154,9 @@ class GuardNode(CosmosLifecycleNode):
         values = self.parameters
         self._contract = contract = load_contract(values['contract'])
         limits = limits_of(contract, values['speed_scale'])
-        self.guard = Guard(limits, self._guard_options(contract))
+        options = self._guard_options(contract)
+        rehearse(limits, options)
+        self.guard = Guard(limits, options)
         choice = GripperChoice(values['gripper_interface'], values['gripper_action'], values['gripper_max_effort'])
         self.output = CommandOutput(self, limits.joint_names, contract.robot.gripper, choice, values['dry_run'])
         self.output.hysteresis = values['gripper_hysteresis']
@@ -221,6 +234,7 @@ class GuardNode(CosmosLifecycleNode):
                 splice_jump_rad=values['splice_jump_rad'],
                 max_age_ns=_ns(values['chunk_max_age_s']),
                 replay_from_rest=values['replay_from_rest'],
+                slowest_pace=values['slowest_pace'],
             ),
         )
 
@@ -239,7 +253,9 @@ class GuardNode(CosmosLifecycleNode):
         if self.output is not None:
             self.output.hysteresis = changes.get('gripper_hysteresis', self.output.hysteresis)
         if 'speed_scale' in changes and self._contract is not None:
-            self._new_limits = limits_of(self._contract, changes['speed_scale'])
+            limits = limits_of(self._contract, changes['speed_scale'])
+            rehearse(limits, self._guard_options(self._contract))
+            self._new_limits = limits
             self._change_limits()
 
     def _change_limits(self) -> None:
@@ -332,10 +348,15 @@ class GuardNode(CosmosLifecycleNode):
         guard, reports = self._working(), self._reports
         if guard is None or reports is None:
             return
-        received = received_chunk(message)
-        with self._lock:
-            now = self.now_ns()
-            verdict = guard.on_chunk(received, now)
+        received, loop = received_chunk(message), self.loop
+
+        def judge() -> tuple[Acceptance | Rejection, int]:
+            with self._lock:
+                now = self.now_ns()
+                return guard.on_chunk(received, now), now
+
+        # It takes a few milliseconds: between two ticks, so that none has to wait for it.
+        verdict, now = judge() if loop is None else loop.after_tick(judge)
         reports.decision(message, verdict, now)
         if isinstance(verdict, Rejection):
             self.get_logger().warning(
@@ -514,6 +535,17 @@ def limits_of(contract: Contract, scale: float = 1.0) -> RobotLimits:
         problem = Problem('robot.joints', 'is empty: there is nothing to guard')
         raise ContractError(f'contract {contract.name}', [problem])
     return load_limits(contract.robot.description, scale=scale).for_joints(contract.robot.joints)
+
+
+def rehearse(limits: RobotLimits, options: GuardOptions) -> None:
+    """Judge and play one chunk with nobody listening: whatever is prepared at its first use is ready then."""
+    alone = dataclasses.replace(options, heartbeat_max_age_ns=None, sources={}, emergency_stop=False)
+    guard, now = Guard(limits, alone), 1_000_000_000
+    positions, names = (limits.soft_lower + limits.soft_upper) / 2, limits.joint_names
+    guard.activate(now)
+    guard.on_joint_state(now, now, names, positions)
+    guard.on_chunk(ReceivedChunk(now, guard.epoch, 1, 50_000_000, names, np.tile(positions, (32, 1))), now)
+    guard.tick(now)
 
 
 def _ns(seconds: float) -> int:

@@ -230,8 +230,11 @@ class PolicyNode(CosmosLifecycleNode):
             self.loop.continuation.interrupted()
 
     def _on_decision(self, message: ChunkDecision) -> None:
-        if self.loop is not None:
-            self.loop.continuation.decided(message.epoch, message.sequence, message.accepted)
+        if self.loop is not None:  # a chunk that is played slower is not where its rows say
+            in_time = message.accepted and message.pace == 1.0
+            self.loop.continuation.decided(message.epoch, message.sequence, in_time)
+            if message.accepted and not in_time:
+                self.loop.continuation.interrupted()
 
     # Outputs
 

@@ -650,6 +650,7 @@ SETTINGS = {
     'start_jump_rad': (0.02, lambda guard: guard.options.checks.start_jump_rad == 0.02),
     'splice_jump_rad': (0.1, lambda guard: guard.options.checks.splice_jump_rad == 0.1),
     'chunk_max_age_s': (1.0, lambda guard: guard.options.checks.max_age_ns == 10**9),
+    'slowest_pace': (0.25, lambda guard: guard.options.checks.slowest_pace == 0.25),
     'replay_from_rest': (True, lambda guard: guard.options.checks.replay_from_rest),
     'heartbeat_max_age_s': (1.0, lambda guard: guard.options.heartbeat_max_age_ns == 10**9),
     'policy_max_age_s': (1.0, lambda guard: list(guard.options.sources.values()) == [10**9]),
@@ -728,3 +729,20 @@ def test_a_camera_that_stops_brings_the_arm_to_rest(graph, bench, contract, sens
     graph.eventually(b.is_at_rest)
     assert not b.arm.motions[-1].velocities[-1].any()
     assert 'wrist (stale' in p.outcome(future, 15.0).result.text
+
+
+def test_a_chunk_too_fast_for_the_limits_in_force_is_played_slower_and_that_is_told(bench):
+    b = bench(speed_scale=0.25, slowest_pace=0.1).up()
+    decision = b.send(travel(np.array([1.0, 0, 0, 0, 0, 0, 0])))
+    assert decision.accepted, decision.text
+    assert 0.1 <= decision.pace < 1.0
+    assert 'of its own pace' in decision.text
+    b.graph.eventually(lambda: b.arm.position[0] > HOME[0] + 0.02, what='motion along the same path')
+    np.testing.assert_allclose(b.arm.position[1:], HOME[1:], atol=1e-6)
+
+
+def test_a_chunk_too_fast_for_the_limits_in_force_is_refused_where_it_may_not_be_slowed(bench):
+    decision = bench(speed_scale=0.25, slowest_pace=1.0).up().send(travel(np.array([1.0, 0, 0, 0, 0, 0, 0])))
+    assert not decision.accepted
+    assert decision.reason_name == 'VELOCITY_LIMIT'
+    assert np.isnan(decision.pace)
