@@ -17,8 +17,9 @@ from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.motion import NS, Array, JointsState, Times
 from cosmos3_ros.guard.options import CheckOptions
 from cosmos3_ros.guard.pace import SLOWER_HELPS, at_pace, paces
+from cosmos3_ros.guard.place_checks import check_places
 from cosmos3_ros.guard.reasons import Reason, Rejection, reject
-from cosmos3_ros.guard.tracker import stopping_displacement
+from cosmos3_ros.guard.tracker import Braker, stopping_displacement
 
 # The fade is looked at on a grid; between two of its points a peak may be a little higher. With this many points per
 # row # and three rows the error stays below 0.4 % of a quintic's acceleration peak (h²/8 times the fourth derivative).
@@ -76,7 +77,7 @@ class Acceptance:
 
 
 def check_chunk(
-    chunk: Chunk, limits: RobotLimits, context: SpliceContext, options: CheckOptions
+    chunk: Chunk, limits: RobotLimits, context: SpliceContext, options: CheckOptions, braker: Braker | None = None
 ) -> Acceptance | Rejection:
     """Judge a well-formed chunk.
 
@@ -85,6 +86,7 @@ def check_chunk(
         limits: Limits of the robot, joints in the chunk's order.
         context: State of the motion in progress and of the books.
         options: Tolerances.
+        braker: Finds the stop from the end of the chunk; None: one with the guard's default options.
 
     Returns:
         The shortest admissible splice, at the chunk's own pace if that can be, else slower along the same path as far
@@ -96,11 +98,11 @@ def check_chunk(
     since = context.rest_since_ns
     if options.replay_from_rest and since is not None and since <= chunk.stamp_ns:
         chunk = chunk.starting_at(context.start_ns)
-    verdict = _check_at_pace(chunk, limits, context, options)
+    verdict = _check_at_pace(chunk, limits, context, options, braker)
     if isinstance(verdict, Acceptance) or verdict.reason not in SLOWER_HELPS or options.slowest_pace >= 1.0:
         return verdict
     for pace in paces(chunk, limits, options.slowest_pace):
-        slower = _check_at_pace(at_pace(chunk, pace, context.start_ns), limits, context, options)
+        slower = _check_at_pace(at_pace(chunk, pace, context.start_ns), limits, context, options, braker)
         if isinstance(slower, Acceptance):
             return slower
         if slower.reason not in SLOWER_HELPS:
@@ -109,10 +111,10 @@ def check_chunk(
 
 
 def _check_at_pace(
-    chunk: Chunk, limits: RobotLimits, context: SpliceContext, options: CheckOptions
+    chunk: Chunk, limits: RobotLimits, context: SpliceContext, options: CheckOptions, braker: Braker | None
 ) -> Acceptance | Rejection:
     wrong = check_time_left(chunk, context) or check_rows(chunk, limits, context.state)
-    return wrong or splice(chunk, limits, context.start_ns, context.state, options)
+    return wrong or splice(chunk, limits, context.start_ns, context.state, options, braker)
 
 
 def check_freshness(chunk: Chunk, context: SpliceContext, options: CheckOptions) -> Rejection | None:
@@ -171,11 +173,31 @@ def check_rows(chunk: Chunk, limits: RobotLimits, state: JointsState) -> Rejecti
         found = _first_above(reason, what, rate, limit, limits, unit, first_row=order)
         if found is not None:
             return found
-    return None
+    return None if limits.near_ends is None else _check_row_speeds(rows, dt, limits)
+
+
+def _check_row_speeds(rows: Array, dt: float, limits: RobotLimits) -> Rejection | None:
+    """Check the speed between rows against the limit at the row it leads to, which is the lower one outwards."""
+    speeds = np.diff(rows, axis=0) / dt
+    lowest, highest = limits.velocity_bounds(rows[1:])
+    excess = np.maximum(speeds - highest, lowest - speeds)
+    if excess.max() <= _ROUNDING:
+        return None
+    index = int((excess > _ROUNDING).any(axis=1).argmax())
+    joint = int(excess[index].argmax())
+    value, name = float(speeds[index, joint]), limits.joint_names[joint]
+    bound = float(highest[index, joint] if value > 0.0 else -lowest[index, joint])
+    what = 'speed near the end of the range'
+    return reject(Reason.VELOCITY_LIMIT, what, joint=name, row=index + 1, value=abs(value), limit=bound, unit='rad/s')
 
 
 def splice(
-    chunk: Chunk, limits: RobotLimits, start_ns: int, state: JointsState, options: CheckOptions
+    chunk: Chunk,
+    limits: RobotLimits,
+    start_ns: int,
+    state: JointsState,
+    options: CheckOptions,
+    braker: Braker | None = None,
 ) -> Acceptance | Rejection:
     """Find the shortest fade by which the chunk can take over within the limits.
 
@@ -185,6 +207,7 @@ def splice(
         start_ns: Instant of the splice, before the last row is due.
         state: Commanded state at that instant.
         options: The windows to try, in rows, and the largest jump.
+        braker: Finds the stop from the end of the chunk; None: one with the guard's default options.
 
     Returns:
         The splice, or what is wrong with the longest fade tried.
@@ -192,7 +215,7 @@ def splice(
     verdict: Rejection | None = None
     for rows in options.blend_rows:
         motion = ChunkMotion(chunk, start_ns, state, rows * chunk.step_ns)
-        verdict = _check_jump(motion, limits, options) or check_motion(motion, limits, state)
+        verdict = _check_jump(motion, limits, options) or check_motion(motion, limits, state, braker)
         if verdict is None:
             dropped = max(0, (start_ns - chunk.due_ns(0)) // chunk.step_ns + 1)
             return Acceptance(motion, int(dropped), rows, float(motion.jump.max()))
@@ -201,12 +224,18 @@ def splice(
     return verdict or reject(Reason.SPLICE_JUMP, 'no blend window is configured')
 
 
-def check_motion(motion: ChunkMotion, limits: RobotLimits, state: JointsState) -> Rejection | None:
+def check_motion(
+    motion: ChunkMotion, limits: RobotLimits, state: JointsState, braker: Braker | None = None
+) -> Rejection | None:
     """Check the motion that would be executed: the fade in continuous time, and that the arm can stop at any instant.
 
     After the fade the motion is the chunk's own spline, whose extremes are the differences of its rows. And a joint can
     stop from any instant without going beyond where the motion itself turns round, because the motion turns with no
-    more than the same acceleration and jerk; so only the stop from its end needs a look.
+    more than the same acceleration and jerk; so only the stop from its end needs a look. The same holds for speed
+    limits that shrink towards the ends of a range: the hardest stop is at no place faster than the motion was there.
+
+    It does not hold for the tool and the body, because the joints of a stop leave the path. They are checked along the
+    motion and in the stop from its end; stops from in between are checked one by one before they are sent.
     """
     chunk = motion.chunk
     lower, upper = position_bounds(limits, state)
@@ -224,7 +253,8 @@ def check_motion(motion: ChunkMotion, limits: RobotLimits, state: JointsState) -
     end = motion.sample(np.array([motion.end_ns], dtype=np.int64))
     way = stopping_displacement(end.velocities, end.accelerations, limits.acceleration, limits.jerk)
     what, last = 'would come to rest at', np.array([chunk.rows - 1])
-    return _first_outside(Reason.STOPPING_DISTANCE, what, end.positions + way, lower, upper, limits, last)
+    outside = _first_outside(Reason.STOPPING_DISTANCE, what, end.positions + way, lower, upper, limits, last)
+    return outside or check_places(motion, limits, times, values, braker)
 
 
 def position_bounds(limits: RobotLimits, state: JointsState) -> tuple[Array, Array]:

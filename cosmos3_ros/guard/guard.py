@@ -320,7 +320,8 @@ class Guard:
         anchor = self._anchor(now_ns)
         if isinstance(anchor, Rejection):
             return anchor
-        verdict = check_chunk(chunk, self.limits, self._context(chunk, anchor, now_ns), self.options.checks)
+        context = self._context(chunk, anchor, now_ns)
+        verdict = check_chunk(chunk, self.limits, context, self.options.checks, self._motion.braker)
         if isinstance(verdict, Acceptance) or verdict.reason not in _NOT_BOOKED:
             self._epoch, self._sequence = chunk.epoch, chunk.sequence
         if isinstance(verdict, Acceptance):
@@ -410,7 +411,7 @@ class Guard:
             self._starve()
             return
         state = self._motion.state(now_ns)
-        joined = splice(motion.chunk, self.limits, now_ns, state, self.options.checks)
+        joined = splice(motion.chunk, self.limits, now_ns, state, self.options.checks, self._motion.braker)
         late = reject(Reason.TICK_LATE, Reason.TICK_LATE.sentence)
         self._recorder.stops[Reason.TICK_LATE] += 1
         if isinstance(joined, Acceptance):

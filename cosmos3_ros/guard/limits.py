@@ -4,42 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from engine.errors import InvalidInput, Problem
+from cosmos3_ros.guard.body import Body
+from cosmos3_ros.guard.capsules import Capsules
+from cosmos3_ros.guard.figures import CartesianLimits, LimitsError, NearEnds, Workspace, freeze_arrays
+from cosmos3_ros.guard.kinematics import Chain
+from cosmos3_ros.guard.robot_file import read_robot
+from engine.errors import Problem
 from engine.resources import find_config
 
+__all__ = ['CartesianLimits', 'LimitsError', 'RobotLimits', 'load_limits', 'parse_limits']
+
 Array = NDArray[np.float64]
-
-SCHEMA = 1
-_UNITS = {'position': 'rad', 'velocity': 'rad/s', 'acceleration': 'rad/s^2', 'jerk': 'rad/s^3', 'torque': 'N m'}
-_CARTESIAN = ('translation', 'rotation', 'elbow')
-_CARTESIAN_UNITS = {'translation': 'm', 'rotation': 'rad', 'elbow': 'rad'}
-_TOP_LEVEL = ('schema', 'name', 'description', 'joints', *_UNITS, 'cartesian')
-
-
-class LimitsError(InvalidInput):
-    """A robot file is malformed, incomplete or implausible, or does not fit the joints that are asked for."""
-
-
-@dataclass(frozen=True)
-class CartesianLimits:
-    """Limits of one Cartesian quantity of the end effector, per second; kept as data.
-
-    Attributes:
-        velocity: m/s or rad/s.
-        acceleration: m/s² or rad/s².
-        jerk: m/s³ or rad/s³.
-    """
-
-    velocity: float
-    acceleration: float
-    jerk: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +40,13 @@ class RobotLimits:
         source: Where the figures come from, one line per quantity.
         scale: Fraction of the maker's velocity, acceleration and jerk that these arrays hold.
         torque: Largest torque, N m, as data; None if the file has none.
-        cartesian: Cartesian figures by name ('translation', 'rotation', 'elbow'), as data.
+        cartesian: Cartesian figures by name ('translation', 'rotation', 'elbow'); the velocities of the first two are
+            enforced for the tool point if `chain` is known.
+        near_ends: How `velocity` shrinks near the ends of the joints' ranges; None if it does not.
+        chain: Kinematics; None if the file has none.
+        capsules: The arm's body for the check of self-collision; None if the file has none.
+        workspace: Box of the tool point; None if the file has none.
+        differences: Where this file and a robot description disagreed, one sentence each, and what was done.
     """
 
     name: str
@@ -73,14 +61,47 @@ class RobotLimits:
     scale: float = 1.0
     torque: Array | None = None
     cartesian: Mapping[str, CartesianLimits] = field(default_factory=dict)
+    near_ends: NearEnds | None = None
+    chain: Chain | None = None
+    capsules: Capsules | None = None
+    workspace: Workspace | None = None
+    differences: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, np.ndarray):
-                frozen = np.array(value, dtype=np.float64)
-                frozen.setflags(write=False)
-                object.__setattr__(self, item.name, frozen)
+        freeze_arrays(self)
+
+    @cached_property
+    def body(self) -> Body | None:
+        """The checks that need the kinematics; None if they are not known. Takes a fraction of a second to prepare."""
+        if self.chain is None:
+            return None
+        ranges = {
+            name: (float(low), float(high))
+            for name, low, high in zip(self.joint_names, self.lower, self.upper, strict=True)
+        }
+        return Body(self.chain, self.joint_names, ranges, self.capsules, self.workspace, self.cartesian)
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """What the guard cannot check because the robot file does not state it, one sentence each."""
+        missing = []
+        if self.chain is None:
+            missing.append('The robot file has no kinematics: speed and place of the tool are not checked.')
+        else:
+            for name, what in (('translation', 'speed'), ('rotation', 'rotation')):
+                if name not in self.cartesian:
+                    missing.append(f'The robot file has no cartesian.{name}: the {what} of the tool is not checked.')
+            if self.workspace is None:
+                missing.append('The robot file has no workspace: the tool may go wherever the arm reaches.')
+        if self.capsules is None:
+            missing.append('The robot file has no capsules: self-collision is not checked.')
+        return tuple(missing)
+
+    def velocity_bounds(self, positions: Array) -> tuple[Array, Array]:
+        """Smallest and largest velocity at the given positions [..., J], rad/s, each of that shape or [J]."""
+        if self.near_ends is None:
+            return -self.velocity, self.velocity
+        return self.near_ends.bounds(positions, self.velocity)
 
     @property
     def soft_lower(self) -> Array:
@@ -94,6 +115,8 @@ class RobotLimits:
 
     def scaled(self, scale: float) -> RobotLimits:
         """The same robot at reduced speed: velocity, acceleration and jerk times `scale`, for first runs.
+
+        The Cartesian figures are reduced alike.
 
         Args:
             scale: Fraction of the present limits, 0 < scale <= 1.
@@ -111,6 +134,8 @@ class RobotLimits:
             acceleration=self.acceleration * scale,
             jerk=self.jerk * scale,
             scale=self.scale * scale,
+            cartesian={name: limit.scaled(scale) for name, limit in self.cartesian.items()},
+            near_ends=None if self.near_ends is None else self.near_ends.scaled(scale),
         )
 
     def for_joints(self, names: Sequence[str]) -> RobotLimits:
@@ -135,7 +160,8 @@ class RobotLimits:
         arrays = {
             f.name: getattr(self, f.name)[order] for f in fields(self) if isinstance(getattr(self, f.name), np.ndarray)
         }
-        return replace(self, joint_names=tuple(names), **arrays)
+        near_ends = None if self.near_ends is None else self.near_ends.of_columns(order)
+        return replace(self, joint_names=tuple(names), near_ends=near_ends, **arrays)
 
 
 def load_limits(name_or_path: str | Path, *, scale: float = 1.0) -> RobotLimits:
@@ -167,149 +193,4 @@ def parse_limits(document: object, *, where: str) -> RobotLimits:
     Raises:
         LimitsError: Every fault of the document.
     """
-    reader = _Reader()
-    root = reader.mapping('(top level)', document, _TOP_LEVEL)
-    reader.equal('schema', root.get('schema'), SCHEMA)
-    joints = reader.names('joints', root.get('joints'))
-    position = reader.block(root, 'position', ('lower', 'upper', 'margin'))
-    rates = {key: reader.block(root, key, ('limit',)) for key in ('velocity', 'acceleration', 'jerk')}
-    torque = reader.block(root, 'torque', ('limit',)) if 'torque' in root else None
-    lower = reader.numbers('position.lower', position.get('lower'), len(joints))
-    upper = reader.numbers('position.upper', position.get('upper'), len(joints))
-    margin = reader.number('position.margin', position.get('margin'), minimum=0.0)
-    limits = {k: reader.numbers(f'{k}.limit', b.get('limit'), len(joints), positive=True) for k, b in rates.items()}
-    effort = None if torque is None else reader.numbers('torque.limit', torque.get('limit'), len(joints), positive=True)
-    cartesian = reader.cartesian(root['cartesian']) if 'cartesian' in root else {}
-    reader.ranges(joints, lower, upper, margin)
-    name = reader.text('name', root.get('name'))
-    reader.finish(f'robot file {where}')
-    sources = '\n'.join(f'{k}: {b["source"]}' for k, b in {'position': position, **rates}.items())
-    return RobotLimits(
-        name,
-        joints,
-        lower,
-        upper,
-        limits['velocity'],
-        limits['acceleration'],
-        limits['jerk'],
-        margin=margin,
-        source=sources,
-        torque=effort,
-        cartesian=cartesian,
-    )
-
-
-class _Reader:
-    """Collects every fault; hands out stand-ins of the right type so that reading can go on to the next one."""
-
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
-
-    def fault(self, where: str, what: str, value: str = '', allowed: str = '', remedy: str = '') -> None:
-        self.problems.append(Problem(where, what, value, allowed, remedy))
-
-    def finish(self, subject: str) -> None:
-        if self.problems:
-            raise LimitsError(subject, self.problems)
-
-    def mapping(self, where: str, value: object, keys: Sequence[str]) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            self.fault(where, 'must be a mapping', type(value).__name__, ', '.join(keys))
-            return {}
-        for key in value:
-            if key not in keys:
-                self.fault(where, 'unknown key', repr(key), ', '.join(keys))
-        return value
-
-    def block(self, root: dict[str, Any], key: str, content: Sequence[str]) -> dict[str, Any]:
-        if key not in root:
-            self.fault(key, 'missing', remedy='state the limit with its unit and source; there is no default')
-            return {}
-        block = self.mapping(key, root[key], ('unit', 'source', *content))
-        self.equal(f'{key}.unit', block.get('unit'), _UNITS[key])
-        self.text(f'{key}.source', block.get('source'))
-        return block
-
-    def cartesian(self, value: object) -> dict[str, CartesianLimits]:
-        block = self.mapping('cartesian', value, ('source', *_CARTESIAN))
-        self.text('cartesian.source', block.get('source'))
-        return {key: self._cartesian_entry(key, block[key]) for key in _CARTESIAN if key in block}
-
-    def _cartesian_entry(self, key: str, value: object) -> CartesianLimits:
-        where = f'cartesian.{key}'
-        names = ('velocity', 'acceleration', 'jerk')
-        entry = self.mapping(where, value, ('unit', *names))
-        self.equal(f'{where}.unit', entry.get('unit'), _CARTESIAN_UNITS[key])
-        return CartesianLimits(*(self.number(f'{where}.{n}', entry.get(n), above=0.0) for n in names))
-
-    def equal(self, where: str, value: object, wanted: object) -> None:
-        if value != wanted or isinstance(value, bool):
-            self.fault(
-                where,
-                'missing' if value is None else 'not supported',
-                '' if value is None else repr(value),
-                repr(wanted),
-            )
-
-    def text(self, where: str, value: object) -> str:
-        if not isinstance(value, str) or not value.strip():
-            self.fault(where, 'must be a text that is not empty', '' if value is None else repr(value))
-            return ''
-        return value
-
-    def names(self, where: str, value: object) -> tuple[str, ...]:
-        if not isinstance(value, list) or not value or not all(isinstance(n, str) and n for n in value):
-            self.fault(where, 'must be a list of joint names', '' if value is None else repr(value))
-            return ()
-        for name in dict.fromkeys(value):
-            if value.count(name) > 1:
-                self.fault(where, 'joint named twice', repr(name))
-        return tuple(value)
-
-    def number(self, where: str, value: object, *, minimum: float | None = None, above: float | None = None) -> float:
-        number = _as_float(value)
-        allowed = f'a number >= {minimum:g}' if minimum is not None else f'a number > {above or 0.0:g}'
-        too_small = number is not None and (
-            (minimum is not None and number < minimum) or (above is not None and number <= above)
-        )
-        if number is None or too_small:
-            self.fault(
-                where, 'missing' if value is None else 'not usable', '' if value is None else repr(value), allowed
-            )
-            return 1.0
-        return number
-
-    def numbers(self, where: str, value: object, count: int, *, positive: bool = False) -> Array:
-        stand_in = np.ones(count)
-        if not isinstance(value, list):
-            self.fault(
-                where,
-                'missing' if value is None else 'must be a list',
-                '' if value is None else repr(value),
-                f'{count} numbers',
-            )
-            return stand_in
-        if len(value) != count:
-            self.fault(where, 'wrong number of entries', str(len(value)), f'{count}, one per joint')
-            return stand_in
-        parsed = [_as_float(item) for item in value]
-        allowed = 'finite numbers > 0' if positive else 'finite numbers'
-        for index, number in enumerate(parsed):
-            if number is None or (positive and number <= 0.0):
-                self.fault(f'{where}[{index}]', 'not usable', repr(value[index]), allowed)
-        return np.array([1.0 if number is None else number for number in parsed])
-
-    def ranges(self, joints: Sequence[str], lower: Array, upper: Array, margin: float) -> None:
-        if self.problems:
-            return  # stand-ins would only add faults that are not in the file
-        for name, low, high in zip(joints, lower, upper, strict=True):
-            if low + margin >= high - margin:
-                what = 'leaves no room between its ends less the margin'
-                self.fault(f'position of {name}', what, f'[{low:g}, {high:g}] with margin {margin:g}')
-
-
-def _as_float(value: object) -> float | None:
-    """The value as a finite number; YAML's true and false are not numbers."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if np.isfinite(value) else None
+    return RobotLimits(**read_robot(document, where=where))

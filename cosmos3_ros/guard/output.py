@@ -39,6 +39,11 @@ class CommandedMotion:
         return latest if isinstance(latest, ChunkMotion) else None
 
     @property
+    def braker(self) -> Braker:
+        """What finds the stops of the commands; it depends on the limits alone."""
+        return self._braker
+
+    @property
     def end_ns(self) -> int:
         """When the planned motion ends."""
         return self._executor.end_ns

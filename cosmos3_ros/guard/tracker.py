@@ -12,9 +12,11 @@ from functools import lru_cache
 import numpy as np
 from ruckig import ControlInterface, InputParameter, Ruckig, RuckigError, Synchronization, Trajectory
 
+from cosmos3_ros.guard.body import Finding
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.motion import NS, Array, JointsState, Samples, Times, instants
 from cosmos3_ros.guard.reasons import Reason, Rejection, reject
+from cosmos3_ros.guard.stop_check import StopCheck
 
 # A comfortable stop leaves a tenth of the acceleration limit to whoever interpolates between the points of a command.
 _COMFORT = 0.9
@@ -95,21 +97,34 @@ class Braker:
         # (The solver's own position_extrema are not used: for joints that stand still they include zero.)
         self._beyond = limits.acceleration * ((period_ns / NS) ** 2 / 8)
         self._lower, self._upper = limits.lower - _ROUNDING, limits.upper + _ROUNDING
+        self._stop_check = StopCheck(limits)
+
+    @property
+    def hindrance(self) -> Finding | None:
+        """What stops from the last state would break of the body's limits; None if that was not the matter.
+
+        A stop that would only be too fast for the tool is returned if there is no other: it is better than none.
+        """
+        return self._stop_check.hindrance
 
     def brake(self, state: JointsState, start_ns: int) -> Brake | None:
         """A stop from `state` that stays within the limits; None if there is none or the solver fails."""
         self._input.current_position = state.positions.tolist()
         self._input.current_velocity = state.velocities.tolist()
         self._input.current_acceleration = state.accelerations.tolist()
+        found: Brake | None = None
+        self._stop_check.hindrance = None
         for way, jerk in zip(self._ways, self._jerks, strict=True):
             trajectory = self._solve(way)
             if trajectory is None:
                 continue
             duration_ns = max(self._period_ns, math.ceil(trajectory.duration * NS))
             brake = Brake(start_ns, start_ns + duration_ns, trajectory, self._period_ns)
-            if self._fits(brake.points, state, jerk):
-                return brake
-        return None
+            if self._fits(brake, state, jerk):
+                found = found or brake
+                if self.hindrance is None:
+                    return brake
+        return found
 
     def _solve(self, way: tuple[Synchronization, list[float], list[float]]) -> Trajectory | None:
         self._input.synchronization, self._input.max_acceleration, self._input.max_jerk = way
@@ -120,12 +135,15 @@ class Braker:
             return None  # raised for input it cannot use, such as numbers that are not finite
         return trajectory if int(result) >= 0 and math.isfinite(trajectory.duration) else None
 
-    def _fits(self, points: Samples, state: JointsState, jerk: Array) -> bool:
+    def _fits(self, brake: Brake, state: JointsState, jerk: Array) -> bool:
+        points = brake.points
         beyond = self._beyond * ((state.velocities != 0.0) | (state.accelerations != 0.0))
         lowest, highest = np.minimum.reduce(points.positions), np.maximum.reduce(points.positions)
         inside = (lowest - beyond >= self._lower) & (highest + beyond <= self._upper)
         peak = peak_speed(state.velocities, state.accelerations, jerk)
-        return bool((inside & (peak <= self._limits.velocity)).all())
+        if not (inside & (peak <= self._limits.velocity)).all():
+            return False
+        return self._stop_check.fits(brake, points, peak, jerk)
 
 
 def peak_speed(velocities: Array, accelerations: Array, jerk: Array) -> Array:
@@ -257,6 +275,22 @@ def _hermite(samples: Samples, index: int, span: float, s: float) -> tuple[Array
     slope: Array = np.array((turn, -turn)) @ p
     slope += np.array((r * (1 - 3 * s), s * (3 * s - 2))) @ v
     return position, slope
+
+
+def _near_ends(positions: Array, velocities: Array, mean: Array, limits: RobotLimits) -> Rejection | None:
+    """The worst velocity of a point, or mean velocity to the next one, above what is allowed at its place."""
+    lowest, highest = limits.velocity_bounds(positions)
+    # On the way from one point to the next the limit is somewhere between those of both.
+    ways = np.minimum(lowest[:-1], lowest[1:]), np.maximum(highest[:-1], highest[1:])
+    for what, values, (low, high) in (('velocity', velocities, (lowest, highest)), ('mean velocity', mean, ways)):
+        allowed = np.where(values < 0.0, -low, high)
+        excess = np.abs(values) - allowed * (1 + _TOLERANCE) - _ROUNDING
+        if not (excess <= 0.0).all():
+            row, joint = (int(i) for i in np.unravel_index(excess.argmax(), excess.shape))
+            value, limit = float(values[row, joint]), float(allowed[row, joint])
+            name, text = limits.joint_names[joint], f'{what} near the end of the range'
+            return reject(Reason.OUTPUT_CHECK, text, joint=name, value=value, limit=limit, unit='rad/s')
+    return None
 
 
 def _outside(positions: Array, limits: RobotLimits) -> Rejection | None:

@@ -170,7 +170,7 @@ def test_a_start_from_rest_into_full_motion_is_refused_for_the_acceleration_of_t
 
 
 def test_a_late_chunk_is_joined_with_a_longer_fade_if_the_shortest_is_too_hard():
-    rows = ramp(J2, 0.8, acceleration=4.0)
+    rows = ramp(J2, 0.8, rows=20, acceleration=4.0)
     late = context(now=T0 + 200_000_000)
     verdict = judge(rows, late)
     assert isinstance(verdict, Acceptance)
@@ -242,7 +242,7 @@ def test_an_arm_inside_the_margin_may_leave_it_inwards_and_not_go_further_out():
 
 
 def test_reduced_speed_refuses_what_full_speed_accepts():
-    rows = ramp(J2, 0.8)
+    rows = ramp(J2, 0.8, rows=20)
     assert isinstance(judge(rows), Acceptance)
     assert judge(rows, limits=PANDA.scaled(0.25)).reason is Reason.VELOCITY_LIMIT
 

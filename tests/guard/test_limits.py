@@ -33,6 +33,9 @@ def test_every_quantity_names_its_source(panda):
         'velocity',
         'acceleration',
         'jerk',
+        'cartesian',
+        'kinematics',
+        'capsules',
     ]
 
 

@@ -121,8 +121,10 @@ def test_the_closed_form_of_the_stop_is_what_ruckig_computes(panda):
         np.testing.assert_allclose(displacement, trajectory.at_time(trajectory.duration)[0], atol=1e-12)
 
 
-def test_the_peak_speed_of_a_stop_is_what_ruckig_computes(panda, braker):
+def test_the_peak_speed_of_a_stop_is_what_ruckig_computes(panda):
     rng = np.random.default_rng(3)
+    joints_alone = dataclasses.replace(panda, chain=None, capsules=None)  # some of these are too fast for the tool
+    braker = Braker(joints_alone, ramp_ns=40 * MS, period_ns=10 * MS)
     for _ in range(50):
         state = moving(panda, rng, 0.5, 0.5)
         points = sampled(braker.brake(state, 0), 200_000)
