@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 
 from cosmos3_ros.guard.chunk import Chunk
-from cosmos3_ros.guard.motion import NS, Array, JointsState, Motion, Samples, Times
+from cosmos3_ros.guard.motion import NS, Array, JointsState, Motion, Samples, Shifted, Times
 
 _ORDERS = 4  # position, velocity, acceleration, jerk
 
@@ -143,6 +143,10 @@ class ChunkExecutor:
         """Let `motion` take over at its start; whatever was planned to begin then or later is dropped."""
         kept = [m for m in self._motions if m.start_ns < motion.start_ns]
         self._motions = [*kept, motion]
+
+    def shift(self, offset_ns: int) -> None:
+        """Let everything happen that much later, for a clock that was set."""
+        self._motions = [Shifted(motion, offset_ns) for motion in self._motions]
 
     def prune(self, now_ns: int) -> None:
         """Drop motions that have been taken over before `now_ns`."""

@@ -92,6 +92,33 @@ class Hold:
         return JointsState.at_rest(self.positions)
 
 
+@dataclass(frozen=True, eq=False)
+class Shifted:
+    """Another motion, `offset_ns` later: for a clock that was set."""
+
+    motion: Motion
+    offset_ns: int
+
+    @property
+    def start_ns(self) -> int:
+        """First instant it is defined for."""
+        return self.motion.start_ns + self.offset_ns
+
+    @property
+    def end_ns(self) -> int:
+        """Last instant at which it changes anything."""
+        return self.motion.end_ns + self.offset_ns
+
+    def sample(self, times_ns: Times) -> Samples:
+        """The other motion's states, that much earlier."""
+        samples = self.motion.sample(times_ns - self.offset_ns)
+        return Samples(times_ns, samples.positions, samples.velocities, samples.accelerations)
+
+    def state(self, time_ns: int) -> JointsState:
+        """The other motion's state, that much earlier."""
+        return self.motion.state(time_ns - self.offset_ns)
+
+
 def state_at(motion: Motion, time_ns: int) -> JointsState:
     """State of a motion at one instant."""
     return motion.state(time_ns)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cosmos3_ros.guard.executor import ChunkExecutor, ChunkMotion
 from cosmos3_ros.guard.limits import RobotLimits
-from cosmos3_ros.guard.motion import Hold, JointsState, Motion, Samples, instants, state_at
+from cosmos3_ros.guard.motion import Hold, JointsState, Motion, Samples, instants
 from cosmos3_ros.guard.options import GuardOptions
 from cosmos3_ros.guard.reasons import Reason, Rejection, reject
 from cosmos3_ros.guard.tracker import Braker, check_continuity, check_output
@@ -108,12 +108,20 @@ class CommandedMotion:
             self._follow(brake)
 
     def rebase(self, old_now_ns: int, now_ns: int) -> None:
-        """Carry the present state over to a clock that has jumped, and stop from there."""
+        """Carry the present state over to a clock that has jumped, and stop from there.
+
+        Where no stop from the present state fits the limits, the robot does what it was sent, and so does the plan.
+        """
         self.catch_up(old_now_ns)
         state = self.state(old_now_ns)
-        brake = None if state.is_at_rest else self._braker.brake(state, now_ns)
-        rest = state if state.is_at_rest else state_at(self._tail, self._tail.end_ns)
-        self._follow(Hold(now_ns, rest.positions) if brake is None else brake)
+        if state.is_at_rest:
+            self._follow(Hold(now_ns, state.positions))
+        elif (brake := self._braker.brake(state, now_ns)) is not None:
+            self._follow(brake)
+        else:
+            self.let_brake()
+            self._executor.shift(now_ns - old_now_ns)
+            self._tail = self._executor.latest
         self._sent = None
 
     def advance(self, now_ns: int) -> Samples | Rejection:

@@ -102,3 +102,17 @@ def test_a_thousand_random_feasible_splices_are_continuous(make_bench):
         bench.run(10 * int(rng.integers(2, 8)))
     bench.auditor.trace(bench.trace)
     assert bench.guard.statistics().largest_splice_jump > 0.02
+
+
+def test_a_clock_set_back_beside_the_end_of_a_joint_makes_no_command_jump(make_bench):
+    """No stop from there fits the limits as they are checked: the arm goes on as it was told, and so must the plan."""
+    close = np.array([2.4728, 0.8495, 0.5498, -0.9489, 2.3681, 3.7496, -0.9598])
+    bench = make_bench(home=close, period_ns=50 * MS, commit_ns=150 * MS)
+    way = (1 - np.cos(np.linspace(0, np.pi, 33)[1:]))[:, None] / 2
+    assert isinstance(bench.send(close + (MIDDLE - close) * way * 0.5), Acceptance)
+    bench.run(150, period=50)
+    before = bench.arm
+    clock_back(bench, np.random.default_rng(0))
+    bench.run(600, period=50)
+    assert np.abs(np.diff(np.array(bench.trace), axis=0)).max() <= PANDA.velocity.max() * 1e-3
+    assert np.abs(bench.arm - before).max() < 0.3
