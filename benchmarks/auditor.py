@@ -163,7 +163,6 @@ class Audit:
             return
         number, before, since, arm = (np.array(column) for column in zip(*book.continued, strict=True))
         times = np.round(since * 1e9).astype(np.int64)
-        over = times >= points.times[points.last[before]]
         begin = points.locate(before, times)
         dt = ((points.times[begin + 1] - points.times[begin]) * 1e-9)[:, None]
         s = np.clip((times - points.times[begin])[:, None] * 1e-9 / dt, 0.0, 1.0)
@@ -174,7 +173,9 @@ class Audit:
         # and in speed by j h²/4.9: the error begins and ends with nothing, and the quintic has the least ∫jerk² of all.
         jerk = points.jerk[number]
         near = (jump <= jerk * dt**3 / 25.3 + ROUNDING) & (step <= jerk * dt**2 / 4.9 + ROUNDING)
-        taken_over = over & (np.abs(points.p[first] - arm).max(axis=1) <= ROUNDING) & ~points.v[first].any(axis=1)
+        # From rest to rest a command may also begin where the arm is: somebody has moved it, or it did not follow.
+        still = (speed, points.v[begin], points.v[begin + 1], points.v[first], points.p[first] - arm)
+        taken_over = np.logical_and.reduce([np.abs(values).max(axis=1) <= ROUNDING for values in still])
         self._hold(book, number, near | taken_over[:, None], 'does not continue the command before it')
         self._most('jump of position between commands, rad', jump[~taken_over])
         self._most('jump of velocity between commands, rad/s', step[~taken_over])

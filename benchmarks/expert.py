@@ -19,8 +19,11 @@ from cosmos3_ros.guard.limits import RobotLimits
 Array = NDArray[np.float64]
 
 HOME = np.array([0.0, -np.pi / 5, 0.0, -4 * np.pi / 5, 0.0, 3 * np.pi / 5, 0.0])
-REACH = np.array([0.7, 0.5, 0.6, 0.5, 0.7, 0.6, 0.9])
+REACH = np.array([0.6, 0.4, 0.4, 0.4, 0.5, 0.4, 0.6])
 """How far from home, to both sides, the simulated expert moves each joint, rad."""
+
+TELEOPERATION = (0.08, 0.35)
+"""Peak speed of a reach as a share of the velocity limits: 0.2 to 0.8 rad/s for the Panda's large joints."""
 
 STEP_NS = 66_666_667
 ROWS = 32
@@ -205,6 +208,18 @@ class Rehearsal:
             self.command = command
             if self.commands is not None:
                 self.commands.append(command)
+
+    def jump_to(self, elapsed_ns: int) -> None:
+        """Begin in the middle of the motion, at rest where it is then; to be called before anything else."""
+        self.now_ns = self.origin_ns + elapsed_ns
+        self.arm = self._before = self.motion.joints(np.array([elapsed_ns / NS]))[0]
+        self.guard.deactivate(self.now_ns)
+        self.guard.activate(self.now_ns)
+        self.report()
+
+    def speed(self) -> float:
+        """Speed of the fastest joint, rad/s."""
+        return float(np.abs(self.arm - self._before).max()) * NS / TICK_NS
 
     def until(self, time_ns: int) -> None:
         """Tick until then."""

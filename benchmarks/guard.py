@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import numpy as np
-from expert import NS, REPLAN_ROWS, STEP_NS, Conditions, Rehearsal, simulated_expert
+from expert import NS, REPLAN_ROWS, STEP_NS, TELEOPERATION, Conditions, Rehearsal, simulated_expert
 
 from cosmos3_ros.guard.checks import Acceptance
 from cosmos3_ros.guard.guard import Guard
@@ -29,7 +29,7 @@ def measure_calls(repetitions: int, seed: int = 0) -> dict[str, Any]:
     a chunk arrives, it is judged, spliced and followed by a tick: that pair is one repetition.
     """
     limits = load_limits('panda')
-    motion = simulated_expert(limits, repetitions * REPLAN_ROWS * STEP_NS / NS + 20.0, seed, (0.2, 0.7))
+    motion = simulated_expert(limits, repetitions * REPLAN_ROWS * STEP_NS / NS + 20.0, seed, TELEOPERATION)
     stage = Rehearsal(Guard(limits), motion, CLEAN, np.random.default_rng(seed))
     stage.tick = _timed_tick(stage, ticks := [])
     pairs, chunks, accepted = [], [], 0
