@@ -19,6 +19,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ CHUNKS = (*hazards.CHUNKS, *[hazards.gentle] * 3, *[hazards.swift] * 7, *[hazard
 EVENTS = (*hazards.EVENTS, *hazards.DISTURBANCES)
 SCALES = (1.0, 1.0, 1.0, 0.5, 0.1)
 PERIODS_MS = (10, 10, 20, 50)
+EMBODIED = 0.2
+"""Share of sequences in which self-collision and tool speed are checked: they take time, and spoil most random poses."""
 PACES = (0.1, 0.5, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.1, 1.3, 2.5, 6.0)
 """Time between ticks as a share of the control period."""
 
@@ -153,7 +156,8 @@ def run_block(task: tuple[int, int, int]) -> dict[str, Any]:
     audit, verdicts, stops = Audit(), Counter[str](), Counter[str]()
     book = Book()
     for index in range(count):
-        limits, period_ms = robots[SCALES[rng.integers(len(SCALES))]], PERIODS_MS[rng.integers(len(PERIODS_MS))]
+        limits = robots[SCALES[rng.integers(len(SCALES))], bool(rng.random() < EMBODIED)]
+        period_ms = PERIODS_MS[rng.integers(len(PERIODS_MS))]
         book.label = f'block {block}, sequence {index}'
         life = Life(
             limits,
@@ -174,9 +178,11 @@ def run_block(task: tuple[int, int, int]) -> dict[str, Any]:
 
 
 @cache
-def _robots() -> dict[float, RobotLimits]:
+def _robots() -> dict[tuple[float, bool], RobotLimits]:
+    """By the share of the speeds that is used, and whether the guard knows the arm as a body."""
     panda = load_limits('panda')
-    return {scale: panda.scaled(scale) for scale in set(SCALES)}
+    robots = {(scale, True): panda.scaled(scale) for scale in set(SCALES)}
+    return robots | {(scale, False): replace(limits, body=None) for (scale, _), limits in robots.items()}
 
 
 @cache
