@@ -49,7 +49,7 @@ EVENTS = (*hazards.EVENTS, *hazards.DISTURBANCES)
 SCALES = (1.0, 1.0, 1.0, 0.5, 0.1)
 PERIODS_MS = (10, 10, 20, 50)
 EMBODIED = 0.2
-"""Share of sequences in which self-collision and tool speed are checked: they take time, and spoil most random poses."""
+"""Share of sequences in which self-collision and tool speed are checked: they take time, and suit few random poses."""
 PACES = (0.1, 0.5, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.1, 1.3, 2.5, 6.0)
 """Time between ticks as a share of the control period."""
 
@@ -182,7 +182,7 @@ def _robots() -> dict[tuple[float, bool], RobotLimits]:
     """By the share of the speeds that is used, and whether the guard knows the arm as a body."""
     panda = load_limits('panda')
     robots = {(scale, True): panda.scaled(scale) for scale in set(SCALES)}
-    return robots | {(scale, False): replace(limits, body=None) for (scale, _), limits in robots.items()}
+    return robots | {(scale, False): replace(limits, chain=None) for (scale, _), limits in robots.items()}
 
 
 @cache
