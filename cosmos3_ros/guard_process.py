@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from cosmos3_ros.process import answer_signals
@@ -13,6 +14,9 @@ def main() -> int:
     from cosmos3_ros.guard_node import GuardNode
     from cosmos3_ros.node_base import spin
 
+    # What has been imported stays: the collector need not look through it while the arm moves.
+    gc.collect()
+    gc.freeze()
     return spin(GuardNode, threads=4)
 
 
