@@ -29,6 +29,8 @@ STEP_NS = 66_666_667
 ROWS = 32
 REPLAN_ROWS = 8
 TICK_NS = 10_000_000
+SET_IN_S = 1.0
+"""Time in which a motion that begins in the middle comes up to speed; it loses half of that."""
 NS = 1_000_000_000
 
 
@@ -88,6 +90,21 @@ def simulated_expert(limits: RobotLimits, duration_s: float, seed: int, pace: tu
         return grip_before[index] + (grip[index] - grip_before[index]) * closing
 
     return Motion('simulated expert', now, joints, gripper)
+
+
+def from_rest(motion: Motion, since_s: float) -> Motion:
+    """The same motion from `since_s` on, whose time sets in smoothly within a second: an arm begins from rest."""
+
+    def warped(times: Array) -> Array:
+        u = np.clip(times / SET_IN_S, 0.0, 1.0)
+        return since_s + SET_IN_S * (u**3 - u**4 / 2) + np.maximum(times - SET_IN_S, 0.0)
+
+    return Motion(
+        motion.name,
+        motion.duration_s - since_s + SET_IN_S / 2,
+        lambda times: motion.joints(warped(times)),
+        lambda times: motion.gripper(warped(times)),
+    )
 
 
 def _segment(times: Array, begin: Array, length: Array) -> tuple[NDArray[np.int64], Array]:
@@ -208,14 +225,6 @@ class Rehearsal:
             self.command = command
             if self.commands is not None:
                 self.commands.append(command)
-
-    def jump_to(self, elapsed_ns: int) -> None:
-        """Begin in the middle of the motion, at rest where it is then; to be called before anything else."""
-        self.now_ns = self.origin_ns + elapsed_ns
-        self.arm = self._before = self.motion.joints(np.array([elapsed_ns / NS]))[0]
-        self.guard.deactivate(self.now_ns)
-        self.guard.activate(self.now_ns)
-        self.report()
 
     def speed(self) -> float:
         """Speed of the fastest joint, rad/s."""

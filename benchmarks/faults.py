@@ -111,7 +111,7 @@ def wrong_shape(stage: Rehearsal, stamp: int, rng: np.random.Generator) -> Recei
 
 def stale_observation(stage: Rehearsal, _stamp: int, rng: np.random.Generator) -> ReceivedChunk:
     """Made from what was seen 2.02 to 10 s ago."""
-    return stage.chunk(max(stage.origin_ns, stage.now_ns - int(rng.uniform(2.02, 10.0) * NS)))
+    return stage.chunk(stage.now_ns - int(rng.uniform(2.02, 10.0) * NS))
 
 
 def degrees(stage: Rehearsal, stamp: int, _rng: np.random.Generator) -> ReceivedChunk:

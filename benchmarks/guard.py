@@ -8,12 +8,15 @@ See README.md beside this file for how each figure is taken.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import time
 from typing import Any
 
 import numpy as np
-from expert import NS, REPLAN_ROWS, STEP_NS, TELEOPERATION, Conditions, Rehearsal, simulated_expert
+from chunk_boundaries import compare
+from expert import NS, REPLAN_ROWS, STEP_NS, TELEOPERATION, TICK_NS, Conditions, Rehearsal, simulated_expert
+from figures import facts, machine, save, table
 
 from cosmos3_ros.guard.checks import Acceptance
 from cosmos3_ros.guard.guard import Guard
@@ -90,7 +93,84 @@ def percentiles(values: list[float]) -> dict[str, float]:
     }
 
 
-if __name__ == '__main__':
-    import json
+def measure_jitter(seconds: float) -> dict[str, Any]:
+    """Time between the commands of a guard process while another process records every topic, ms."""
+    import rclpy
+    from control_period import guard_periods_ms
 
-    print(json.dumps(measure_calls(2000), indent=1))
+    rclpy.init(args=[])
+    try:
+        periods, accepted, decided = guard_periods_ms('thread', seconds, record=True)
+    finally:
+        rclpy.try_shutdown()
+    late = np.abs(np.asarray(periods) - TICK_NS / 1e6)
+    p50, p99 = np.percentile(late, [50, 99])
+    figures = {'p50': round(p50, 3), 'p99': round(p99, 3), 'worst': round(float(late.max()), 3)}
+    return {'ticks': len(late), 'off_the_period_ms': figures, 'accepted': accepted, 'decided': decided}
+
+
+def report(document: dict[str, Any]) -> str:
+    """All figures as Markdown."""
+    calls = document['calls']
+    rows = [
+        ('judge a chunk of 32 x 8, splice it, next command', 'chunk_and_tick_us'),
+        ('of that, the judgement', 'chunk_us'),
+        ('a tick', 'tick_us'),
+    ]
+    parts = [
+        '# What the guard costs, and what it does where chunks meet',
+        facts(document['machine']) + '.',
+        table(('us', 'p50', 'p99', 'p99.9', 'worst'), [(name, *calls[key].values()) for name, key in rows]),
+        f'{calls["repetitions"]:,} chunks, of which {calls["accepted"]:,} were accepted, and {calls["ticks"]:,} ticks.',
+    ]
+    if 'boundaries' in document:
+        head = (
+            'executor',
+            'boundaries',
+            'acceleration, median',
+            'worst',
+            'jerk, median',
+            'worst',
+            'ratio',
+            'jerk ratio',
+        )
+        keys = ('boundaries', 'acceleration_median', 'acceleration_worst', 'jerk_median', 'jerk_worst')
+        ratios = ('acceleration_ratio', 'jerk_ratio')
+        found = document['boundaries']
+        parts += [
+            'Peaks around the instants at which a new chunk takes over, by differences of the commands that are sent, in '
+            'rad/s^2 and rad/s^3; ratios of the medians to ours:',
+            table(head, [(name, *(f[key] for key in (*keys, *ratios))) for name, f in found.items()]),
+            f'Of ours, {found["ours"]["refused"]} chunks were refused.',
+        ]
+    if 'jitter' in document:
+        late = document['jitter']['off_the_period_ms']
+        parts.append(
+            f'Commands of a guard process at 100 Hz, with every topic recorded: off the period by {late["p50"]} ms (p50), '
+            f'{late["p99"]} ms (p99), {late["worst"]} ms (worst of {document["jitter"]["ticks"]:,}).'
+        )
+    return '\n\n'.join(parts)
+
+
+def main() -> None:
+    """Measure, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--repetitions', type=int, default=3000, help='chunks to time')
+    parser.add_argument('--boundaries', type=int, default=300, help='chunks to compare executors on; 0: do not')
+    parser.add_argument('--jitter', type=float, default=0.0, metavar='SECONDS', help='of a guard process; 0: do not')
+    parser.add_argument('--seed', type=int, default=0, help='decides motion, delays and disagreement')
+    parser.add_argument('--save', action='store_true', help='write results/guard.json and .md')
+    options = parser.parse_args()
+    document: dict[str, Any] = {'machine': machine(), 'calls': measure_calls(options.repetitions, options.seed)}
+    if options.boundaries:
+        document['boundaries'] = compare(options.boundaries, options.seed)
+    if options.jitter:
+        document['jitter'] = measure_jitter(options.jitter)
+    text = report(document)
+    print(text)
+    if options.save:
+        save('guard', document, text)
+
+
+if __name__ == '__main__':
+    main()

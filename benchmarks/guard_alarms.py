@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from expert import REPLAN_ROWS, STEP_NS, TELEOPERATION, Conditions, Motion, Rehearsal, simulated_expert
+from expert import (
+    REPLAN_ROWS,
+    SET_IN_S,
+    STEP_NS,
+    TELEOPERATION,
+    Conditions,
+    Motion,
+    Rehearsal,
+    from_rest,
+    simulated_expert,
+)
 from faults import CHUNK_FAULTS, ROBOT_FAULTS, misbehave
 from figures import facts, machine, save, table, wilson
 from recorded import droid_episode
@@ -62,32 +72,33 @@ class Tally:
 
 
 class Stage:
-    """Rehearsals of one motion, one after the other: a new one where the motion is when an arm has come to rest."""
+    """Rehearsals of one motion, one after another: a new one, from rest, when the arm was stopped."""
 
     def __init__(self, limits: RobotLimits, motion: Motion, seed: int) -> None:
         self.limits, self.motion, self.seed = limits, motion, seed
         self.restarts = 0
 
-    def chunks(self) -> Iterator[tuple[Rehearsal, int]]:
-        """For each chunk of the motion: the rehearsal at the moment of its arrival, and when it was observed."""
-        rehearsal, observed = self._rehearsal(0), 0
-        end_ns = int(self.motion.duration_s * 1e9) - 40 * STEP_NS
-        while observed < end_ns:
-            stamp = rehearsal.origin_ns + observed
-            rehearsal.until(stamp)
-            rehearsal.until(stamp + rehearsal.delay_ns())
-            yield rehearsal, stamp
-            observed += REPLAN_ROWS * STEP_NS
-            if rehearsal.guard.state not in (GuardState.TRACKING, GuardState.WAITING):
-                rehearsal = self._rehearsal(observed)
-                self.restarts += 1
+    def chunks(self) -> Iterator[tuple[Rehearsal, int, float]]:
+        """For each chunk: the rehearsal as it arrives, when it was observed (ns), and when in the motion that is (s)."""
+        since_s = 0.0
+        while since_s < self.motion.duration_s - 3.0:
+            rehearsal = self._rehearsal(since_s)
+            observed, last = 0, int((rehearsal.motion.duration_s - 3.0) * 1e9)
+            while observed < last:
+                stamp = rehearsal.origin_ns + observed
+                rehearsal.until(stamp)
+                rehearsal.until(stamp + rehearsal.delay_ns())
+                at_s = since_s + max(0.0, observed / 1e9 - SET_IN_S / 2)
+                yield rehearsal, stamp, at_s
+                observed += REPLAN_ROWS * STEP_NS
+                if rehearsal.guard.state not in (GuardState.TRACKING, GuardState.WAITING):
+                    break
+            since_s += max(0.5, observed / 1e9 - SET_IN_S / 2)
+            self.restarts += observed < last
 
-    def _rehearsal(self, since_ns: int) -> Rehearsal:
-        """An arm at rest where the motion is; the clock is such that the motion goes on."""
+    def _rehearsal(self, since_s: float) -> Rehearsal:
         rng = np.random.default_rng([self.seed, self.restarts])
-        made = Rehearsal(Guard(self.limits), self.motion, Conditions(), rng)
-        made.jump_to(since_ns)
-        return made
+        return Rehearsal(Guard(self.limits), from_rest(self.motion, since_s), Conditions(), rng)
 
 
 def false_alarms(limits: RobotLimits, motion: Motion, repeats: int, seed: int) -> dict[str, Any]:
@@ -96,12 +107,11 @@ def false_alarms(limits: RobotLimits, motion: Motion, repeats: int, seed: int) -
     for repeat in range(repeats):
         stage = Stage(limits, motion, seed + repeat)
         seen: list[Rehearsal] = []
-        for rehearsal, stamp in stage.chunks():
+        for rehearsal, stamp, at in stage.chunks():
             if not seen or seen[-1] is not rehearsal:
                 seen.append(rehearsal)
             verdict = rehearsal.guard.on_chunk(rehearsal.chunk(stamp), rehearsal.now_ns)
             good = isinstance(verdict, Acceptance)
-            at = (stamp - rehearsal.origin_ns) / 1e9
             tally.add('' if good else verdict.reason.name, '' if good else f'{at:.2f} s: {verdict.text}')
         restarts += stage.restarts
         for rehearsal in seen:
@@ -118,7 +128,7 @@ def chunk_faults(limits: RobotLimits, trials: int, seed: int) -> dict[str, dict[
     seconds = trials * len(tallies) / 4 * REPLAN_ROWS * STEP_NS / 1e9
     motion = simulated_expert(limits, 1.2 * seconds + 60.0, seed, TELEOPERATION)
     names = list(tallies)
-    for number, (rehearsal, stamp) in enumerate(Stage(limits, motion, seed).chunks()):
+    for number, (rehearsal, stamp, _) in enumerate(Stage(limits, motion, seed).chunks()):
         if rehearsal.guard.state is GuardState.TRACKING:
             for k in range(4):
                 name = names[(4 * number + k) % len(names)]
@@ -186,7 +196,8 @@ def main() -> int:
     motions = [(simulated_expert(limits, options.minutes * 60, options.seed, TELEOPERATION), 1)]
     if options.episode:
         episode = droid_episode(options.episode)
-        motions.append((episode, max(1, round(options.minutes * 60 / episode.duration_s))))
+        repeats = max(1, round(options.minutes * 60 / episode.duration_s))
+        motions += [(episode, repeats), (droid_episode(options.episode, smooth_rows=1.0), repeats)]
     document = {
         'machine': machine(),
         'false_alarms': [false_alarms(limits, motion, repeats, options.seed) for motion, repeats in motions],

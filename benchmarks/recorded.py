@@ -67,21 +67,31 @@ def _rotation_vector(rotation: Array) -> Array:
     return skew / 2 * (angle / sine if sine > 1e-12 else 1.0)
 
 
-def droid_episode(folder: Path) -> Motion:
-    """The episode in `folder` (`episode.parquet`) as a motion of the joints; straight lines between its frames."""
+def droid_episode(folder: Path, smooth_rows: float = 0.0) -> Motion:
+    """The episode in `folder` (`episode.parquet`) as a motion of the joints; straight lines between its frames.
+
+    Args:
+        folder: Where it is.
+        smooth_rows: Standard deviation, in frames, of the bell curve that smooths the joints; 0: as recorded.
+    """
     import pandas
 
     table = pandas.read_parquet(folder / 'episode.parquet')
     poses = np.stack(table['observation.state.cartesian_position'])
     start = table['observation.state.joint_positions'].to_numpy()[:7].astype(float)  # frame 0, one joint per row
     joints = trace(poses[:, :3], np.array([_from_roll_pitch_yaw(*angles) for angles in poses[:, 3:]]), start)
+    if smooth_rows:
+        from scipy.ndimage import gaussian_filter1d
+
+        joints = gaussian_filter1d(joints, smooth_rows, axis=0, mode='nearest')
     grip = table['action.gripper_position'].to_numpy().astype(float).clip(0, 1)
     times = np.arange(len(joints)) * STEP_NS / NS
 
     def at(when: Array) -> Array:
         return np.stack([np.interp(when, times, column) for column in joints.T], axis=1)
 
-    return Motion('recorded DROID episode', float(times[-1]), at, lambda when: np.interp(when, times, grip))
+    name = 'recorded DROID episode' + (f', smoothed over {smooth_rows:g} frame' if smooth_rows else '')
+    return Motion(name, float(times[-1]), at, lambda when: np.interp(when, times, grip))
 
 
 def _from_roll_pitch_yaw(roll: float, pitch: float, yaw: float) -> Array:
