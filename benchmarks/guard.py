@@ -124,30 +124,21 @@ def report(document: dict[str, Any]) -> str:
         f'{calls["repetitions"]:,} chunks, of which {calls["accepted"]:,} were accepted, and {calls["ticks"]:,} ticks.',
     ]
     if 'boundaries' in document:
-        head = (
-            'executor',
-            'boundaries',
-            'acceleration, median',
-            'worst',
-            'jerk, median',
-            'worst',
-            'ratio',
-            'jerk ratio',
-        )
+        head = ('executor', 'boundaries', 'acceleration', 'worst', 'jerk', 'worst', 'ratio', 'jerk ratio')
         keys = ('boundaries', 'acceleration_median', 'acceleration_worst', 'jerk_median', 'jerk_worst')
         ratios = ('acceleration_ratio', 'jerk_ratio')
         found = document['boundaries']
         parts += [
-            'Peaks around the instants at which a new chunk takes over, by differences of the commands that are sent, in '
-            'rad/s^2 and rad/s^3; ratios of the medians to ours:',
+            'Peaks around the instants at which a new chunk takes over, by differences of the commands that are sent: '
+            'medians and the worst in rad/s^2 and rad/s^3, and ratios of the medians to ours.',
             table(head, [(name, *(f[key] for key in (*keys, *ratios))) for name, f in found.items()]),
             f'Of ours, {found["ours"]["refused"]} chunks were refused.',
         ]
     if 'jitter' in document:
         late = document['jitter']['off_the_period_ms']
         parts.append(
-            f'Commands of a guard process at 100 Hz, with every topic recorded: off the period by {late["p50"]} ms (p50), '
-            f'{late["p99"]} ms (p99), {late["worst"]} ms (worst of {document["jitter"]["ticks"]:,}).'
+            f'Commands of a guard process at 100 Hz, with every topic recorded, are off the period by {late["p50"]} ms '
+            f'(p50), {late["p99"]} ms (p99), {late["worst"]} ms (worst of {document["jitter"]["ticks"]:,}).'
         )
     return '\n\n'.join(parts)
 

@@ -79,7 +79,7 @@ class Stage:
         self.restarts = 0
 
     def chunks(self) -> Iterator[tuple[Rehearsal, int, float]]:
-        """For each chunk: the rehearsal as it arrives, when it was observed (ns), and when in the motion that is (s)."""
+        """For each chunk: the rehearsal as it arrives, when it was observed (ns), when in the motion that is (s)."""
         since_s = 0.0
         while since_s < self.motion.duration_s - 3.0:
             rehearsal = self._rehearsal(since_s)
