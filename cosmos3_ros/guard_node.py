@@ -293,13 +293,11 @@ class GuardNode(CosmosLifecycleNode):
     def _watch_policy(self, group: CallbackGroup) -> None:
         """Hear of a policy process that hangs or is gone as soon as the middleware knows."""
         values, watchdogs = self.parameters, configured(self._watchdogs)
-        deadline_s, lease_s = (
-            min(values['policy_max_age_s'], values['heartbeat_max_age_s']),
-            values['heartbeat_max_age_s'],
-        )
-        watchdogs.demand(
-            PolicyStatus, 'policy/status', qos.with_terms(qos.status(1), deadline_s=deadline_s, lease_s=lease_s), group
-        )
+        # A little less than what the ages of messages allow: the middleware is to be first, if it is to be of any use.
+        deadline_s = 0.9 * min(values['policy_max_age_s'], values['heartbeat_max_age_s'])
+        lease_s = max(qos.LEASE_S, 0.6 * values['heartbeat_max_age_s'])
+        terms = qos.with_terms(qos.status(1), deadline_s=deadline_s, lease_s=lease_s)
+        watchdogs.demand(PolicyStatus, 'policy/status', terms, group)
         watchdogs.demand(ActionChunk, 'policy/chunk', qos.with_terms(qos.status(1), lease_s=lease_s), group)
 
     def _open_emergency_stop(self, topic: str) -> None:

@@ -35,6 +35,7 @@ class Watchdogs:
         self._alarms: dict[str, Rejection] = {}
         self._handlers: list[EventHandler] = []
         self._own_topic = ''
+        self._publishers: dict[str, tuple[int, Alarm]] = {}
 
     def listen(self, subscription: Subscription, events: qos.TopicEvents, alarm: Alarm | None = None) -> None:
         """Raise an alarm when the publisher of a subscription misses the deadline that it demands.
@@ -50,6 +51,7 @@ class Watchdogs:
         else:
             events.on_deadline = lambda: alarm(missed(topic))
             events.on_loss = lambda left: alarm(gone(topic, left))
+            self._publishers[topic] = (0, alarm)  # one that offers no lease leaves without such an event
         self._handlers += subscription.event_handlers
 
     def demand(self, message_type: type, topic: str, profile: QoSProfile, group: CallbackGroup) -> None:
@@ -99,6 +101,11 @@ class Watchdogs:
         """See what has happened; takes well below a millisecond."""
         if self._handlers:
             self._node.serve_events(self._handlers)
+        for topic, (before, alarm) in self._publishers.items():
+            now = self._node.count_publishers(topic)
+            self._publishers[topic] = (now, alarm)
+            if now < before:
+                alarm(gone(topic, now))
         if not self._own_topic:
             return
         others = other_commanders(self._node, self._own_topic)

@@ -72,8 +72,9 @@ class Arm:
         self.motions: list[Motion] = []
         self._node = graph.node('arm', namespace=namespace)
         self._clock = self._node.create_publisher(ClockMessage, '/clock', qos.sensor())
-        self._joints = self._node.create_publisher(JointState, 'joint_states', qos.sensor(10))
-        self._policy = self._node.create_publisher(PolicyStatus, 'policy/status', qos.latched())
+        offer = qos.with_terms(qos.sensor(10), deadline_s=0.2)
+        self._joints = self._node.create_publisher(JointState, 'joint_states', offer)
+        self._policy = self._node.create_publisher(PolicyStatus, 'policy/status', qos.heartbeat(0.1))
         self._node.create_subscription(JointTrajectory, 'joint_trajectory', self._on_command, qos.status(1000))
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -102,6 +103,11 @@ class Arm:
             count += 1
             if self.policy is not None and count % 3 == 0:
                 self._policy.publish(PolicyStatus(state=self.policy))
+
+    def lose_policy(self) -> None:
+        """The policy's publisher goes away."""
+        self.policy = None
+        self._node.destroy_publisher(self._policy)
 
     def close(self) -> None:
         self._stopping.set()
@@ -136,7 +142,7 @@ class Bench:
         subscribe(GuardStatus, 'guard/status', self.statuses.append, qos.latched())
         subscribe(JointState, 'gripper/command', self.gripper.append, qos.status(1000))
         subscribe(JointTrajectory, 'guard/preview/joint_trajectory', self.previews.append, qos.status(1000))
-        self.chunks = self.observer.create_publisher(ActionChunk, 'policy/chunk', qos.status())
+        self.chunks = self.observer.create_publisher(ActionChunk, 'policy/chunk', qos.events_of_a_live_source())
         self.sequence = 0
         self.epoch = 1_000
 
@@ -144,7 +150,7 @@ class Bench:
         """Configure, activate, and wait until the guard has heard of arm and policy."""
         assert self.node.transition('configure'), self.node.last_failure
         assert self.node.transition('activate'), self.node.last_failure
-        self.graph.eventually(lambda: self.chunks.get_subscription_count() == 1 and bool(self.statuses))
+        self.graph.eventually(lambda: self.chunks.get_subscription_count() == 2 and bool(self.statuses))
         self.graph.eventually(lambda: self.node.guard.obstacle(self.node.now_ns()) is None, what='a clear way')
         return self
 
@@ -197,6 +203,12 @@ class Bench:
         future = client.call_async(Trigger.Request())
         self.graph.eventually(future.done)
         return future.result()
+
+    def began_to_brake_ns(self) -> int:
+        """Stamp of the first command of the stop that the last command belongs to: all of them end at one place."""
+        last = self.arm.motions[-1].positions[-1]
+        stop = [motion for motion in self.arm.motions if np.abs(motion.positions[-1] - last).max() < 1e-9]
+        return stop[0].stamp_ns
 
     def is_at_rest(self) -> bool:
         """Whether the last command has been executed to its end, where it stands still."""
