@@ -25,13 +25,14 @@ REACH = np.array([0.6, 0.4, 0.4, 0.4, 0.5, 0.4, 0.6])
 TELEOPERATION = (0.08, 0.35)
 """Peak speed of a reach as a share of the velocity limits: 0.2 to 0.8 rad/s for the Panda's large joints."""
 
+NS = 1_000_000_000
 STEP_NS = 66_666_667
 ROWS = 32
 REPLAN_ROWS = 8
 TICK_NS = 10_000_000
-SET_IN_S = 1.0
-"""Time in which a motion that begins in the middle comes up to speed; it loses half of that."""
-NS = 1_000_000_000
+SET_IN_S = 16 * STEP_NS / NS
+"""Time in which a motion that begins in the middle comes up to speed; it loses half of that: whole rows, so that frames
+of a recording stay frames and are not smoothed by taking values between them."""
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def misbehave(stage: Rehearsal, fault: Callable[[Rehearsal], None], within_s: fl
             stage.tick()
             if began and stage.guard.state is not GuardState.TRACKING:
                 return Outcome(stage.guard.cause.reason.name, (stage.now_ns - began) / NS)
-            if not began and stage.elapsed_s > 2.0 and stage.speed() > 0.1:
+            if not began and stage.elapsed_s > 1.2 and stage.speed() > 0.1:
                 fault(stage)
                 began = stage.now_ns
         if began and stage.now_ns - began > within_s * NS:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,17 @@ from figures import facts, machine, save, table
 
 from cosmos3_ros.guard.checks import Acceptance
 from cosmos3_ros.guard.guard import Guard
-from cosmos3_ros.guard.limits import load_limits
+from cosmos3_ros.guard.limits import RobotLimits, load_limits
 
 CLEAN = Conditions(chunk_noise=0.003)
 
 
-def measure_calls(repetitions: int, seed: int = 0) -> dict[str, Any]:
+def measure_calls(limits: RobotLimits, repetitions: int, seed: int = 0) -> dict[str, Any]:
     """Time `on_chunk` followed by `tick`, and `tick` alone, under replanning every 8 rows.
 
     The arm moves all the time, as the simulated expert does, and successive chunks disagree by 3 mrad. Every time that
     a chunk arrives, it is judged, spliced and followed by a tick: that pair is one repetition.
     """
-    limits = load_limits('panda')
     motion = simulated_expert(limits, repetitions * REPLAN_ROWS * STEP_NS / NS + 20.0, seed, TELEOPERATION)
     stage = Rehearsal(Guard(limits), motion, CLEAN, np.random.default_rng(seed))
     stage.tick = _timed_tick(stage, ticks := [])
@@ -111,16 +111,21 @@ def measure_jitter(seconds: float) -> dict[str, Any]:
 
 def report(document: dict[str, Any]) -> str:
     """All figures as Markdown."""
-    calls = document['calls']
+    kinds = (('with the body', document['calls']), ('joints alone', document['calls_joints_alone']))
     rows = [
-        ('judge a chunk of 32 x 8, splice it, next command', 'chunk_and_tick_us'),
-        ('of that, the judgement', 'chunk_us'),
-        ('a tick', 'tick_us'),
+        (f'{name}, {kind}', *calls[key].values())
+        for kind, calls in kinds
+        for name, key in (
+            ('judge a chunk of 32 x 8, splice it, next command', 'chunk_and_tick_us'),
+            ('of that, the judgement', 'chunk_us'),
+            ('a tick', 'tick_us'),
+        )
     ]
+    calls = document['calls']
     parts = [
         '# What the guard costs, and what it does where chunks meet',
         facts(document['machine']) + '.',
-        table(('us', 'p50', 'p99', 'p99.9', 'worst'), [(name, *calls[key].values()) for name, key in rows]),
+        table(('us', 'p50', 'p99', 'p99.9', 'worst'), rows),
         f'{calls["repetitions"]:,} chunks, of which {calls["accepted"]:,} were accepted, and {calls["ticks"]:,} ticks.',
     ]
     if 'boundaries' in document:
@@ -152,7 +157,12 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0, help='decides motion, delays and disagreement')
     parser.add_argument('--save', action='store_true', help='write results/guard.json and .md')
     options = parser.parse_args()
-    document: dict[str, Any] = {'machine': machine(), 'calls': measure_calls(options.repetitions, options.seed)}
+    panda = load_limits('panda')
+    document: dict[str, Any] = {
+        'machine': machine(),
+        'calls': measure_calls(panda, options.repetitions, options.seed),
+        'calls_joints_alone': measure_calls(replace(panda, chain=None), options.repetitions, options.seed),
+    }
     if options.boundaries:
         document['boundaries'] = compare(options.boundaries, options.seed)
     if options.jitter:

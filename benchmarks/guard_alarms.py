@@ -93,7 +93,7 @@ class Stage:
                 observed += REPLAN_ROWS * STEP_NS
                 if rehearsal.guard.state not in (GuardState.TRACKING, GuardState.WAITING):
                     break
-            since_s += max(0.5, observed / 1e9 - SET_IN_S / 2)
+            since_s += max(REPLAN_ROWS * STEP_NS / 1e9, observed / 1e9 - SET_IN_S / 2)
             self.restarts += observed < last
 
     def _rehearsal(self, since_s: float) -> Rehearsal:
