@@ -236,6 +236,22 @@ def test_when_the_guard_is_killed_the_robot_stops_by_what_it_has_and_a_new_guard
     witness.moving()
 
 
+def test_when_the_robot_is_killed_the_guard_stops_and_says_why(witness, system):
+    witness.moving()
+    system.send('sim_robot', signal.SIGKILL)
+    assert system.wait('sim_robot') == -signal.SIGKILL
+    witness.graph.eventually(lambda: witness.statuses[-1].state == GuardStatus.HOLDING, 10.0, 'the guard holds')
+    assert witness.statuses[-1].reason_name != 'NONE'
+    assert not any(decision.accepted for decision in _decided_from_now_on(witness)), 'no chunk without a robot'
+
+
+def _decided_from_now_on(witness: Witness) -> list[ChunkDecision]:
+    """Decisions while the guard tells its state five times more."""
+    told, decided = len(witness.statuses), len(witness.decisions)
+    witness.graph.eventually(lambda: len(witness.statuses) >= told + 5)
+    return witness.decisions[decided:]
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize('name', ['guard', 'policy', 'sim_robot'])
 def test_a_signal_at_any_moment_of_the_start_ends_a_process_with_code_0(graph, system, tmp_path, name, number):
