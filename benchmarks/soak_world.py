@@ -277,8 +277,8 @@ def _next_step(watcher: Watcher) -> str:
     """Do what is needed next; what is missing, '' if the arm moves."""
     status, policy = watcher.status, watcher.policy
     if status.state == GuardStatus.FAULT:
-        watcher.ask('reset')
-        return 'a reset'
+        answer = watcher.ask('reset')
+        return f'a reset ({answer.message if answer else "no answer"})'
     if policy.state == PolicyStatus.IDLE:
         watcher.instruct()
         return 'an instruction'
