@@ -197,6 +197,8 @@ def processes(options: Options) -> tuple[ProcessSpec, ...]:
         **common,
     )
     policy = {'contract': options.contract, 'checkpoint': checkpoint}
+    if options.robot == 'replay':
+        policy['end_effector_chunks'] = 'poses'  # recordings of poses need not have joints
     if options.record:
         policy['record_directory'] = str(Path(options.record).expanduser().absolute())
     host = ProcessSpec('policy', 'host', f'{PACKAGE}.host', parameters={**_shared(options), **policy}, **common)

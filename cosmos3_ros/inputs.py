@@ -23,8 +23,14 @@ class Inputs:
     None); end-effector poses as :class:`~cosmos3_ros.conversions.Pose`.
     """
 
-    def __init__(self, contract: Contract, timeline: Timeline = Timeline.HEADER) -> None:
-        """Make empty buffers for `contract`, all on one `timeline`."""
+    def __init__(self, contract: Contract, timeline: Timeline = Timeline.HEADER, *, needs_joints: bool = False) -> None:
+        """Make empty buffers for `contract`, all on one `timeline`.
+
+        Args:
+            contract: What the policy reads.
+            timeline: Which time of a message counts.
+            needs_joints: Whether joint states must be there even if the policy itself does not read them.
+        """
         self.views = {
             name: _buffer(name, terms, IMAGE_DEPTH, timeline) for name, terms in contract.views.streams.items()
         }
@@ -33,7 +39,8 @@ class Inputs:
         self._rejected: dict[str, str] = {}
         # An end-effector policy reads joint states for the gripper alone, and that only as part of a state row.
         reads_gripper = contract.embodiment.clean_rows > 0 and contract.robot.gripper is not None
-        self._needs_joints = contract.embodiment.action_space == 'joint_position' or reads_gripper
+        joint_rows = contract.embodiment.action_space == 'joint_position'
+        self._needs_joints = needs_joints or joint_rows or reads_gripper
 
     @property
     def buffers(self) -> tuple[StreamBuffer[Any], ...]:

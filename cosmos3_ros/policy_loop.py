@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cosmos3_ros.continuation import Continuation, Delays, Plan
 from cosmos3_ros.inputs import END_EFFECTOR, Inputs
 from cosmos3_ros.streams import Missing, Snapshot
-from engine.errors import CosmosError
+from engine.errors import CosmosError, InvalidInput
 from engine.policy import Observation, Policy, PolicyChunk
 from engine.runtime import Cancelled
 from engine.sampler import request_seeds
@@ -159,6 +159,7 @@ class PolicyLoop:
         on_error: Callable[[str, BaseException], None],
         options: LoopOptions = LoopOptions(),
         record: Callable[[TimedChunk], None] = lambda _timed: None,
+        translate: Callable[[PolicyChunk, Observation], PolicyChunk] | None = None,
     ) -> None:
         """Start the thread, idle.
 
@@ -170,6 +171,8 @@ class PolicyLoop:
             on_error: Receives a sentence and the exception of a failed inference, on the loop's thread.
             options: May be replaced at any time through :attr:`options`.
             record: Receives each chunk after `on_chunk`, and may take its time.
+            translate: Puts the rows of each chunk into the robot's terms; one that it refuses with InvalidInput is
+                reported through `on_error` and goes no further.
         """
         self.policy = policy
         self.inputs = inputs
@@ -185,6 +188,7 @@ class PolicyLoop:
         self._on_chunk = on_chunk
         self._on_error = on_error
         self._record = record
+        self._translate = translate
         self._least_epoch = 0
         self._changed = threading.Condition()
         self._closing = False
@@ -325,6 +329,12 @@ class PolicyLoop:
         except Cancelled:
             return
         self.latencies.add(chunk.seconds)
+        if self._translate is not None:
+            try:
+                chunk = self._translate(chunk, observation)
+            except InvalidInput as error:
+                self._on_error(f'a chunk is dropped: {error}', error)
+                return
         self.delays.add((self._now_ns() - snapshot.reference_ns) / 1e9)
         if self.options.execute_rows:
             chunk = replace(chunk, actions=chunk.actions[: self.options.execute_rows])

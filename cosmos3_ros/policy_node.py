@@ -38,6 +38,7 @@ from cosmos3_ros.inputs import END_EFFECTOR, JOINT_STATES, Inputs
 from cosmos3_ros.node_base import CosmosLifecycleNode, configured
 from cosmos3_ros.parameters import Parameter, ParameterSet, Required
 from cosmos3_ros.policy_loop import End, LoopOptions, Phase, PolicyLoop, Run, TimedChunk
+from cosmos3_ros.pose_bridge import PoseBridge
 from cosmos3_ros.streams import Timeline
 from engine.contract import Contract, load_contract
 from engine.errors import ContractError, CosmosError, ObservationError, Problem
@@ -72,6 +73,13 @@ PARAMETERS = (
         'How a chunk joins the one before: the guard blends them (blend), or the policy also continues the rows that '
         'are executed while it computes (prefix; no published checkpoint was trained for that).',
         one_of=('blend', 'prefix'),
+    ),
+    Parameter(
+        'end_effector_chunks',
+        'joints',
+        'How chunks of end-effector contracts leave: as joint positions found by inverse kinematics (joints), which '
+        'the guard can execute, or as they are (poses).',
+        one_of=('joints', 'poses'),
     ),
     Parameter(
         'input_timeout_s',
@@ -119,6 +127,8 @@ class PolicyNode(CosmosLifecycleNode):
         values = self.parameters
         self.contract = contract = load_contract(values['contract'])
         _check_servable(contract, values['splice'])
+        to_joints = values['end_effector_chunks'] == 'joints' and contract.embodiment.action_space == 'ee_delta'
+        bridge = PoseBridge(contract) if to_joints else None
         started = time.monotonic()
         model = engine.load(values['checkpoint'], device=values['device'], dtype=values['dtype'])
         policy = model.policy(contract)
@@ -132,12 +142,20 @@ class PolicyNode(CosmosLifecycleNode):
             self.get_logger().info(f'warmed up in {time.monotonic() - started:.1f} s')
         if values['record_directory']:
             self._recorder = LatentRecorder(Path(values['record_directory']))
-        inputs = Inputs(contract, Timeline(values['timeline']))
-        publish = partial(self._publish_chunk, contract)
-        options = self._options()
-        self.loop = PolicyLoop(policy, inputs, self.now_ns, publish, self._report_error, options, self._record_chunk)
+        inputs = Inputs(contract, Timeline(values['timeline']), needs_joints=bridge is not None)
+        publish = partial(self._publish_chunk, contract, contract.embodiment.action_space == 'ee_delta' and not bridge)
+        self.loop = PolicyLoop(
+            policy,
+            inputs,
+            self.now_ns,
+            publish,
+            self._report_error,
+            self._options(),
+            self._record_chunk,
+            bridge.joints if bridge else None,
+        )
         self._open_outputs()
-        self._open_inputs(contract)
+        self._open_inputs(contract, bridge is not None)
         self.diagnostics.add('policy', self._report_policy)
 
     def activate_node(self) -> None:
@@ -184,12 +202,12 @@ class PolicyNode(CosmosLifecycleNode):
 
     # Inputs
 
-    def _open_inputs(self, contract: Contract) -> None:
+    def _open_inputs(self, contract: Contract, needs_arm: bool) -> None:
         for name, terms in contract.views.streams.items():
             self.subscribe(Image, terms.topic, partial(self._on_image, name, terms.topic), qos.sensor())
         if contract.state.joint_states is not None:
             topic = contract.state.joint_states.topic
-            read = joint_state_reader(contract, topic)
+            read = joint_state_reader(contract, topic, needs_arm)
             self.subscribe(JointState, topic, partial(self._on_joints, read), qos.sensor(depth=50))
         if contract.state.end_effector is not None:
             topic = contract.state.end_effector.topic
@@ -249,8 +267,8 @@ class PolicyNode(CosmosLifecycleNode):
         )
         self._goals = GoalServer(self, self._execute, self._on_goal)
 
-    def _publish_chunk(self, contract: Contract, timed: TimedChunk) -> None:
-        self._chunks.publish(chunk_message(timed, contract))
+    def _publish_chunk(self, contract: Contract, poses: bool, timed: TimedChunk) -> None:
+        self._chunks.publish(chunk_message(timed, contract, poses))
 
     def _record_chunk(self, timed: TimedChunk) -> None:
         if self._recorder is not None:
@@ -446,13 +464,16 @@ def _check_servable(contract: Contract, splice: str) -> None:
         raise ContractError(f'contract {contract.name}', problems)
 
 
-def joint_state_reader(contract: Contract, topic: str) -> Callable[[JointState], tuple[Any, float | None]]:
+def joint_state_reader(
+    contract: Contract, topic: str, needs_arm: bool = False
+) -> Callable[[JointState], tuple[Any, float | None]]:
     """What reads a contract's joint states: positions [J] rad, and the closed fraction of its gripper or None.
 
-    End-effector policies look at the gripper alone, so for them the arm's joints may be missing from the message.
+    End-effector policies look at the gripper alone, so for them the arm's joints may be missing from the message,
+    unless they are needed for something else.
     """
     gripper = contract.robot.gripper
-    arm = contract.robot.joints if contract.embodiment.action_space == 'joint_position' else ()
+    arm = contract.robot.joints if needs_arm or contract.embodiment.action_space == 'joint_position' else ()
     reader = JointReader((*arm, *((gripper.joint,) if gripper else ())), topic)
 
     def read(message: JointState) -> tuple[Any, float | None]:
@@ -464,8 +485,8 @@ def joint_state_reader(contract: Contract, topic: str) -> Callable[[JointState],
     return read
 
 
-def chunk_message(timed: TimedChunk, contract: Contract) -> ActionChunk:
-    """The message of a chunk: SI units, joints by name, poses as quaternions."""
+def chunk_message(timed: TimedChunk, contract: Contract, poses: bool) -> ActionChunk:
+    """The message of a chunk: SI units, joints by name, or poses as quaternions."""
     actions = timed.chunk.actions.astype(np.float64)
     message = ActionChunk(
         epoch=timed.epoch,
@@ -477,7 +498,7 @@ def chunk_message(timed: TimedChunk, contract: Contract) -> ActionChunk:
         inference=_duration(int(timed.chunk.seconds['total'] * 1e9)),
     )
     message.header.stamp = ns_to_stamp(timed.stamp_ns)
-    if contract.embodiment.action_space == 'joint_position':
+    if not poses:
         gripper = len(contract.robot.joints)
         message.action_space = ActionChunk.JOINT_POSITION
         message.joint_names = list(contract.robot.joints)

@@ -12,7 +12,7 @@ import pytest
 from cosmos3_ros.inputs import JOINT_STATES, Inputs
 from cosmos3_ros.policy_loop import End, Latencies, LoopOptions, Phase, PolicyLoop, Run, TimedChunk
 from engine.contract import load_contract
-from engine.errors import CosmosError
+from engine.errors import CosmosError, InvalidInput, Problem
 from engine.policy import Policy
 
 S = 1_000_000_000
@@ -23,7 +23,7 @@ STATE = (np.array([0.0, -0.5, 0.0, -2.2, 0.0, 1.8, 0.8]), 0.0)
 class Bench:
     """A loop with a clock that the test moves, and everything that came out of it."""
 
-    def __init__(self, policy: Policy, **options: object) -> None:
+    def __init__(self, policy: Policy, translate: Callable | None = None, **options: object) -> None:
         self.now_ns = 50 * S
         self.chunks: list[TimedChunk] = []
         self.recorded: list[TimedChunk] = []
@@ -37,6 +37,7 @@ class Bench:
             lambda text, error: self.errors.append(text),
             LoopOptions(**options),
             self.recorded.append,
+            translate,
         )
 
     def see(self, *, picture: np.ndarray = PICTURE, without: tuple[str, ...] = ()) -> None:
@@ -371,3 +372,24 @@ def test_a_chunk_does_not_continue_what_the_guard_refused(bench):
 
 def test_chunks_are_not_continued_unless_asked_for(bench):
     assert continued(bench(replan_rows=4), accept=True)[1].committed == 0
+
+
+def test_a_chunk_that_cannot_be_translated_is_reported_and_the_run_goes_on(policy):
+    refusals = []
+
+    def translate(chunk, observation):
+        if not refusals:
+            refusals.append(observation)
+            raise InvalidInput('inverse kinematics', [Problem('row 3', 'cannot be reached')])
+        return chunk
+
+    b = Bench(policy, translate=translate)
+    b.see()
+    b.loop.begin('go')
+    b.wait(lambda: bool(refusals))
+    b.now_ns += S
+    b.see()
+    b.wait(lambda: len(b.chunks) == 1)
+    b.loop.close()
+    assert 'row 3' in b.errors[0]
+    assert b.chunks[0].sequence == 1

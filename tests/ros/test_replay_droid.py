@@ -70,7 +70,7 @@ class Listener:
 def played(graph, shared_data, contract, policy_bench):
     """An episode that plays, a policy that follows it, and somebody who listens."""
     listener = Listener(graph, contract)
-    bench = policy_bench(contract=contract.source, replan_rows=4).up()
+    bench = policy_bench(contract=contract.source, replan_rows=4, end_effector_chunks='poses').up()
     values = {
         'contract': contract.source,
         'recording': str(shared_data / 'droid'),
