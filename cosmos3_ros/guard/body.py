@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos3_ros.guard.capsules import Capsules, link_points, pairs_that_can_meet, segment_distances
+from cosmos3_ros.guard.capsules import Capsules, SegmentPairs, link_points, pairs_that_can_meet, segment_lengths
 from cosmos3_ros.guard.figures import CartesianLimits, Workspace
 from cosmos3_ros.guard.kinematics import Chain, Kinematics, Placement, places, reach
 from cosmos3_ros.guard.motion import NS, Motion, Samples, Times
@@ -143,6 +143,7 @@ class Body:
         if capsules is not None:
             self._pairs = pairs = pairs_that_can_meet(self._chain, capsules, ranges)
             self._close = self._radii[pairs.first] + self._radii[pairs.second] + capsules.clearance
+            self._segments = SegmentPairs(segment_lengths(capsules.shapes), pairs.first, pairs.second)
             influences = list(pairs.influence)
             for one, other in zip(pairs.first, pairs.second, strict=True):
                 part = f'{capsules.shapes[one].link} and {capsules.shapes[other].link}'
@@ -210,7 +211,7 @@ class Body:
             return np.empty((0, placement.points.shape[2]))
         starts = placement.points[self._ends[:, 0]]
         ways = placement.points[self._ends[:, 1]] - starts
-        between = segment_distances(starts, ways, pairs.first, pairs.second)
+        between = self._segments.distances(starts, ways)
         between -= (self._close - self._limits[: len(between)])[:, None]
         return between
 
@@ -252,7 +253,7 @@ class Body:
         *,
         stopping: bool = False,
         speeds: bool = True,
-    ) -> Finding | None:
+    ) -> tuple[Finding | None, Known]:
         """Judge a motion between the first and the last of the given instants, and everywhere in between.
 
         What is outside its limit at the first instant may stay so but not get worse; for the speeds of the tool point
@@ -267,12 +268,14 @@ class Body:
             speeds: Whether the speeds of the tool point count.
 
         Returns:
-            The first violation that was found; None if none is possible beyond the tolerances of this module.
+            The first violation that was found, or None if none is possible beyond the tolerances of this module; and
+            what is known of the last instant.
         """
-        if not self._lines:
-            return None
         samples = motion.sample(times_ns)
         margins = self.margins(samples.positions, samples.velocities)
+        last = Known(samples.positions[-1], margins[: self._distances, -1])
+        if not self._lines:
+            return None, last
         floor = np.minimum(margins[:, 0], 0.0)
         if not (stopping and speeds):
             floor[self._distances :] = 0.0 if speeds else -np.inf
@@ -283,16 +286,16 @@ class Body:
         begin, end = _chosen(samples, slice(None, -1)), _chosen(samples, slice(1, None))
         span = self._doubtful(_Span(begin, end, (margins[:, :-1], margins[:, 1:])), sure, bounds)
         looked = len(times_ns)
-        while found is None and len(span):
+        while found is None and span is not None:
             looked += len(span)
             middle = span.begin.times_ns + (span.end.times_ns - span.begin.times_ns) // 2
             if looked > _MOST_POINTS or (middle == span.begin.times_ns).any():
-                return self._too_close(span)
+                return self._too_close(span), last
             samples = motion.sample(middle)
             margins = self.margins(samples.positions, samples.velocities)
             found = self._worst(middle, margins, floor)
             span = self._doubtful(span.halved(samples, margins), sure, bounds)
-        return found
+        return found, last
 
     def _worst(self, times_ns: Times, margins: Array, floor: Array) -> Finding | None:
         """The earliest instant at which a margin is below its floor; of several there, the worst."""
@@ -316,12 +319,12 @@ class Body:
         what = f'cannot be shown to keep the limit between rows; {found.what}'
         return Finding(found.reason, what, found.part, found.time_ns, found.value, found.limit, found.unit)
 
-    def _doubtful(self, span: _Span, sure: Array, bounds: tuple[Array, Array]) -> _Span:
-        """The intervals in which a margin might fall below what is sure to be kept."""
+    def _doubtful(self, span: _Span, sure: Array, bounds: tuple[Array, Array]) -> _Span | None:
+        """The intervals in which a margin might fall below what is sure to be kept; None if there are none."""
         least = span.margins[0] + span.margins[1]
         least -= self._change(span, *bounds)
         doubtful: NDArray[np.bool_] = np.logical_or.reduce(least < 2 * sure[:, None])
-        return span.only(doubtful)
+        return span.only(doubtful) if doubtful.any() else None
 
     def _change(self, span: _Span, acceleration: Array, jerk: Array) -> Array:
         """Bounds on how far each margin moves, there and back, within each interval [K, I].
@@ -329,19 +332,22 @@ class Body:
         Within h seconds a joint that moves at v0 and v1 at the ends, with accelerations up to a, covers at most
         h (|v0| + |v1|) / 2 + a h² / 4.
         """
-        columns = self._kinematics.columns
-        h = ((span.end.times_ns - span.begin.times_ns) / NS)[:, None]
-        speed = (np.abs(span.begin.velocities) + np.abs(span.end.velocities))[:, columns] / 2
-        way = h * speed + (h * h / 4) * acceleration
+        h = ((span.end.times_ns - span.begin.times_ns) * (0.5 / NS))[:, None]  # half of it, which is what is needed
+        speed = self._sum(span.begin.velocities, span.end.velocities)
+        gain = h * acceleration
         change = np.empty((len(self._lines), len(h)))
-        np.matmul(self._influence, way.T, out=change[: self._distances])
+        np.matmul(self._influence, (h * (speed + gain)).T, out=change[: self._distances])
         if self._speeds:
-            rate = (np.abs(span.begin.accelerations) + np.abs(span.end.accelerations))[:, columns] / 2
-            gained = np.minimum(h * rate + (h * h / 4) * jerk, h * acceleration)
-            peak = speed + (h / 2) * acceleration
-            turned = ((peak @ self._couplings) * peak).sum(axis=2) * h[:, 0]
-            change[self._distances :] = self._levers @ gained.T + turned
+            rate = self._sum(span.begin.accelerations, span.end.accelerations)
+            gained = np.minimum(h * (rate + h * jerk), 2 * gain)
+            peak = speed / 2 + gain
+            turned = np.add.reduce((peak @ self._couplings) * peak, axis=2) * (2 * h[:, 0])
+            np.add(self._levers @ gained.T, turned, out=change[self._distances :])
         return change
+
+    def _sum(self, begin: Array, end: Array) -> Array:
+        """Sum of the magnitudes at both ends [I, J], in the order of the chain."""
+        return (np.abs(begin) + np.abs(end))[:, self._kinematics.columns]
 
 
 def _length(vectors: Array) -> Array:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -96,39 +95,55 @@ def link_points(chain: Chain, capsules: Sequence[Capsule]) -> tuple[list[Array],
     return [np.array(points).reshape(-1, 3) for points in gathered], where
 
 
-def segment_distances(starts: Array, ways: Array, first: Indices, second: Indices) -> Array:
-    """Distances between pairs of segments.
+def segment_lengths(capsules: Sequence[Capsule]) -> Array:
+    """Length of the axis of each capsule [C], m."""
+    return np.array([np.linalg.norm(capsule.end - capsule.start) for capsule in capsules])
 
-    Args:
-        starts: One end of each segment [C, 3, S], m.
-        ways: From there to the other end [C, 3, S], m; zero for a point.
-        first: Index of one segment of each pair [K].
-        second: Index of the other [K].
 
-    Returns:
-        [K, S], m.
-    """
-    d1, d2 = ways[first], ways[second]
-    apart = starts[first] - starts[second]
-    squares = np.einsum('cis,cis->cs', ways, ways)
-    a, e = squares[first], squares[second]
-    b = np.einsum('kis,kis->ks', d1, d2)
-    c = np.einsum('kis,kis->ks', d1, apart)
-    f = np.einsum('kis,kis->ks', d2, apart)
-    along_first = _within((b * f - c * e) / np.maximum(a * e - b * b, _TINY))
-    along_second = _within((b * along_first + f) / np.maximum(e, _TINY))
-    along_first = _within((b * along_second - c) / np.maximum(a, _TINY))
-    apart += d1 * along_first[:, None]
-    apart -= d2 * along_second[:, None]
-    distance: Array = np.sqrt(np.einsum('kis,kis->ks', apart, apart))
-    return distance
+class SegmentPairs:
+    """Pairs of line segments of fixed lengths, and the distances between them."""
+
+    def __init__(self, lengths: Array, first: Indices, second: Indices) -> None:
+        """Prepare.
+
+        Args:
+            lengths: Length of each segment [C], m; zero for a point.
+            first: Index of one segment of each pair [K].
+            second: Index of the other [K].
+        """
+        self._first, self._second = first, second
+        squares = lengths**2
+        self._a, self._e = squares[first][:, None], squares[second][:, None]
+        self._area = self._a * self._e
+        self._per_a, self._per_e = (1.0 / np.maximum(square, _TINY) for square in (self._a, self._e))
+
+    def distances(self, starts: Array, ways: Array) -> Array:
+        """Distances between the segments of each pair [K, S], m.
+
+        Args:
+            starts: One end of each segment [C, 3, S], m.
+            ways: From there to the other end [C, 3, S], m.
+        """
+        d1, d2 = ways[self._first], ways[self._second]
+        apart = starts[self._first] - starts[self._second]
+        b = np.einsum('kis,kis->ks', d1, d2)
+        c = np.einsum('kis,kis->ks', d1, apart)
+        f = np.einsum('kis,kis->ks', d2, apart)
+        # The point of the first segment that is nearest to the line of the second; then the point of the second that
+        # is nearest to it; and once more, in case that one was cut off at an end.
+        along_first = _within((b * f - c * self._e) / np.maximum(self._area - b * b, _TINY))
+        along_second = _within((b * along_first + f) * self._per_e)
+        along_first = _within((b * along_second - c) * self._per_a)
+        apart += np.multiply(d1, along_first[:, None], d1)
+        apart -= np.multiply(d2, along_second[:, None], d2)
+        distance: Array = np.einsum('kis,kis->ks', apart, apart)
+        return np.sqrt(distance, distance)
 
 
 def _within(fraction: Array) -> Array:
     return np.minimum(np.maximum(fraction, 0.0, out=fraction), 1.0, out=fraction)
 
 
-@lru_cache(maxsize=16)
 def pairs_that_can_meet(chain: Chain, capsules: Capsules, ranges: tuple[tuple[float, float], ...]) -> Pairs:
     """The pairs that must be watched: all but those on one link, those never checked, and those that cannot meet.
 
@@ -140,6 +155,29 @@ def pairs_that_can_meet(chain: Chain, capsules: Capsules, ranges: tuple[tuple[fl
         capsules: Its body.
         ranges: Lower and upper end of each joint of the chain, rad.
     """
+    key = (*_content(chain), *_content(capsules), ranges)
+    if key not in _FOUND:
+        if len(_FOUND) >= _MOST_FOUND:
+            _FOUND.pop(next(iter(_FOUND)), None)
+        _FOUND[key] = _find_pairs(chain, capsules, ranges)
+    return _FOUND[key]
+
+
+# What has been found for arms of the same shape: it takes a fifth of a second, and a robot file is read more than once.
+_FOUND: dict[tuple[object, ...], Pairs] = {}
+_MOST_FOUND = 16
+
+
+def _content(arm: Chain | Capsules) -> tuple[object, ...]:
+    """Everything that matters for which pairs can meet, in a form that can be compared."""
+    if isinstance(arm, Chain):
+        frames = ((f.name, f.parent, f.joint, f.translation.tobytes(), f.rotation.tobytes()) for f in arm.frames)
+        return (arm.base, *frames)
+    shapes = tuple((s.link, s.start.tobytes(), s.end.tobytes(), s.radius) for s in arm.shapes)
+    return (arm.clearance, arm.never_checked, shapes)
+
+
+def _find_pairs(chain: Chain, capsules: Capsules, ranges: tuple[tuple[float, float], ...]) -> Pairs:
     shapes = capsules.shapes
     fixed = places(chain)
     candidates = []
@@ -178,12 +216,12 @@ def _can_meet(
     kinematics = Kinematics(chain, chain.joints, points)
     where = kinematics.where[where]
     close = clearance + pair[0].radius + pair[1].radius
+    segments = SegmentPairs(segment_lengths(pair), np.array([0]), np.array([1]))
     lower, upper = np.array(ranges).T
     middles, halves = ((lower + upper) / 2)[None], ((upper - lower) / 2)[None]
     while len(middles):
         ends = kinematics.place(middles).points[where]
-        first, second = np.array([0]), np.array([1])
-        distance = segment_distances(ends[:, 0], ends[:, 1] - ends[:, 0], first, second)[0]
+        distance = segments.distances(ends[:, 0], ends[:, 1] - ends[:, 0])[0]
         if (distance < close).any() or len(middles) > _MOST_BOXES:
             return True
         open_ = distance - halves @ influence < close

@@ -168,8 +168,9 @@ def check_rows(chunk: Chunk, limits: RobotLimits, state: JointsState) -> Rejecti
     if outside is not None:
         return outside
     dt = chunk.step_ns / NS
+    rate = rows
     for order, (reason, what, limit, unit) in enumerate(_rates(limits), start=1):
-        rate = np.diff(rows, order, axis=0) / dt**order
+        rate = (rate[1:] - rate[:-1]) / dt
         found = _first_above(reason, what, rate, limit, limits, unit, first_row=order)
         if found is not None:
             return found
@@ -250,11 +251,22 @@ def check_motion(
         found = _first_above(reason, of_splice, values[:, order], _HEADROOM * limit, limits, unit, rows=rows)
         if found is not None:
             return found
-    end = motion.sample(np.array([motion.end_ns], dtype=np.int64))
-    way = stopping_displacement(end.velocities, end.accelerations, limits.acceleration, limits.jerk)
-    what, last = 'would come to rest at', np.array([chunk.rows - 1])
-    outside = _first_outside(Reason.STOPPING_DISTANCE, what, end.positions + way, lower, upper, limits, last)
+    outside = _check_stopping_distance(motion, limits, lower, upper)
     return outside or check_places(motion, limits, times, values, braker)
+
+
+def _check_stopping_distance(motion: ChunkMotion, limits: RobotLimits, lower: Array, upper: Array) -> Rejection | None:
+    end = motion.state(motion.end_ns)
+    # A stop takes back the acceleration, builds up a deceleration and ends it, for a/j seconds each at most, and is
+    # never faster than this speed. Only near the ends of the range is the way needed more exactly.
+    rise = limits.acceleration / limits.jerk
+    speed = np.abs(end.velocities) + np.abs(end.accelerations) * rise
+    longest = speed * (speed / limits.acceleration + 3 * rise)
+    if ((end.positions - longest >= lower) & (end.positions + longest <= upper)).all():
+        return None
+    way = stopping_displacement(end.velocities, end.accelerations, limits.acceleration, limits.jerk)
+    what, last = 'would come to rest at', np.array([motion.chunk.rows - 1])
+    return _first_outside(Reason.STOPPING_DISTANCE, what, (end.positions + way)[None], lower, upper, limits, last)
 
 
 def position_bounds(limits: RobotLimits, state: JointsState) -> tuple[Array, Array]:

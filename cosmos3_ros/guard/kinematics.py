@@ -145,6 +145,7 @@ class Kinematics:
         #: Where each of the points that were asked for is in `Placement.points` [P].
         self.where = np.concatenate(where)
         self._rows = rows
+        self._desks: dict[int, _Desk] = {}
 
     def place(self, positions: Array) -> Placement:
         """Place the arm.
@@ -155,25 +156,24 @@ class Kinematics:
         Returns:
             Axes and points in the base frame.
         """
+        desk = self._desks.pop(len(positions), None) or _Desk(self._links, self._rows, len(positions))
         angles = positions.T[self.columns]
-        joints, samples = angles.shape
-        turns = np.empty((2, joints, 2, 1, samples))  # cosine twice, then sine and its opposite
-        turns[0, :, :, 0] = np.cos(angles)[:, None]
-        np.sin(angles, out=turns[1, :, 0, 0])
-        np.negative(turns[1, :, 0], out=turns[1, :, 1])
-        links = np.empty((joints, 4, 3, samples))  # x, y and z axis of each link, and its origin
-        rows = np.empty((self._rows, 3, samples))
-        rows[: len(self._base)] = self._base[:, :, None]
-        flat = rows.reshape(self._rows, -1)
-        before = np.empty((4, 3, samples))
-        before[:] = self._first
-        for link, cosine, sine, (matrix, filled, ahead) in zip(links, *turns, self._links, strict=True):
-            np.multiply(before[:2], cosine, out=link[:2])
-            link[:2] += before[1::-1] * sine
-            link[2:] = before[2:]
-            np.matmul(matrix, link.reshape(4, -1), out=flat[filled])
-            before = rows[ahead]
-        return Placement(links[:, 2], links[:, 3], rows)
+        np.cos(angles, out=desk.cosines)
+        np.sin(angles, out=desk.sines[:, 0])
+        np.negative(desk.sines[:, 0], out=desk.sines[:, 1])
+        desk.points[: len(self._base)] = self._base[:, :, None]
+        desk.first[:] = self._first
+        twisted = desk.twisted
+        for both, swapped, rest, cosine, sine, turned, fixed, matrix, flat, ahead in desk.steps:
+            np.multiply(both, cosine, turned)
+            np.multiply(swapped, sine, twisted)
+            np.add(turned, twisted, turned)
+            fixed[:] = rest
+            np.matmul(matrix, flat, ahead)
+        placement = Placement(desk.links[:, 2].copy(), desk.links[:, 3].copy(), desk.points.copy())
+        if len(self._desks) < _DESKS:
+            self._desks[len(positions)] = desk
+        return placement
 
     def velocity(self, placement: Placement, point: int, velocities: Array) -> tuple[Array, Array]:
         """Velocity of a point of the last link, and of its rotation.
@@ -195,6 +195,30 @@ class Kinematics:
         return linear, np.add.reduce(turning)
 
 
+class _Desk:
+    """Arrays and views of them to place an arm at a number of samples: making them takes longer than filling them."""
+
+    def __init__(self, links: Sequence[tuple[Array, slice, slice]], rows: int, samples: int) -> None:
+        joints = len(links)
+        self.cosines = np.empty((joints, samples))
+        self.sines = np.empty((joints, 2, samples))  # of x, and with the opposite sign of y
+        self.first = np.empty((4, 3, samples))
+        self.links = np.empty((joints, 4, 3, samples))  # x, y and z axis of each link, and its origin
+        self.points = np.empty((rows, 3, samples))
+        self.twisted = np.empty((2, 3, samples))
+        flat = self.points.reshape(rows, -1)
+        before = self.first
+        self.steps = []
+        for index, (matrix, filled, ahead) in enumerate(links):
+            link = self.links[index]
+            sine = self.sines[index][:, None]
+            views = before[:2], before[1::-1], before[2:], self.cosines[index], sine, link[:2], link[2:]
+            self.steps.append((*views, matrix, link.reshape(4, -1), flat[filled]))
+            before = self.points[ahead]
+
+
+# Sizes for which a desk is kept.
+_DESKS = 8
 # Indices of a cross product: its component i is a[i + 1] b[i + 2] - a[i + 2] b[i + 1], counted round.
 _NEXT, _AFTER_NEXT = np.array([1, 2, 0]), np.array([2, 0, 1])
 

@@ -42,11 +42,13 @@ def check_places(
     found = _check_near_ends(motion, limits, fade_times, fade, (rows[1], peaks[1]))
     if found is not None:
         return found
+    braker = braker or _default_braker(limits)
     if body is not None:
-        finding = body.judge(motion, _row_times(motion), peaks[0], peaks[1])
+        finding, known = body.judge(motion, _row_times(motion), peaks[0], peaks[1])
         if finding is not None:
             return _rejection(finding, motion.chunk.row_at(finding.time_ns))
-    return _check_stop(motion, braker or _default_braker(limits))
+        braker.remember(known)
+    return _check_stop(motion, braker)
 
 
 def _check_stop(motion: ChunkMotion, braker: Braker) -> Rejection | None:

@@ -27,25 +27,28 @@ class StopCheck:
 
     def __init__(self, limits: RobotLimits) -> None:
         self._limits = limits
-        self._known: deque[Known] = deque(maxlen=3)
+        self._body = limits.body  # prepared now, not when the arm has to brake
+        self.known: deque[Known] = deque(maxlen=3)
+        """Positions that have been looked at; whoever has looked at one near a stop may add it."""
         self.hindrance: Finding | None = None
         """What the last stop would break of the body's limits. A stop that breaks only the speeds of the tool fits all
         the same: it is better than none."""
 
-    def fits(self, stop: Motion, points: Samples, peak: Array, jerk: Array) -> bool:
+    def fits(self, stop: Motion, points: Samples, bounds: tuple[Array, Array], peak: Array, jerk: Array) -> bool:
         """Judge a stop whose joints keep their limits otherwise.
 
         Args:
             stop: The stop.
             points: Samples of the whole of it.
+            bounds: Smallest and largest position of each joint in it, [J] each, rad.
             peak: Largest speed of each joint [J], rad/s.
             jerk: Largest jerk of each joint [J], rad/s³.
         """
-        body = self._limits.body
+        body = self._body
         self.hindrance = None
         if self._limits.near_ends is not None and not self._keeps_ends(stop, points):
             return False
-        return body is None or self._keeps_body(body, stop, points, peak, jerk)
+        return body is None or self._keeps_body(body, stop, bounds, peak, jerk)
 
     def _keeps_ends(self, stop: Motion, points: Samples) -> bool:
         if not (points.velocities.any() or points.accelerations.any()):
@@ -55,23 +58,19 @@ class StopCheck:
         fine = stop.sample(instants(stop.start_ns, stop.end_ns, _FINE_NS))
         return bool(keeps_near_ends(fine, self._limits, _unevenness(fine)).all())
 
-    def _keeps_body(self, body: Body, stop: Motion, points: Samples, peak: Array, jerk: Array) -> bool:
-        acceleration = self._limits.acceleration
-        moving = (peak > 0.0) | (points.accelerations[0] != 0.0)
-        # Between two points a joint can be further out than at either, by a h²/8 at most.
-        between = moving * acceleration * (float(np.diff(points.times_ns).max()) / NS) ** 2 / 8
-        bounds = np.minimum.reduce(points.positions) - between, np.maximum.reduce(points.positions) + between
-        if _any_keeps(body, self._known, bounds, peak):
+    def _keeps_body(self, body: Body, stop: Motion, bounds: tuple[Array, Array], peak: Array, jerk: Array) -> bool:
+        if _any_keeps(body, self.known, bounds, peak):
             return True
-        self._known.append(body.know(points.positions[0]))
-        if _any_keeps(body, [self._known[-1]], bounds, peak):
+        self.known.append(body.know(stop.state(stop.start_ns).positions))
+        if _any_keeps(body, [self.known[-1]], bounds, peak):
             return True
         step = -((stop.start_ns - stop.end_ns) // _POINTS)
         times = instants(stop.start_ns, stop.end_ns, max(1, step))
-        self.hindrance = body.judge(stop, times, acceleration, jerk, stopping=True)
+        acceleration = self._limits.acceleration
+        self.hindrance, _ = body.judge(stop, times, acceleration, jerk, stopping=True)
         if self.hindrance is None or self.hindrance.reason is not Reason.TOOL_SPEED:
             return self.hindrance is None
-        return body.judge(stop, times, acceleration, jerk, stopping=True, speeds=False) is None
+        return body.judge(stop, times, acceleration, jerk, stopping=True, speeds=False)[0] is None
 
 
 def _any_keeps(body: Body, known: Iterable[Known], bounds: tuple[Array, Array], peak: Array) -> bool:

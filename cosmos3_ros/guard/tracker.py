@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from ruckig import ControlInterface, InputParameter, Ruckig, RuckigError, Synchronization, Trajectory
 
-from cosmos3_ros.guard.body import Finding
+from cosmos3_ros.guard.body import Finding, Known
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.motion import NS, Array, JointsState, Samples, Times, instants
 from cosmos3_ros.guard.reasons import Reason, Rejection, reject
@@ -99,6 +99,10 @@ class Braker:
         self._lower, self._upper = limits.lower - _ROUNDING, limits.upper + _ROUNDING
         self._stop_check = StopCheck(limits)
 
+    def remember(self, known: Known) -> None:
+        """Take note of a position near which a stop will be asked for: that may save looking at the body there."""
+        self._stop_check.known.append(known)
+
     @property
     def hindrance(self) -> Finding | None:
         """What stops from the last state would break of the body's limits; None if that was not the matter.
@@ -139,11 +143,12 @@ class Braker:
         points = brake.points
         beyond = self._beyond * ((state.velocities != 0.0) | (state.accelerations != 0.0))
         lowest, highest = np.minimum.reduce(points.positions), np.maximum.reduce(points.positions)
-        inside = (lowest - beyond >= self._lower) & (highest + beyond <= self._upper)
+        bounds = lowest - beyond, highest + beyond
+        inside = (bounds[0] >= self._lower) & (bounds[1] <= self._upper)
         peak = peak_speed(state.velocities, state.accelerations, jerk)
         if not (inside & (peak <= self._limits.velocity)).all():
             return False
-        return self._stop_check.fits(brake, points, peak, jerk)
+        return self._stop_check.fits(brake, points, bounds, peak, jerk)
 
 
 def peak_speed(velocities: Array, accelerations: Array, jerk: Array) -> Array:
@@ -220,7 +225,9 @@ def check_output(samples: Samples, limits: RobotLimits) -> Rejection | None:
     # All at once: nearly every command is sound, and NumPy's time goes by the number of calls.
     values = np.concatenate((states[:-1, p.shape[1] :], rates, mismatch), axis=1)
     outside = _outside(p, limits)
-    if outside is not None or bool((np.abs(values) <= bounds).all()):
+    if bool((np.abs(values) <= bounds).all()):
+        return outside or (None if limits.near_ends is None else _near_ends(p, v, mean_v, limits))
+    if outside is not None:
         return outside
     quantities = (
         ('velocity', v[:-1], limits.velocity, 'rad/s'),  # the last row is known to be at rest

@@ -136,3 +136,119 @@ def test_reading_does_not_change_the_document(document):
     before = copy.deepcopy(document)
     parse_limits(document, where='robot.yaml')
     assert document == before
+
+
+# Kinematics, body and workspace
+
+
+WORKSPACE = {'unit': 'm', 'source': 'the table', 'lower': [0.1, -0.4, 0.02], 'upper': [0.8, 0.4, 0.7]}
+
+
+def places_of(document):
+    with pytest.raises(LimitsError) as error:
+        parse_limits(document, where='robot.yaml')
+    return [problem.where for problem in error.value.problems]
+
+
+@pytest.mark.parametrize('name', ['panda', 'fr3', 'ur5e'])
+def test_the_shipped_robots_can_be_read_and_say_what_they_leave_out(name):
+    limits = load_limits(name)
+    assert limits.name == name
+    assert limits.body is not None
+    assert any('workspace' in sentence for sentence in limits.unchecked)
+
+
+def test_the_template_is_refused_with_everything_that_is_missing():
+    with pytest.raises(LimitsError) as error:
+        load_limits('generic')
+    assert {problem.where for problem in error.value.problems} == {
+        'name',
+        *(f'position.{key}' for key in ('source', 'lower', 'upper', 'margin')),
+        *(f'{block}.{key}' for block in ('velocity', 'acceleration', 'jerk') for key in ('source', 'limit')),
+    }
+
+
+def test_what_a_file_lacks_is_not_checked_and_said(document):
+    document['workspace'] = copy.deepcopy(WORKSPACE)
+    assert parse_limits(document, where='robot.yaml').unchecked == ()
+    for key in ('kinematics', 'capsules', 'workspace', 'cartesian'):
+        del document[key]
+    bare = parse_limits(document, where='robot.yaml')
+    assert bare.body is None
+    assert bare.unchecked == (
+        'The robot file has no kinematics: speed and place of the tool are not checked.',
+        'The robot file has no capsules: self-collision is not checked.',
+    )
+
+
+def test_the_fr3_has_the_limits_its_maker_prints():
+    fr3 = load_limits('fr3')
+    np.testing.assert_array_equal(fr3.velocity, [2.62] * 4 + [5.26, 4.18, 5.26])
+    for joint, position, wanted in ((1, 1.7, min(2.62, -0.2 + np.sqrt(5.17 * (1.7918 - 1.7)))), (4, 0.0, 5.26)):
+        q = np.zeros(7)
+        q[joint] = position
+        assert fr3.velocity_bounds(q)[1][joint] == pytest.approx(wanted)
+    lowest, _ = fr3.velocity_bounds(np.full(7, 0.6))
+    assert lowest[5] == pytest.approx(0.35 - np.sqrt(11.0 * (0.6 - 0.54092)))
+
+
+def test_reduced_speed_scales_the_limits_near_the_ends_too():
+    fr3, slow = load_limits('fr3'), load_limits('fr3', scale=0.3)
+    q = np.random.default_rng(0).uniform(fr3.lower, fr3.upper, (100, 7))
+    for whole, part in zip(fr3.velocity_bounds(q), slow.velocity_bounds(q), strict=True):
+        np.testing.assert_allclose(part, 0.3 * whole, atol=1e-12)
+
+
+def test_every_fault_of_the_kinematics_is_listed(document):
+    chain = document['kinematics']
+    chain['unit'] = 'm'
+    chain['joints'][2]['xyz'] = [0.0, 1.0]
+    chain['joints'][3]['joint'] = 'elbow'
+    chain['frames'][1]['parent'] = 'nowhere'
+    chain['tool'] = 'panda_finger'
+    assert places_of(document)[:6] == [
+        'kinematics.unit',
+        'kinematics.joints[2].xyz',
+        'kinematics.joints[3].joint',
+        'kinematics.joints',
+        'kinematics.frames[1].parent',
+        'kinematics.tool',
+    ]
+
+
+def test_a_tool_that_not_all_joints_move_is_refused(document):
+    document['kinematics']['tool'] = 'panda_link5'
+    assert places_of(document)[0] == 'kinematics.tool'
+
+
+def test_every_fault_of_the_body_is_listed(document):
+    capsules = document['capsules']
+    capsules['shapes'][0]['radius'] = 0.0
+    capsules['shapes'][1]['link'] = 'link1'
+    capsules['shapes'][2]['to'][1] = float('nan')
+    capsules['never_checked'][0] = ['panda_link0']
+    capsules['clearance'] = -0.01
+    assert places_of(document) == [
+        'capsules.clearance',
+        'capsules.shapes[0].radius',
+        'capsules.shapes[1].link',
+        'capsules.shapes[2].to[1]',
+        'capsules.never_checked[0]',
+        'capsules.never_checked[1]',  # link 1 has no shape any more
+        'capsules.never_checked[7]',
+    ]
+
+
+def test_a_box_without_room_or_without_kinematics_is_refused(document):
+    document['workspace'] = {**WORKSPACE, 'upper': [0.8, -0.5, 0.7]}
+    assert places_of(document) == ['workspace']
+    document['workspace'] = copy.deepcopy(WORKSPACE)
+    del document['kinematics'], document['capsules']
+    assert places_of(document) == ['workspace']
+
+
+def test_limits_near_the_ends_must_be_complete(document):
+    document['velocity']['near_ends'] = {'unit': {}, 'gain': [1.0] * 7, 'offset': [-1.0] * 7, 'lower': [0.0] * 6}
+    found = places_of(document)
+    assert {'velocity.near_ends.unit', 'velocity.near_ends.lower', 'velocity.near_ends.upper'} <= set(found)
+    assert 'velocity.near_ends.offset[0]' in found

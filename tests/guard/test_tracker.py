@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ruckig import ControlInterface, InputParameter, Ruckig, Synchronization, Trajectory
 
+from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.guard.motion import Hold, JointsState, Samples, instants
 from cosmos3_ros.guard.reasons import Reason
 from cosmos3_ros.guard.tracker import Braker, check_continuity, check_output, peak_speed, stopping_displacement
@@ -198,3 +199,41 @@ def test_holding_is_a_motion_like_any_other(panda):
     points = Hold(0, MIDDLE).sample(instants(0, 10 * MS, 10 * MS))
     assert isinstance(points, Samples)
     assert check_output(points, panda) is None
+
+
+def test_the_last_check_sees_a_speed_too_high_for_its_place():
+    fr3 = load_limits('fr3')
+    middle = np.array([0.0, 0.0, 0.0, -1.5, 0.0, 1.8, 0.0])
+    speed = 1.0 * np.eye(7)[0]
+    times = np.array([0, 10 * MS])
+    for position, allowed in ((2.0, True), (2.7, False)):
+        p = np.stack([middle, middle])
+        p[:, 0] = position, position + 0.005
+        moving = Samples(times, p, np.stack([speed, speed * 0]), np.zeros((2, 7)))
+        fault = check_output(moving, dataclasses.replace(fr3, acceleration=fr3.acceleration * 100))
+        assert allowed if fault is None else 'velocity near the end of the range' in fault.text
+
+
+def test_a_stop_of_the_fr3_keeps_the_limits_near_the_ends_all_the_way():
+    fr3 = load_limits('fr3')
+    braker = Braker(fr3, ramp_ns=40 * MS, period_ns=10 * MS)
+    rng = np.random.default_rng(8)
+    found = refused = 0
+    for _ in range(400):
+        state = moving(fr3, rng, 0.6, 0.5)
+        joint = int(rng.integers(7))
+        positions = MIDDLE.copy()
+        positions[joint] = fr3.upper[joint] - rng.uniform(0.02, 0.3)
+        speed, rise = np.zeros(7), np.zeros(7)
+        speed[joint], rise[joint] = abs(state.velocities[joint]), state.accelerations[joint]
+        brake = braker.brake(JointsState(positions, speed, rise), 0)
+        refused += brake is None
+        if brake is None:
+            continue
+        found += 1
+        points = sampled(brake, 200_000)
+        lowest, highest = fr3.velocity_bounds(points.positions)
+        assert (points.velocities <= highest + 1e-6).all()
+        assert (points.velocities >= lowest - 1e-6).all()
+    assert found > 50
+    assert refused > 50
