@@ -139,12 +139,13 @@ def _throw_away(_message: bytes) -> None:
 def other_commanders(node: Node, topic: str) -> list[str]:
     """Names of the nodes that publish on a topic on which `node` has one publisher; empty if it is alone.
 
-    Nodes are known by name only: another one of the same name is counted, and called 'another NAME'.
+    Nodes of the same name as `node` do not count: they are what discovery still remembers, for 20 s and more, of one
+    that was killed, and whose place this one has taken.
     """
     if node.count_publishers(topic) <= 1:  # by far the cheapest question, and almost always the last
         return []
     own = node.get_fully_qualified_name()
-    names = [f'{info.node_namespace.rstrip("/")}/{info.node_name}' for info in node.get_publishers_info_by_topic(topic)]
-    if own in names:
-        names.remove(own)
-    return sorted(f'another {name}' if name == own else name for name in names)
+    names = {
+        f'{info.node_namespace.rstrip("/")}/{info.node_name}' for info in node.get_publishers_info_by_topic(topic)
+    }
+    return sorted(names - {own})
