@@ -91,11 +91,25 @@ def _row_times(motion: ChunkMotion) -> Times:
     return np.concatenate([[motion.start_ns], due[due > motion.start_ns]])
 
 
+def _far_from_ends(motion: ChunkMotion, limits: RobotLimits, fade: Array) -> bool:
+    """Whether the largest speed of each joint is allowed even at the positions of the motion nearest to its ends."""
+    rows = motion.chunk.positions
+    steps = np.abs(rows[1:] - rows[:-1])
+    # The spline stays within its control points: the rows, and what continues them at both ends.
+    more = 2 * steps[0] + steps[-1] + limits.acceleration * (motion.chunk.step_ns / NS) ** 2 / 8
+    lowest = np.minimum(rows.min(axis=0), fade[:, 0].min(axis=0)) - more
+    highest = np.maximum(rows.max(axis=0), fade[:, 0].max(axis=0)) + more
+    peak = np.abs(fade[:, 1]).max(axis=0) * _PEAKS
+    speed = np.maximum(steps.max(axis=0) / (motion.chunk.step_ns / NS), peak) / _HEADROOM
+    downwards, upwards = limits.velocity_bounds(lowest)[0], limits.velocity_bounds(highest)[1]
+    return bool(((speed <= upwards) & (speed <= -downwards)).all())
+
+
 def _check_near_ends(
     motion: ChunkMotion, limits: RobotLimits, fade_times: Times, fade: Array, jerks: tuple[Array, Array]
 ) -> Rejection | None:
     """Check the speed near the ends of the joints' ranges along the whole motion."""
-    if limits.near_ends is None:
+    if limits.near_ends is None or _far_from_ends(motion, limits, fade):
         return None
     due = motion.chunk.due_ns(0)
     step = motion.chunk.step_ns // _POINTS_PER_ROW
