@@ -207,7 +207,7 @@ class _Desk:
         self.points = np.empty((rows, 3, samples))
         self.twisted = np.empty((2, 3, samples))
         flat = self.points.reshape(rows, -1)
-        before = self.first
+        before: Array = self.first
         self.steps = []
         for index, (matrix, filled, ahead) in enumerate(links):
             link = self.links[index]

@@ -7,7 +7,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cosmos3_ros.guard.capsules import Capsules
 from cosmos3_ros.guard.figures import LimitsError
@@ -15,8 +14,6 @@ from cosmos3_ros.guard.kinematics import Chain, frame_poses, places
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.urdf import DescribedJoint, Description, capsules_in, chain_to, read_description
 from engine.errors import Problem
-
-Array = NDArray[np.float64]
 
 _WHERE = 'robot_description'
 _UNITS = {'lower': 'rad', 'upper': 'rad', 'velocity': 'rad/s', 'acceleration': 'rad/s^2', 'jerk': 'rad/s^3'}
@@ -66,8 +63,7 @@ def limits_with_description(
     if limits is None:
         limits = _without_file(description, joints, figures, margin, findings)
     else:
-        combined: dict[str, Any] = figures
-        limits = replace(limits, **combined)
+        limits = replace(limits, **figures)
     for name, low, high in zip(limits.joint_names, limits.soft_lower, limits.soft_upper, strict=True):
         if low >= high:
             what = 'file and description together leave no range'
@@ -111,11 +107,9 @@ def _joints(
     return found
 
 
-def _figures(
-    limits: RobotLimits | None, joints: list[DescribedJoint], findings: _Findings
-) -> dict[str, NDArray[np.float64]]:
+def _figures(limits: RobotLimits | None, joints: list[DescribedJoint], findings: _Findings) -> dict[str, Any]:
     """The more restrictive of both figures for each joint, by quantity [J]; absent in both is a fault."""
-    result = {}
+    result: dict[str, Any] = {}
     for key, unit in _UNITS.items():
         of_file = None if limits is None else getattr(limits, key)
         scale = 1.0 if limits is None or key in ('lower', 'upper') else limits.scale
@@ -142,7 +136,7 @@ def _figures(
 def _without_file(
     description: Description,
     joints: list[DescribedJoint],
-    figures: dict[str, NDArray[np.float64]],
+    figures: dict[str, Any],
     margin: float | None,
     findings: _Findings,
 ) -> RobotLimits:
