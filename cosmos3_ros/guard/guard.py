@@ -202,10 +202,9 @@ class Guard:
         self._recorder = Recorder()
         self._paused = False
         self._begin(now_ns)
-        self._heed_emergency_stop(now_ns)
         if self._motion.is_stopping(now_ns):  # deactivated a moment ago: bring that to its end first
-            self._quiet = False
-            self._state = self._state if self._state is GuardState.FAULT else GuardState.BRAKING
+            self._state, self._quiet = GuardState.BRAKING, False
+        self._heed_emergency_stop(now_ns)
         return Answer(True, 'active; waiting for the first chunk')
 
     def deactivate(self, now_ns: int) -> Command | None:
