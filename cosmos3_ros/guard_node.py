@@ -144,7 +144,7 @@ class GuardNode(CosmosLifecycleNode):
         self._lock = threading.Lock()
         self._telling = threading.Lock()  # so that what is told leaves in order; never taken inside the other
         self._new_limits: RobotLimits | None = None
-        self._joint_states = self._policy_status = ''
+        self._joint_states = self._policy_status = self._chunks = self._emergency_stop = ''
         self._looked_ns = 0
         self._control_failure = ''
         self._hinted = False
@@ -276,7 +276,8 @@ class GuardNode(CosmosLifecycleNode):
         # Apart from the tick, and from each other: rclpy serves timers before subscriptions of the same group, so that
         # a tick that takes a whole period would leave the guard deaf.
         policy, watchdogs = MutuallyExclusiveCallbackGroup(), configured(self._watchdogs)
-        self.subscribe(ActionChunk, 'policy/chunk', self._on_chunk, qos.status(), policy)
+        chunks = self.subscribe(ActionChunk, 'policy/chunk', self._on_chunk, qos.status(), policy)
+        self._chunks = chunks.topic_name
         status = self.subscribe(PolicyStatus, 'policy/status', self._on_policy, qos.latched(), policy)
         self._policy_status = status.topic_name
         self._watch_policy(policy)
@@ -307,6 +308,7 @@ class GuardNode(CosmosLifecycleNode):
             qos.status(depth=50), deadline_s=values['estop_deadline_s'], lease_s=values['estop_lease_s']
         )
         heard = self.subscribe(Bool, topic, self._on_emergency_stop, profile, group)
+        self._emergency_stop = heard.topic_name
         configured(self._watchdogs).listen(heard, self.topic_events[heard.topic_name], self._on_emergency_stop_lost)
 
     def _open_services(self) -> None:
@@ -343,9 +345,10 @@ class GuardNode(CosmosLifecycleNode):
         watchdogs.heard(self._policy_status)
 
     def _on_chunk(self, message: ActionChunk) -> None:
-        guard, reports = self._working(), self._reports
-        if guard is None or reports is None:
+        guard, reports, watchdogs = self._working(), self._reports, self._watchdogs
+        if guard is None or reports is None or watchdogs is None:
             return
+        watchdogs.heard(self._chunks)
         received, loop = received_chunk(message), self.loop
 
         def judge() -> tuple[Acceptance | Rejection, int]:
@@ -362,9 +365,10 @@ class GuardNode(CosmosLifecycleNode):
             )
 
     def _on_emergency_stop(self, message: Bool) -> None:
-        guard = self.guard
-        if guard is None:
+        guard, watchdogs = self.guard, self._watchdogs
+        if guard is None or watchdogs is None:
             return
+        watchdogs.heard(self._emergency_stop)
         # An inactive guard remembers it too: activation with an emergency stop pressed must not begin with motion.
         self._act(guard, lambda guard, now: guard.on_emergency_stop(message.data, now), at_once=message.data)
 

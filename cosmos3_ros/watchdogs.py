@@ -36,6 +36,7 @@ class Watchdogs:
         self._handlers: list[EventHandler] = []
         self._own_topic = ''
         self._publishers: dict[str, tuple[int, Alarm]] = {}
+        self._spoke: set[str] = set()
 
     def listen(self, subscription: Subscription, events: qos.TopicEvents, alarm: Alarm | None = None) -> None:
         """Raise an alarm when the publisher of a subscription misses the deadline that it demands.
@@ -66,6 +67,8 @@ class Watchdogs:
         def liveliness(info: Any) -> None:
             if info.alive_count_change < 0:
                 self._raise(topic, gone(topic, info.alive_count))
+            elif info.alive_count_change > 0:
+                self.heard(topic)
 
         def incompatible(info: Any) -> None:
             logger.info(
@@ -93,8 +96,9 @@ class Watchdogs:
 
     def heard(self, topic: str) -> None:
         """A message came on `topic`: what was wrong with it is over."""
-        if topic in self._alarms:
-            del self._alarms[topic]
+        if topic in self._publishers:
+            self._spoke.add(topic)
+        if self._alarms.pop(topic, None) is not None:
             self._alarm(topic, None)
 
     def look(self) -> None:
@@ -102,6 +106,9 @@ class Watchdogs:
         if self._handlers:
             self._node.serve_events(self._handlers)
         for topic, (before, alarm) in self._publishers.items():
+            if topic in self._spoke:  # whoever spoke since the last look was there, even if nobody is now
+                self._spoke.discard(topic)
+                before = max(before, 1)
             now = self._node.count_publishers(topic)
             self._publishers[topic] = (now, alarm)
             if now < before:
@@ -145,7 +152,5 @@ def other_commanders(node: Node, topic: str) -> list[str]:
     if node.count_publishers(topic) <= 1:  # by far the cheapest question, and almost always the last
         return []
     own = node.get_fully_qualified_name()
-    names = {
-        f'{info.node_namespace.rstrip("/")}/{info.node_name}' for info in node.get_publishers_info_by_topic(topic)
-    }
+    names = {f'{info.node_namespace.rstrip("/")}/{info.node_name}' for info in node.get_publishers_info_by_topic(topic)}
     return sorted(names - {own})

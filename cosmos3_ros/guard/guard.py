@@ -258,7 +258,8 @@ class Guard:
             return Answer(False, f'too early: {left / NS:.2f} s of the cool-down are left ({self._cause.text})')
         if not self._quiet:
             return Answer(False, 'the robot is still braking')
-        obstacle = self._emergency_stop.obstacle(now_ns) or self._watch.stale(now_ns)
+        # Not the policy: it ends its run when a fault is latched, and is started anew after the reset.
+        obstacle = self._emergency_stop.obstacle(now_ns) or self._watch.stale_joint_state(now_ns)
         if obstacle is not None:
             return Answer(False, obstacle.text)
         text = f'reset after {self._cause.text}'

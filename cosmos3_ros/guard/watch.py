@@ -45,10 +45,11 @@ class Watch:
 
     def stale(self, now_ns: int) -> Rejection | None:
         """The first source that is too old, or an alarm, if there is any."""
-        stale = self._stale_joint_state(now_ns) or self._stale_source(now_ns) or self._silent(now_ns)
+        stale = self.stale_joint_state(now_ns) or self._stale_source(now_ns) or self._silent(now_ns)
         return stale or next(iter(self._alarms.values()), None)
 
-    def _stale_joint_state(self, now_ns: int) -> Rejection | None:
+    def stale_joint_state(self, now_ns: int) -> Rejection | None:
+        """Why what is known of the joints is too old, if it is."""
         stamp = self.joint_states.stamp_ns
         because = '' if self.discarded is None else f' (the latest was not used: {self.discarded.text})'
         allowed = self._options.joint_state_max_age_ns

@@ -554,6 +554,14 @@ def test_a_reset_is_refused_without_fresh_joint_states(bench):
     assert bench.guard.reset(bench.now).text.startswith('STALE_JOINT_STATE')
 
 
+def test_a_reset_does_not_wait_for_a_policy_that_a_fault_has_ended(make_bench):
+    bench = make_bench(heartbeat_max_age_ns=100 * MS, sources={'a running policy': 100 * MS})
+    bench.guard.request_stop('test', bench.now)
+    bench.run(700)  # nobody runs a policy meanwhile
+    assert bench.guard.reset(bench.now).ok
+    assert bench.guard.state is GuardState.WAITING
+
+
 def test_a_reset_is_refused_while_the_arm_is_braking(make_bench):
     bench = make_bench(reset_cooldown_ns=0)
     in_motion(bench)
