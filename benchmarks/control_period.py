@@ -101,7 +101,7 @@ class World(QuietEvents):
         self._start_s = time.time()
         self._joints = self.create_publisher(JointState, 'joint_states', qos.sensor(10))
         self._status = self.create_publisher(PolicyStatus, 'policy/status', qos.heartbeat(0.1))
-        self._chunks = self.create_publisher(ActionChunk, 'policy/chunk', qos.events_of_a_live_source())
+        self._chunks = self.create_publisher(ActionChunk, 'policy/chunk', qos.status())
         self.create_subscription(JointTrajectory, 'joint_trajectory', self._on_command, qos.status(100))
         self.create_subscription(ChunkDecision, 'guard/decision', self.decisions.append, qos.status(50))
         self.create_subscription(GuardStatus, 'guard/status', self._on_status, qos.latched())

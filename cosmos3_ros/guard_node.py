@@ -19,6 +19,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,19 +41,26 @@ from cosmos3_ros.guard.guard import Guard, GuardState
 from cosmos3_ros.guard.limits import RobotLimits, load_limits
 from cosmos3_ros.guard.options import CheckOptions, GuardOptions
 from cosmos3_ros.guard.reasons import Rejection
+from cosmos3_ros.guard.robot_description import limits_with_description
 from cosmos3_ros.guard_messages import GuardView, received_chunk
 from cosmos3_ros.guard_outputs import CommandOutput, GripperChoice, Reports
 from cosmos3_ros.node_base import CosmosLifecycleNode, configured
 from cosmos3_ros.parameters import Parameter, ParameterSet, Required
 from cosmos3_ros.watchdogs import Watchdogs
 from engine.contract import Contract, load_contract
-from engine.errors import ContractError, Problem
+from engine.errors import ContractError, InvalidInput, Problem
 
 RUNNING = 'a running policy'
 """Name of the source that keeps the arm moving: status messages that say chunks are being made."""
 
 PARAMETERS = (
     Parameter('contract', Required(str), 'Contract: a name in config/contracts, or a path.'),
+    Parameter(
+        'robot_description',
+        '',
+        'Path of a URDF file whose limits hold as well as those of the robot file, the more restrictive of each; '
+        'empty: none.',
+    ),
     Parameter('dry_run', True, 'Judge and plan as usual, but send nothing to the robot; see `~/preview`.'),
     Parameter('control_rate_hz', 100.0, 'Rate of commands.', 'Hz', minimum=20.0, maximum=1000.0),
     Parameter(
@@ -144,7 +152,7 @@ class GuardNode(CosmosLifecycleNode):
         self._lock = threading.Lock()
         self._telling = threading.Lock()  # so that what is told leaves in order; never taken inside the other
         self._new_limits: RobotLimits | None = None
-        self._joint_states = self._policy_status = self._chunks = self._emergency_stop = ''
+        self._joint_states = self._policy_status = self._emergency_stop = ''
         self._looked_ns = 0
         self._control_failure = ''
         self._hinted = False
@@ -153,7 +161,7 @@ class GuardNode(CosmosLifecycleNode):
         """Read contract and limits; open topics and services."""
         values = self.parameters
         self._contract = contract = load_contract(values['contract'])
-        limits = limits_of(contract, values['speed_scale'])
+        limits = limits_of(contract, values['speed_scale'], values['robot_description'])
         options = self._guard_options(contract)
         rehearse(limits, options)
         self.guard = Guard(limits, options)
@@ -173,6 +181,8 @@ class GuardNode(CosmosLifecycleNode):
         self.diagnostics.add('gripper', self.output.report_gripper)
         mode = 'dry run: nothing is sent' if values['dry_run'] else 'commands are sent'
         self.get_logger().info(f'limits of {limits.name} at scale {limits.scale:g}; {mode}')
+        for remark in (*limits.differences, *limits.unchecked):
+            self.get_logger().warning(remark)
 
     def activate_node(self) -> None:
         """Begin to guard."""
@@ -253,7 +263,7 @@ class GuardNode(CosmosLifecycleNode):
         if self.output is not None:
             self.output.hysteresis = changes.get('gripper_hysteresis', self.output.hysteresis)
         if 'speed_scale' in changes and self._contract is not None:
-            limits = limits_of(self._contract, changes['speed_scale'])
+            limits = limits_of(self._contract, changes['speed_scale'], self.parameters['robot_description'])
             rehearse(limits, self._guard_options(self._contract))
             self._new_limits = limits
             self._change_limits()
@@ -276,8 +286,7 @@ class GuardNode(CosmosLifecycleNode):
         # Apart from the tick, and from each other: rclpy serves timers before subscriptions of the same group, so that
         # a tick that takes a whole period would leave the guard deaf.
         policy, watchdogs = MutuallyExclusiveCallbackGroup(), configured(self._watchdogs)
-        chunks = self.subscribe(ActionChunk, 'policy/chunk', self._on_chunk, qos.status(), policy)
-        self._chunks = chunks.topic_name
+        self.subscribe(ActionChunk, 'policy/chunk', self._on_chunk, qos.status(), policy)
         status = self.subscribe(PolicyStatus, 'policy/status', self._on_policy, qos.latched(), policy)
         self._policy_status = status.topic_name
         self._watch_policy(policy)
@@ -299,7 +308,6 @@ class GuardNode(CosmosLifecycleNode):
         lease_s = max(qos.LEASE_S, 0.6 * values['heartbeat_max_age_s'])
         terms = qos.with_terms(qos.status(1), deadline_s=deadline_s, lease_s=lease_s)
         watchdogs.demand(PolicyStatus, 'policy/status', terms, group)
-        watchdogs.demand(ActionChunk, 'policy/chunk', qos.with_terms(qos.status(1), lease_s=lease_s), group)
 
     def _open_emergency_stop(self, topic: str) -> None:
         values, group = self.parameters, MutuallyExclusiveCallbackGroup()
@@ -345,10 +353,9 @@ class GuardNode(CosmosLifecycleNode):
         watchdogs.heard(self._policy_status)
 
     def _on_chunk(self, message: ActionChunk) -> None:
-        guard, reports, watchdogs = self._working(), self._reports, self._watchdogs
-        if guard is None or reports is None or watchdogs is None:
+        guard, reports = self._working(), self._reports
+        if guard is None or reports is None:
             return
-        watchdogs.heard(self._chunks)
         received, loop = received_chunk(message), self.loop
 
         def judge() -> tuple[Acceptance | Rejection, int]:
@@ -526,8 +533,13 @@ class GuardNode(CosmosLifecycleNode):
         return response
 
 
-def limits_of(contract: Contract, scale: float = 1.0) -> RobotLimits:
+def limits_of(contract: Contract, scale: float = 1.0, robot_description: str = '') -> RobotLimits:
     """Limits of a contract's robot, in the contract's order of joints.
+
+    Args:
+        contract: Names the robot file.
+        scale: Share of velocity, acceleration and jerk to use.
+        robot_description: Path of a URDF file whose figures hold as well, the more restrictive of each; empty: none.
 
     Raises:
         InvalidInput: The robot has no file, or its file is faulty or has other joints.
@@ -536,7 +548,18 @@ def limits_of(contract: Contract, scale: float = 1.0) -> RobotLimits:
     if not contract.robot.joints:
         problem = Problem('robot.joints', 'is empty: there is nothing to guard')
         raise ContractError(f'contract {contract.name}', [problem])
-    return load_limits(contract.robot.description, scale=scale).for_joints(contract.robot.joints)
+    limits = load_limits(contract.robot.description)
+    if robot_description:
+        limits = limits_with_description(limits, _urdf(robot_description))
+    return limits.scaled(scale).for_joints(contract.robot.joints)
+
+
+def _urdf(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        problem = Problem('robot_description', f'cannot be read: {error}', path, 'path of a URDF file')
+        raise InvalidInput('parameters of the guard', [problem]) from error
 
 
 def rehearse(limits: RobotLimits, options: GuardOptions) -> None:

@@ -257,7 +257,7 @@ class PolicyNode(CosmosLifecycleNode):
     # Outputs
 
     def _open_outputs(self) -> None:
-        self._chunks = self.advertise(ActionChunk, '~/chunk', qos.events_of_a_live_source())
+        self._chunks = self.advertise(ActionChunk, '~/chunk', qos.status())
         self._status = self.advertise(PolicyStatus, '~/status', qos.heartbeat(self.parameters['status_period_s']))
         self.create_timer(
             self.parameters['status_period_s'],

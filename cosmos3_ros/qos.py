@@ -82,11 +82,6 @@ def heartbeat(period_s: float) -> QoSProfile:
     return with_terms(latched(), deadline_s=3.0 * period_s, lease_s=LEASE_S)
 
 
-def events_of_a_live_source() -> QoSProfile:
-    """Status and events of a process whose life others watch for."""
-    return with_terms(status(), lease_s=LEASE_S)
-
-
 def policy_name(kind: int) -> str:
     """Name of a policy that did not match, such as 'DURABILITY'."""
     return str(qos_policy_name_from_kind(kind))

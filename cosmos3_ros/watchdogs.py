@@ -106,12 +106,11 @@ class Watchdogs:
         if self._handlers:
             self._node.serve_events(self._handlers)
         for topic, (before, alarm) in self._publishers.items():
-            if topic in self._spoke:  # whoever spoke since the last look was there, even if nobody is now
-                self._spoke.discard(topic)
-                before = max(before, 1)
+            spoke = topic in self._spoke  # whoever spoke since the last look was there, even if nobody is now
+            self._spoke.discard(topic)
             now = self._node.count_publishers(topic)
             self._publishers[topic] = (now, alarm)
-            if now < before:
+            if now < max(before, int(spoke)):
                 alarm(gone(topic, now))
         if not self._own_topic:
             return

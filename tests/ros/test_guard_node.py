@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from rcl_interfaces.srv import DescribeParameters
 from rclpy.parameter import Parameter as RosParameter
+from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import JointState
 
 from cosmos3_msgs.msg import ActionChunk, GuardStatus, LimitsInForce, PolicyStatus
 from cosmos3_ros import qos
 from cosmos3_ros.conversions import ns_to_stamp
+from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.guard_node import PARAMETERS
 from tests.ros.guard_bench import (  # noqa: F401 (fixtures among them)
     HOME,
@@ -462,6 +464,7 @@ OF_THE_SHELL = {
     'estop_lease_s',
     'joint_states_deadline_s',
     'realtime_priority',
+    'robot_description',
 }
 
 
@@ -538,3 +541,36 @@ def test_a_chunk_too_fast_for_the_limits_in_force_is_refused_where_it_may_not_be
     assert not decision.accepted
     assert decision.reason_name == 'VELOCITY_LIMIT'
     assert np.isnan(decision.pace)
+
+
+def urdf(velocity):
+    """The Panda as a robot description, slower than its file."""
+    chain = load_limits('panda').chain
+    parts = [f'<link name="{chain.base}"/>']
+    for frame in (frame for frame in chain.frames if frame.joint):
+        xyz = ' '.join(str(value) for value in frame.translation)
+        rpy = ' '.join(str(value) for value in Rotation.from_matrix(frame.rotation).as_euler('xyz'))
+        parts.append(
+            f'<link name="{frame.name}"/><joint name="{frame.joint}" type="revolute"><parent link="{frame.parent}"/>'
+            f'<child link="{frame.name}"/><origin xyz="{xyz}" rpy="{rpy}"/><axis xyz="0 0 1"/>'
+            f'<limit lower="-2.5" upper="3.9" velocity="{velocity}" effort="10"/></joint>'
+        )
+    return f'<robot name="panda">{"".join(parts)}</robot>'
+
+
+def test_the_limits_of_a_robot_description_hold_as_well(graph, bench, tmp_path):
+    path = tmp_path / 'panda.urdf'
+    path.write_text(urdf(1.25))
+    b = bench(robot_description=str(path)).up()
+    np.testing.assert_array_equal(b.node.guard.limits.velocity, 1.25)
+    assert b.node.guard.limits.lower[0] == -2.5
+
+
+@pytest.mark.parametrize('text', [None, 'no XML', '<robot name="other"/>'])
+def test_a_robot_description_that_cannot_be_used_is_refused_at_the_start(graph, bench, tmp_path, text):
+    path = tmp_path / 'panda.urdf'
+    if text is not None:
+        path.write_text(text)
+    b = bench(robot_description=str(path))
+    assert not b.node.transition('configure')
+    assert 'robot' in str(b.node.last_failure)
