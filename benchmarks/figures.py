@@ -1,4 +1,4 @@
-"""What the benchmarks of the guard share: the machine by name, the commit, intervals, and files in `results`."""
+"""What the benchmarks share: the machine by name, the commit, intervals, and files in `results`."""
 
 from __future__ import annotations
 

@@ -27,13 +27,13 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from figures import RESULTS, processor_name
 from policy_sides import SIZES, Reference, comparable, make_ablated, make_parts, make_policy
 from torch.utils.flop_counter import FlopCounterMode
 
 import engine
 from engine.policy import Policy
 
-RESULTS = Path(__file__).parent / 'results'
 CONTRACTS = {'tiny': 'droid_joint_pos', 'mid': 'demo_joint_pos', 'nano': 'droid_joint_pos'}
 REPEATS = {'tiny': 5, 'mid': 3, 'nano': 10}
 INSTRUCTION = 'Pick up the red cube and put it in the bowl'
@@ -311,15 +311,6 @@ def describe_machine(device: str) -> dict[str, Any]:
         'diffusers': diffusers.__version__,
         'python': platform.python_version(),
     }
-
-
-def processor_name() -> str:
-    """Model of the processor as Linux knows it, else the architecture."""
-    try:
-        found = re.search(r'^model name\s*: (.+)$', Path('/proc/cpuinfo').read_text(encoding='utf-8'), re.MULTILINE)
-    except OSError:
-        found = None
-    return found.group(1).strip() if found else platform.machine()
 
 
 def save(machine: Mapping[str, Any], found: list[Comparison]) -> None:
