@@ -5,6 +5,7 @@ All of this can only stop the arm earlier than the ages of messages would; it ne
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,9 @@ class Watchdogs:
         """
         self._node, self._alarm = node, alarm
         self._alarms: dict[str, Rejection] = {}
+        # What is noted here and what is told must change together: else an alarm could be lifted before it is told, and
+        # then stay for ever.
+        self._changing = threading.Lock()
         self._handlers: list[EventHandler] = []
         self._own_topic = ''
         self._publishers: dict[str, tuple[int, Alarm]] = {}
@@ -98,8 +102,11 @@ class Watchdogs:
         """A message came on `topic`: what was wrong with it is over."""
         if topic in self._publishers:
             self._spoke.add(topic)
-        if self._alarms.pop(topic, None) is not None:
-            self._alarm(topic, None)
+        if topic not in self._alarms:
+            return
+        with self._changing:
+            if self._alarms.pop(topic, None) is not None:
+                self._alarm(topic, None)
 
     def look(self) -> None:
         """See what has happened; takes well below a millisecond."""
@@ -122,9 +129,10 @@ class Watchdogs:
             self.heard(self._own_topic)
 
     def _raise(self, topic: str, alarm: Rejection) -> None:
-        if self._alarms.get(topic) != alarm:
-            self._alarms[topic] = alarm
-            self._alarm(topic, alarm)
+        with self._changing:
+            if self._alarms.get(topic) != alarm:
+                self._alarms[topic] = alarm
+                self._alarm(topic, alarm)
 
 
 def missed(topic: str) -> Rejection:
