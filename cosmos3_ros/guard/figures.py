@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -60,6 +61,17 @@ class NearEnds:
 
     def __post_init__(self) -> None:
         freeze_arrays(self)
+
+    @classmethod
+    def nowhere(cls, joints: int) -> NearEnds:
+        """Limits that shrink nowhere, for joints beside others whose limits do."""
+        far = np.full(joints, 1e9)  # rad: its square root is faster than any joint
+        return cls(np.ones(joints), np.zeros(joints), -far, far)
+
+    @classmethod
+    def joined(cls, parts: Sequence[NearEnds]) -> NearEnds:
+        """The joints of all parts one after the other."""
+        return cls(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)))
 
     def scaled(self, scale: float) -> NearEnds:
         """The same at reduced speed: every limit times `scale`."""

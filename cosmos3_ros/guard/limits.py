@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from cosmos3_ros.guard.arms_file import ArmsFile, is_arms_file, read_arms
 from cosmos3_ros.guard.body import Body
 from cosmos3_ros.guard.capsules import Capsules
 from cosmos3_ros.guard.figures import CartesianLimits, LimitsError, NearEnds, Workspace, freeze_arrays
 from cosmos3_ros.guard.kinematics import Chain
 from cosmos3_ros.guard.robot_file import read_robot
+from cosmos3_ros.guard.several_arms import BetweenArms, SeveralBodies, chain_through
 from engine.errors import Problem
 from engine.resources import find_config
 
@@ -47,6 +50,10 @@ class RobotLimits:
         capsules: The arm's body for the check of self-collision; None if the file has none.
         workspace: Box of the tool point; None if the file has none.
         differences: Where this file and a robot description disagreed, one sentence each, and what was done.
+        parts: The arms of a robot of several arms, each under the names and in the base frame of this robot; the
+            arrays here hold their joints one arm after the other, and kinematics and bodies are theirs. Empty for a
+            robot of one arm.
+        between: What is kept between the arms; None for a robot of one arm.
     """
 
     name: str
@@ -66,24 +73,42 @@ class RobotLimits:
     capsules: Capsules | None = None
     workspace: Workspace | None = None
     differences: tuple[str, ...] = ()
+    parts: tuple[RobotLimits, ...] = ()
+    between: BetweenArms | None = None
 
     def __post_init__(self) -> None:
         freeze_arrays(self)
 
+    @property
+    def arms(self) -> tuple[RobotLimits, ...]:
+        """Each arm by itself: this robot, if it has only one. Each has a name, joint names and a chain of its own."""
+        return self.parts or (self,)
+
     @cached_property
-    def body(self) -> Body | None:
+    def body(self) -> Body | SeveralBodies | None:
         """The checks that need the kinematics; None if they are not known. Takes a fraction of a second to prepare."""
-        if self.chain is None:
-            return None
+        bodies = [self._body(arm.chain, arm.capsules, arm) for arm in self.arms if arm.chain is not None]
+        for one, other in combinations(self.parts, 2):
+            if one.chain and one.capsules and other.chain and other.capsules and self.between:
+                capsules = self.between.capsules(one.capsules.shapes, other.capsules.shapes)
+                bodies.append(self._body(chain_through(one.chain, other.chain), capsules, None))
+        return SeveralBodies(bodies) if len(bodies) > 1 else next(iter(bodies), None)
+
+    def _body(self, chain: Chain, capsules: Capsules | None, arm: RobotLimits | None) -> Body:
         ranges = {
             name: (float(low), float(high))
             for name, low, high in zip(self.joint_names, self.lower, self.upper, strict=True)
         }
-        return Body(self.chain, self.joint_names, ranges, self.capsules, self.workspace, self.cartesian)
+        workspace, cartesian = (None, {}) if arm is None else (arm.workspace, arm.cartesian)
+        return Body(chain, self.joint_names, ranges, capsules, workspace, cartesian)
 
     @property
     def unchecked(self) -> tuple[str, ...]:
         """What the guard cannot check because the robot file does not state it, one sentence each."""
+        if self.parts:
+            of_arms = tuple(f'{arm.name}: {sentence}' for arm in self.parts for sentence in arm.unchecked)
+            blind = any(arm.chain is None or arm.capsules is None for arm in self.parts)
+            return of_arms + (('Not every arm has capsules: the arms may touch each other.',) if blind else ())
         missing = []
         if self.chain is None:
             missing.append('The robot file has no kinematics: speed and place of the tool are not checked.')
@@ -136,6 +161,7 @@ class RobotLimits:
             scale=self.scale * scale,
             cartesian={name: limit.scaled(scale) for name, limit in self.cartesian.items()},
             near_ends=None if self.near_ends is None else self.near_ends.scaled(scale),
+            parts=tuple(arm.scaled(scale) for arm in self.parts),
         )
 
     def for_joints(self, names: Sequence[str]) -> RobotLimits:
@@ -187,10 +213,65 @@ def parse_limits(document: object, *, where: str) -> RobotLimits:
     """Build limits from a parsed robot file.
 
     Args:
-        document: What the YAML file holds.
+        document: What the YAML file holds: one robot, or the robot files of several arms.
         where: Name of the file for error texts.
 
     Raises:
+        InvalidInput: A robot file of one of several arms is not there.
         LimitsError: Every fault of the document.
     """
+    if is_arms_file(document):
+        return _of_several(read_arms(document, where=where), where)
     return RobotLimits(**read_robot(document, where=where))
+
+
+def _of_several(file: ArmsFile, where: str) -> RobotLimits:
+    """One robot of several arms: their figures one after the other, and the arms themselves."""
+    parts, problems = [], []
+    for entry in file.arms:
+        alone = load_limits(entry.robot)
+        if alone.parts:
+            problems.append(Problem(entry.name, 'must be the file of one arm', entry.robot))
+        if alone.workspace is not None and entry.workspace is None:
+            what = f"the box of {entry.robot} is in that arm's own base"
+            remedy = f'state it under `workspaces`, in the frame {entry.mount.base}'
+            problems.append(Problem(entry.name, what, remedy=remedy))
+        mount = entry.mount
+        parts.append(
+            replace(
+                alone,
+                name=entry.name,
+                joint_names=tuple(mount.prefix + joint for joint in alone.joint_names),
+                chain=None if alone.chain is None else mount.chain(alone.chain),
+                capsules=None if alone.capsules is None else mount.capsules(alone.capsules),
+                workspace=entry.workspace,
+            )
+        )
+        if entry.workspace is not None and alone.chain is None:
+            problems.append(Problem(entry.name, 'has a workspace', remedy=f'give {entry.robot} its kinematics'))
+    names = {name for arm in parts if arm.chain is not None for name in arm.chain.names}
+    for pair in file.between.never_checked:
+        problems += [Problem('between_arms.never_checked', 'unknown link', repr(link)) for link in pair - names]
+    if problems:
+        raise LimitsError(f'robot file {where}', problems)
+    figures = {key: np.concatenate([getattr(arm, key) for arm in parts]) for key in _FIGURES}
+    return RobotLimits(
+        file.name,
+        tuple(name for arm in parts for name in arm.joint_names),
+        **figures,
+        margin=max(arm.margin for arm in parts),
+        source='\n'.join([file.source, *(f'{arm.name}, {line}' for arm in parts for line in arm.source.splitlines())]),
+        near_ends=_near_ends(parts),
+        parts=tuple(parts),
+        between=file.between,
+    )
+
+
+# One number per joint each.
+_FIGURES = ('lower', 'upper', 'velocity', 'acceleration', 'jerk')
+
+
+def _near_ends(arms: Sequence[RobotLimits]) -> NearEnds | None:
+    if all(arm.near_ends is None for arm in arms):
+        return None
+    return NearEnds.joined([arm.near_ends or NearEnds.nowhere(len(arm.joint_names)) for arm in arms])

@@ -215,6 +215,15 @@ class Reader:
         """Three finite numbers."""
         return self.numbers(where, value, 3, each='')
 
+    def box(self, where: str, block: Mapping[str, Any]) -> Workspace:
+        """A box by its `lower` and `upper` corner."""
+        lower = self.vector(f'{where}.lower', block.get('lower'))
+        upper = self.vector(f'{where}.upper', block.get('upper'))
+        for axis, low, high in zip('xyz', lower, upper, strict=True):
+            if low >= high and 'lower' in block and 'upper' in block:
+                self.fault(where, f'has no room along {axis}', f'[{low:g}, {high:g}]', 'lower < upper')
+        return Workspace(lower, upper)
+
     def ranges(self, joints: Sequence[str], lower: Array, upper: Array, margin: float) -> None:
         """Lower ends below upper ones, with room for the margins."""
         if self.problems:
@@ -316,12 +325,7 @@ def _capsules(reader: Reader, root: Mapping[str, Any], chain: Chain | None) -> C
 def _workspace(reader: Reader, root: Mapping[str, Any], chain: Chain | None) -> Workspace:
     block = reader.block(root, 'workspace', 'm', ('lower', 'upper'))
     _known_frames(reader, root, chain, 'workspace')
-    lower = reader.vector('workspace.lower', block.get('lower'))
-    upper = reader.vector('workspace.upper', block.get('upper'))
-    for axis, low, high in zip('xyz', lower, upper, strict=True):
-        if low >= high and 'lower' in block and 'upper' in block:
-            reader.fault('workspace', f'has no room along {axis}', f'[{low:g}, {high:g}]', 'lower < upper')
-    return Workspace(lower, upper)
+    return reader.box('workspace', block)
 
 
 def _known_frames(reader: Reader, root: Mapping[str, Any], chain: Chain | None, key: str) -> tuple[str, ...]:

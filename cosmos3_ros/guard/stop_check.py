@@ -12,6 +12,7 @@ from cosmos3_ros.guard.body import Body, Finding, Known
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.motion import NS, Array, Motion, Samples, instants
 from cosmos3_ros.guard.reasons import Reason
+from cosmos3_ros.guard.several_arms import SeveralBodies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,7 +59,9 @@ class StopCheck:
         fine = stop.sample(instants(stop.start_ns, stop.end_ns, _FINE_NS))
         return bool(keeps_near_ends(fine, self._limits, _unevenness(fine)).all())
 
-    def _keeps_body(self, body: Body, stop: Motion, bounds: tuple[Array, Array], peak: Array, jerk: Array) -> bool:
+    def _keeps_body(
+        self, body: Body | SeveralBodies, stop: Motion, bounds: tuple[Array, Array], peak: Array, jerk: Array
+    ) -> bool:
         if _any_keeps(body, self.known, bounds, peak):
             return True
         self.known.append(body.know(stop.state(stop.start_ns).positions))
@@ -73,7 +76,7 @@ class StopCheck:
         return body.judge(stop, times, acceleration, jerk, stopping=True, speeds=False)[0] is None
 
 
-def _any_keeps(body: Body, known: Iterable[Known], bounds: tuple[Array, Array], peak: Array) -> bool:
+def _any_keeps(body: Body | SeveralBodies, known: Iterable[Known], bounds: tuple[Array, Array], peak: Array) -> bool:
     return any(body.keeps(position, *bounds, peak) for position in known)
 
 
