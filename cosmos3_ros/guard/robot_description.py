@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cosmos3_ros.guard.capsules import Capsules
 from cosmos3_ros.guard.figures import LimitsError
@@ -14,6 +16,8 @@ from cosmos3_ros.guard.kinematics import Chain, frame_poses, places
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.urdf import DescribedJoint, Description, capsules_in, chain_to, read_description
 from engine.errors import Problem
+
+Array = NDArray[np.float64]
 
 _WHERE = 'robot_description'
 _UNITS = {'lower': 'rad', 'upper': 'rad', 'velocity': 'rad/s', 'acceleration': 'rad/s^2', 'jerk': 'rad/s^3'}
@@ -152,6 +156,13 @@ def _without_file(
 def _with_kinematics(
     limits: RobotLimits, description: Description, joints: list[DescribedJoint], tip: str | None, findings: _Findings
 ) -> RobotLimits:
+    if limits.parts:
+        for arm in limits.parts:
+            if arm.chain is not None:
+                own = [joint for joint in joints if joint.name in arm.joint_names]
+                last = max(own, key=lambda joint: len(description.path(joint.child)))
+                _compare(arm, arm.chain, description, last.child, _first_moving(description, last.child), findings)
+        return limits
     last = max(joints, key=lambda joint: len(description.path(joint.child)))
     path = description.path(tip or last.child)
     on_path = [joint.name for joint in path if joint.kind != 'fixed']
@@ -164,7 +175,7 @@ def _with_kinematics(
             'description.'
         )
         return limits
-    first = next(joint for joint in path if joint.kind != 'fixed').parent
+    first = _first_moving(description, tip or last.child)
     if limits.chain is not None:
         _compare(limits, limits.chain, description, last.child, first, findings)
         return limits
@@ -173,12 +184,20 @@ def _with_kinematics(
     return combined if limits.capsules is not None else _with_capsules(combined, chain, description, findings)
 
 
+def _first_moving(description: Description, link: str) -> str:
+    """What the first joint on the way to a link moves against."""
+    return next(joint for joint in description.path(link) if joint.kind != 'fixed').parent
+
+
 def _compare(
     limits: RobotLimits, chain: Chain, description: Description, last: str, first: str, findings: _Findings
 ) -> None:
     """Compare where both put the tool, or the last link if the description does not know the tool's name."""
     ancestors = {joint.parent for joint in description.path(last)}
-    base = chain.base if chain.base in ancestors else first
+    # An arm of several stands on a frame of its own, which the description knows even if it has another common base.
+    feet = [name for name, place in places(chain).items() if place.link == 0]
+    foot = next((name for name in feet if name in ancestors), next(f.parent for f in chain.frames if f.joint))
+    base = foot if foot in ancestors else first
     of_file = chain.tool if chain.tool in description.links else chain.frames[_last_moving(chain)].name
     described = chain_to(description, base, of_file if of_file in description.links else last)
     if set(described.joints) != set(limits.joint_names):
@@ -186,7 +205,7 @@ def _compare(
         return
     rng = np.random.default_rng(0)
     positions = rng.uniform(limits.lower, limits.upper, (16, len(limits.joint_names)))
-    ours, our_axes = frame_poses(chain, limits.joint_names, positions, of_file)
+    ours, our_axes = _seen_from(chain, limits.joint_names, positions, of_file, foot)
     theirs, their_axes = frame_poses(described, limits.joint_names, positions, described.tool)
     apart = float(np.linalg.norm(ours - theirs, axis=1).max())
     # As the way of a point 0.1 m from the origin.
@@ -201,6 +220,13 @@ def _compare(
         findings.differences.append(
             f'Robot file and description put {of_file} up to {apart * 1e3:.1f} mm apart; the file is used'
         )
+
+
+def _seen_from(chain: Chain, joint_names: Sequence[str], positions: Array, name: str, foot: str) -> tuple[Array, Array]:
+    """Origins [S, 3] and axes [S, 3, 3] of a frame in another one that does not move."""
+    origins, axes = frame_poses(chain, joint_names, positions, name)
+    stands = places(chain)[foot]
+    return (origins - stands.translation) @ stands.rotation, stands.rotation.T @ axes
 
 
 def _last_moving(chain: Chain) -> int:
