@@ -1,4 +1,4 @@
-# `make` lists the targets. Everything beyond Python 3.12, make, cmake and a C++ compiler is set up by the first of them.
+# `make` lists the targets. Everything beyond Python 3.12, make, cmake and a C and C++ compiler is set up by the first of them.
 
 SHELL := bash
 python := .venv/bin/python
@@ -44,4 +44,5 @@ lock: setup  ## resolve requirements/*.txt anew into requirements/constraints.tx
 
 clean:  ## remove everything that the targets made
 	rm -rf .venv .build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_output *.egg-info
+	rm -f cosmos3_ros/guard/kernels_*.so cosmos3_ros/guard/kernels_*.c
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,11 +1,35 @@
 """Package of type ament_python; pip can install it too. What it needs to run is in package.xml and requirements/."""
 
 from glob import glob
+from importlib.util import find_spec
 from os.path import dirname, isfile
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 PACKAGE = 'cosmos3_ros'
+
+
+class BuildKernels(build_ext):
+    """Compiles the guard's kernels, and says what is missing where Cython is."""
+
+    def initialize_options(self):
+        """The C files are of no use afterwards; they stay in the build folder."""
+        super().initialize_options()
+        self.cython_c_in_temp = True
+
+    def run(self):
+        """Compile."""
+        if find_spec('Cython') is None:
+            raise SystemExit(f'{PACKAGE}: its kernels need Cython 3.0.8 or newer to be compiled; install cython3')
+        super().run()
+
+
+def kernels():
+    """Each compiled module of the guard. Its checks rely on comparisons that not-a-number fails, and on rounding."""
+    options = ['-O3', '-fno-fast-math', '-ffp-contract=off']
+    sources = sorted(glob(f'{PACKAGE}/guard/kernels_*.pyx'))
+    return [Extension(path[: -len('.pyx')].replace('/', '.'), [path], extra_compile_args=options) for path in sources]
 
 
 def tree(folder):
@@ -26,7 +50,9 @@ setup(
     maintainer_email='maintainers@cosmos3-ros.invalid',
     python_requires='>=3.12',
     packages=find_packages(include=['engine', 'engine.*', PACKAGE, f'{PACKAGE}.*']),
-    package_data={'engine': ['py.typed', '**/*.json', '**/*.yaml']},
+    package_data={'engine': ['py.typed', '**/*.json', '**/*.yaml'], PACKAGE: ['guard/*.pyx', 'guard/*.pyi']},
+    ext_modules=kernels(),
+    cmdclass={'build_ext': BuildKernels},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),

@@ -14,6 +14,9 @@ readonly workspace_stamp=$environment/.workspace_complete
 readonly build=.build/cosmos3_msgs
 readonly log=.build/setup.log
 readonly site_packages=$environment/lib/python3.12/site-packages
+# Compiled in place, beside their sources.
+mapfile -t kernels < <(compgen -G 'cosmos3_ros/guard/kernels_*.pyx')
+readonly kernels
 # Software rendering for the simulated cameras, and the libraries that decode recorded video.
 readonly libraries=(libegl1 libosmesa6 libgl1-mesa-dri libgles2 ffmpeg)
 
@@ -31,11 +34,20 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 fingerprint() { { pwd; uname -m; cat tools/setup.sh; find "$@" -type f | LC_ALL=C sort | xargs sha256sum; } | sha256sum; }
 
 environment_fingerprint() { fingerprint requirements; }
-workspace_fingerprint() { fingerprint requirements cosmos3_msgs resource tools/ros_wheels.cmake setup.py setup.cfg; }
+workspace_fingerprint() {
+  fingerprint requirements cosmos3_msgs resource tools/ros_wheels.cmake setup.py setup.cfg "${kernels[@]}"
+}
 
 is_complete() { [ -x $environment/bin/python ] && [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
 environment_is_complete() { is_complete $environment_stamp "$(environment_fingerprint)"; }
-workspace_is_complete() { is_complete $workspace_stamp "$(workspace_fingerprint)"; }
+workspace_is_complete() { kernels_are_built && is_complete $workspace_stamp "$(workspace_fingerprint)"; }
+
+kernels_are_built() {
+  local kernel
+  for kernel in "${kernels[@]}"; do
+    compgen -G "${kernel%.pyx}.*.so" > /dev/null || return 1
+  done
+}
 
 # The last act of a stage. Written beside and moved, so that the stamp is whole or absent.
 complete() { printf '%s\n' "$2" > "$1.new" && mv "$1.new" "$1"; }

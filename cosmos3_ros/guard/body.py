@@ -14,13 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos3_ros.guard.capsules import Capsules, SegmentPairs, link_points, pairs_that_can_meet, segment_lengths
+from cosmos3_ros.guard.capsules import Capsules, link_points, pairs_that_can_meet, segment_lengths
 from cosmos3_ros.guard.figures import CartesianLimits, Workspace
-from cosmos3_ros.guard.kinematics import Chain, Kinematics, Placement, places, reach
-from cosmos3_ros.guard.motion import NS, Motion, Samples, Times
+from cosmos3_ros.guard.kernels import BodyKernel, any_below
+from cosmos3_ros.guard.kinematics import Chain, Kinematics, places, reach
+from cosmos3_ros.guard.motion import Motion, Samples, Times
 from cosmos3_ros.guard.reasons import Reason
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 # What may be lost between two points of the grid beyond what holds at the points: of a distance, m; of a speed, as a
 # fraction of its limit.
@@ -126,24 +128,37 @@ class Body:
         self._kinematics = Kinematics(chain, joint_names, points)
         last = sum(map(len, points[: tool.link + 1])) - 1
         self._tool = int(self._kinematics.where[last])
-        self._ends = self._kinematics.where[ends + (ends >= last)]
-        self._radii = np.array([capsule.radius for capsule in shapes])
+        ends = self._kinematics.where[ends + (ends >= last)]
         self._workspace = workspace
         self._lines: list[_Line] = []
-        self._prepare_geometry(capsules, tuple(ranges[name] for name in chain.joints))
-        self._prepare_speeds(cartesian or {})
+        pairs = self._prepare_geometry(capsules, ends, tuple(ranges[name] for name in chain.joints))
+        couplings = self._prepare_speeds(cartesian or {})
         self._limits = np.array([line.limit for line in self._lines])
-        speeds = len(self._lines) - self._distances
-        self.tolerance = np.array([DISTANCE_TOLERANCE] * self._distances + [0.0] * speeds)
-        self.tolerance[self._distances :] = SPEED_TOLERANCE * self._limits[self._distances :]
+        limits = self._limits[self._distances :]
+        self.tolerance = np.concatenate([np.full(self._distances, DISTANCE_TOLERANCE), SPEED_TOLERANCE * limits])
+        self._kernel = BodyKernel(
+            self._kinematics.kernel,
+            self._tool,
+            *pairs,
+            None if workspace is None else (workspace.lower, workspace.upper),
+            limits,
+            'translation' in (cartesian or {}),
+            self._influence,
+            *couplings,
+        )
 
-    def _prepare_geometry(self, capsules: Capsules | None, ranges: tuple[tuple[float, float], ...]) -> None:
+    def _prepare_geometry(
+        self, capsules: Capsules | None, ends: Indices, ranges: tuple[tuple[float, float], ...]
+    ) -> tuple[Indices, Array, Array]:
+        """Note the lines of pairs and walls; returns of pairs the ends [K, 4], squared lengths [K, 2], limits [K]."""
         influences = []
-        self._pairs = None
+        prepared: tuple[Indices, Array, Array] = np.empty((0, 4), dtype=np.intp), np.empty((0, 2)), np.empty(0)
         if capsules is not None:
-            self._pairs = pairs = pairs_that_can_meet(self._chain, capsules, ranges)
-            self._close = self._radii[pairs.first] + self._radii[pairs.second] + capsules.clearance
-            self._segments = SegmentPairs(segment_lengths(capsules.shapes), pairs.first, pairs.second)
+            pairs = pairs_that_can_meet(self._chain, capsules, ranges)
+            both = np.stack([pairs.first, pairs.second], axis=1)
+            radii = np.array([capsule.radius for capsule in capsules.shapes])
+            squares = segment_lengths(capsules.shapes) ** 2
+            prepared = ends[both].reshape(-1, 4), squares[both], radii[both].sum(axis=1) + capsules.clearance
             influences = list(pairs.influence)
             for one, other in zip(pairs.first, pairs.second, strict=True):
                 part = f'{capsules.shapes[one].link} and {capsules.shapes[other].link}'
@@ -156,21 +171,25 @@ class Body:
             influences.append(self._lever)
         self._distances = len(self._lines)
         self._influence = np.array(influences).reshape(self._distances, len(self._lever))
+        return prepared
 
-    def _prepare_speeds(self, cartesian: Mapping[str, CartesianLimits]) -> None:
-        self._speeds = [name for name in ('translation', 'rotation') if name in cartesian]
+    def _prepare_speeds(self, cartesian: Mapping[str, CartesianLimits]) -> tuple[Array, Array]:
+        """Note the lines of the tool's speeds; returns their levers [V, J] and couplings [V, J, J]."""
+        speeds = [name for name in ('translation', 'rotation') if name in cartesian]
         joints = len(self._lever)
         later = np.maximum(np.arange(joints)[:, None], np.arange(joints)[None, :])
         # How strongly one joint's speed turns what another contributes: d²x/dq_k dq_l is at most the lever of the outer
         # of both for a point; for a rotation it is 1, and only inner joints turn the axes of outer ones.
         coupling = {'translation': self._lever[later], 'rotation': np.triu(np.ones((joints, joints)), 1)}
         levers = {'translation': self._lever, 'rotation': np.ones(joints)}
-        self._levers = np.array([levers[name] for name in self._speeds]).reshape(-1, joints)
-        self._couplings = np.array([coupling[name] for name in self._speeds]).reshape(-1, joints, joints)
-        for name in self._speeds:
+        for name in speeds:
             what, unit = ('speed', 'm/s') if name == 'translation' else ('rotation', 'rad/s')
             limit = (1.0 - SPEED_TOLERANCE) * cartesian[name].velocity
             self._lines.append(_Line(Reason.TOOL_SPEED, what, self._chain.tool, limit, unit))
+        return (
+            np.array([levers[name] for name in speeds]).reshape(-1, joints),
+            np.array([coupling[name] for name in speeds]).reshape(-1, joints, joints),
+        )
 
     # At single positions
 
@@ -180,40 +199,18 @@ class Body:
 
     def tool_speeds(self, positions: Array, velocities: Array) -> tuple[Array, Array]:
         """Speed of the tool point, m/s [S], and of its rotation, rad/s [S]."""
-        linear, angular = self._kinematics.velocity(self._kinematics.place(positions), self._tool, velocities)
-        return _length(linear), _length(angular)
+        return self._kinematics.kernel.speeds(positions, velocities, self._tool)
 
     def clearances(self, positions: Array) -> Array:
         """Smallest distance between two watched capsules [S], m, at positions [S, J]; infinite if none are watched."""
-        smallest: Array = np.min(self._distances_between(self._kinematics.place(positions)), axis=0, initial=np.inf)
+        pairs = sum(line.reason is Reason.SELF_COLLISION for line in self._lines)
+        distances = self.margins(positions, np.zeros_like(positions))[:pairs] + self._limits[:pairs, None]
+        smallest: Array = np.min(distances, axis=0, initial=np.inf)
         return smallest
 
     def margins(self, positions: Array, velocities: Array) -> Array:
         """What is left to each limit at each instant [K, S]: m for distances, m/s and rad/s for speeds."""
-        placement = self._kinematics.place(positions)
-        rows = np.empty((len(self._lines), len(positions)))
-        pairs = 0 if self._pairs is None else len(self._pairs.first)
-        if pairs:
-            np.subtract(self._distances_between(placement), self._limits[:pairs, None], out=rows[:pairs])
-        if self._workspace is not None:
-            tool = placement.points[self._tool]
-            inside = np.minimum(tool - self._workspace.lower[:, None], self._workspace.upper[:, None] - tool)
-            rows[pairs] = inside.min(axis=0)
-        if self._speeds:
-            linear, angular = self._kinematics.velocity(placement, self._tool, velocities)
-            for row, name in enumerate(self._speeds, start=self._distances):
-                rows[row] = self._limits[row] - _length(linear if name == 'translation' else angular)
-        return rows
-
-    def _distances_between(self, placement: Placement) -> Array:
-        pairs = self._pairs
-        if pairs is None or not len(pairs.first):
-            return np.empty((0, placement.points.shape[2]))
-        starts = placement.points[self._ends[:, 0]]
-        ways = placement.points[self._ends[:, 1]] - starts
-        between = self._segments.distances(starts, ways)
-        between -= (self._close - self._limits[: len(between)])[:, None]
-        return between
+        return self._kernel.margins(positions, velocities)
 
     # Around a position
 
@@ -236,11 +233,7 @@ class Body:
         Returns:
             True if it is certain; False says nothing.
         """
-        columns = self._kinematics.columns
-        away = np.maximum(highest - known.positions, known.positions - lowest)[columns]
-        if (self._influence @ away > known.margins).any():
-            return False
-        return not (self._levers @ speed[columns] > self._limits[self._distances :]).any()
+        return self._kernel.keeps(known.positions, known.margins, lowest, highest, speed)
 
     # Along a motion
 
@@ -281,7 +274,7 @@ class Body:
             floor[self._distances :] = 0.0 if speeds else -np.inf
         sure = np.where(floor < -self.tolerance, floor - _INSIDE * self.tolerance, -self.tolerance)
         floor -= _ROUNDING
-        bounds = acceleration[self._kinematics.columns], jerk[self._kinematics.columns]
+        bounds = acceleration, jerk
         found = self._worst(samples.times_ns, margins, floor)
         begin, end = _chosen(samples, slice(None, -1)), _chosen(samples, slice(1, None))
         span = self._doubtful(_Span(begin, end, (margins[:, :-1], margins[:, 1:])), sure, bounds)
@@ -299,9 +292,9 @@ class Body:
 
     def _worst(self, times_ns: Times, margins: Array, floor: Array) -> Finding | None:
         """The earliest instant at which a margin is below its floor; of several there, the worst."""
-        below = margins < floor[:, None]
-        if not below.any():
+        if not any_below(margins, floor):
             return None
+        below = ~(margins >= floor[:, None])
         instant = int(np.where(below.any(axis=0), times_ns, times_ns.max() + 1).argmin())
         line = int(np.where(below[:, instant], margins[:, instant] - floor, np.inf).argmin())
         return self._finding(line, int(times_ns[instant]), float(margins[line, instant]))
@@ -321,39 +314,19 @@ class Body:
 
     def _doubtful(self, span: _Span, sure: Array, bounds: tuple[Array, Array]) -> _Span | None:
         """The intervals in which a margin might fall below what is sure to be kept; None if there are none."""
-        least = span.margins[0] + span.margins[1]
-        least -= self._change(span, *bounds)
-        doubtful: NDArray[np.bool_] = np.logical_or.reduce(least < 2 * sure[:, None])
-        return span.only(doubtful) if doubtful.any() else None
-
-    def _change(self, span: _Span, acceleration: Array, jerk: Array) -> Array:
-        """Bounds on how far each margin moves, there and back, within each interval [K, I].
-
-        Within h seconds a joint that moves at v0 and v1 at the ends, with accelerations up to a, covers at most
-        h (|v0| + |v1|) / 2 + a h² / 4.
-        """
-        h = ((span.end.times_ns - span.begin.times_ns) * (0.5 / NS))[:, None]  # half of it, which is what is needed
-        speed = self._sum(span.begin.velocities, span.end.velocities)
-        gain = h * acceleration
-        change = np.empty((len(self._lines), len(h)))
-        np.matmul(self._influence, (h * (speed + gain)).T, out=change[: self._distances])
-        if self._speeds:
-            rate = self._sum(span.begin.accelerations, span.end.accelerations)
-            gained = np.minimum(h * (rate + h * jerk), 2 * gain)
-            peak = speed / 2 + gain
-            turned = np.add.reduce((peak @ self._couplings) * peak, axis=2) * (2 * h[:, 0])
-            np.add(self._levers @ gained.T, turned, out=change[self._distances :])
-        return change
-
-    def _sum(self, begin: Array, end: Array) -> Array:
-        """Sum of the magnitudes at both ends [I, J], in the order of the chain."""
-        return (np.abs(begin) + np.abs(end))[:, self._kinematics.columns]
-
-
-def _length(vectors: Array) -> Array:
-    """Lengths of vectors [3, S]."""
-    lengths: Array = np.sqrt(np.einsum('is,is->s', vectors, vectors))
-    return lengths
+        begin, end = span.begin, span.end
+        doubtful = self._kernel.doubtful(
+            begin.times_ns,
+            end.times_ns,
+            begin.velocities,
+            end.velocities,
+            begin.accelerations,
+            end.accelerations,
+            *span.margins,
+            sure,
+            *bounds,
+        )
+        return None if doubtful is None else span.only(doubtful)
 
 
 def _chosen(samples: Samples, index: slice | NDArray[np.bool_]) -> Samples:

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_ros.guard.figures import freeze_arrays
+from cosmos3_ros.guard.kernels import segment_distances
 from cosmos3_ros.guard.kinematics import Chain, Kinematics, places, reach, reach_back
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-_TINY = 1e-12
 # Boxes of joint positions that are looked at before a pair is taken as one that might meet.
 _MOST_BOXES = 4096
 
@@ -111,11 +111,8 @@ class SegmentPairs:
             first: Index of one segment of each pair [K].
             second: Index of the other [K].
         """
-        self._first, self._second = first, second
-        squares = lengths**2
-        self._a, self._e = squares[first][:, None], squares[second][:, None]
-        self._area = self._a * self._e
-        self._per_a, self._per_e = (1.0 / np.maximum(square, _TINY) for square in (self._a, self._e))
+        self._first, self._second = np.asarray(first, dtype=np.intp), np.asarray(second, dtype=np.intp)
+        self._squares = lengths**2
 
     def distances(self, starts: Array, ways: Array) -> Array:
         """Distances between the segments of each pair [K, S], m.
@@ -124,24 +121,7 @@ class SegmentPairs:
             starts: One end of each segment [C, 3, S], m.
             ways: From there to the other end [C, 3, S], m.
         """
-        d1, d2 = ways[self._first], ways[self._second]
-        apart = starts[self._first] - starts[self._second]
-        b = np.einsum('kis,kis->ks', d1, d2)
-        c = np.einsum('kis,kis->ks', d1, apart)
-        f = np.einsum('kis,kis->ks', d2, apart)
-        # The point of the first segment that is nearest to the line of the second; then the point of the second that
-        # is nearest to it; and once more, in case that one was cut off at an end.
-        along_first = _within((b * f - c * self._e) / np.maximum(self._area - b * b, _TINY))
-        along_second = _within((b * along_first + f) * self._per_e)
-        along_first = _within((b * along_second - c) * self._per_a)
-        apart += np.multiply(d1, along_first[:, None], d1)
-        apart -= np.multiply(d2, along_second[:, None], d2)
-        distance: Array = np.einsum('kis,kis->ks', apart, apart)
-        return np.sqrt(distance, distance)
-
-
-def _within(fraction: Array) -> Array:
-    return np.minimum(np.maximum(fraction, 0.0, out=fraction), 1.0, out=fraction)
+        return segment_distances(self._first, self._second, self._squares, starts, ways)
 
 
 def pairs_that_can_meet(chain: Chain, capsules: Capsules, ranges: tuple[tuple[float, float], ...]) -> Pairs:

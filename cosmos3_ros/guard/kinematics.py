@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_ros.guard.figures import freeze_arrays
+from cosmos3_ros.guard.kernels import ChainKernel
 
 Array = NDArray[np.float64]
 
@@ -113,11 +114,7 @@ def joint_places(chain: Chain) -> list[Place]:
 
 
 class Kinematics:
-    """Forward kinematics of a chain, prepared for one order of joints and one set of points on the links.
-
-    All points of a link, and the step to the next link, are one matrix that is multiplied with the axes and the origin
-    of the link. Arrays keep the samples in their last dimension, so that every operation runs over contiguous numbers.
-    """
+    """Forward kinematics of a chain, prepared for one order of joints and one set of points on the links."""
 
     def __init__(self, chain: Chain, joint_names: Sequence[str], points: Sequence[Array]) -> None:
         """Prepare.
@@ -127,25 +124,15 @@ class Kinematics:
             joint_names: Meaning of the columns of positions; holds all joints of the chain.
             points: For the base and each moving link the points that are wanted of it [P_k, 3], m, in its own frame.
         """
-        steps = joint_places(chain)
         own = [np.asarray(part, dtype=np.float64).reshape(-1, 3) for part in points]
+        steps = [np.vstack([step.rotation.T, step.translation]) for step in joint_places(chain)]
+        links = np.repeat(np.arange(len(own)), [len(part) for part in own])
         #: Position of each joint of the chain in `joint_names` [J].
         self.columns = np.array([list(joint_names).index(name) for name in chain.joints], dtype=np.intp)
-        self._base = own[0]
-        self._first = np.vstack([steps[0].rotation.T, steps[0].translation])[:, :, None]
-        self._links: list[tuple[Array, slice, slice]] = []
-        rows, where = len(own[0]), [np.arange(len(own[0]))]
-        for index, part in enumerate(own[1:]):
-            ahead = _step(steps[index + 1]) if index + 1 < len(steps) else np.zeros((0, 4))
-            matrix = np.vstack([ahead, np.hstack([part, np.ones((len(part), 1))])])
-            before, begin, end = slice(rows, rows + 4), rows + len(ahead), rows + len(matrix)
-            self._links.append((matrix, slice(rows, end), before))
-            where.append(np.arange(begin, end))
-            rows = end
         #: Where each of the points that were asked for is in `Placement.points` [P].
-        self.where = np.concatenate(where)
-        self._rows = rows
-        self._desks: dict[int, _Desk] = {}
+        self.where = np.arange(len(links))
+        #: The compiled part, for whoever goes on from there.
+        self.kernel = ChainKernel(self.columns, np.array(steps), links, np.concatenate(own), len(joint_names))
 
     def place(self, positions: Array) -> Placement:
         """Place the arm.
@@ -156,78 +143,7 @@ class Kinematics:
         Returns:
             Axes and points in the base frame.
         """
-        desk = self._desks.pop(len(positions), None) or _Desk(self._links, self._rows, len(positions))
-        angles = positions.T[self.columns]
-        np.cos(angles, out=desk.cosines)
-        np.sin(angles, out=desk.sines[:, 0])
-        np.negative(desk.sines[:, 0], out=desk.sines[:, 1])
-        desk.points[: len(self._base)] = self._base[:, :, None]
-        desk.first[:] = self._first
-        twisted = desk.twisted
-        for both, swapped, rest, cosine, sine, turned, fixed, matrix, flat, ahead in desk.steps:
-            np.multiply(both, cosine, turned)
-            np.multiply(swapped, sine, twisted)
-            np.add(turned, twisted, turned)
-            fixed[:] = rest
-            np.matmul(matrix, flat, ahead)
-        placement = Placement(desk.links[:, 2].copy(), desk.links[:, 3].copy(), desk.points.copy())
-        if len(self._desks) < _DESKS:
-            self._desks[len(positions)] = desk
-        return placement
-
-    def velocity(self, placement: Placement, point: int, velocities: Array) -> tuple[Array, Array]:
-        """Velocity of a point of the last link, and of its rotation.
-
-        The columns of the geometric Jacobian, `axis x (point - origin)` and `axis`, times the joints' velocities.
-
-        Args:
-            placement: The arm.
-            point: Index of the point in `placement.points`.
-            velocities: [S, J], rad/s.
-
-        Returns:
-            Translation [3, S], m/s, and rotation [3, S], rad/s, in the base frame.
-        """
-        turning = placement.axes * velocities.T[self.columns][:, None]
-        arm = placement.points[point] - placement.origins
-        products = np.einsum('kis,kjs->ijs', turning, arm)
-        linear = products[_NEXT, _AFTER_NEXT] - products[_AFTER_NEXT, _NEXT]
-        return linear, np.add.reduce(turning)
-
-
-class _Desk:
-    """Arrays and views of them to place an arm at a number of samples: making them takes longer than filling them."""
-
-    def __init__(self, links: Sequence[tuple[Array, slice, slice]], rows: int, samples: int) -> None:
-        joints = len(links)
-        self.cosines = np.empty((joints, samples))
-        self.sines = np.empty((joints, 2, samples))  # of x, and with the opposite sign of y
-        self.first = np.empty((4, 3, samples))
-        self.links = np.empty((joints, 4, 3, samples))  # x, y and z axis of each link, and its origin
-        self.points = np.empty((rows, 3, samples))
-        self.twisted = np.empty((2, 3, samples))
-        flat = self.points.reshape(rows, -1)
-        before: Array = self.first
-        self.steps = []
-        for index, (matrix, filled, ahead) in enumerate(links):
-            link = self.links[index]
-            sine = self.sines[index][:, None]
-            views = before[:2], before[1::-1], before[2:], self.cosines[index], sine, link[:2], link[2:]
-            self.steps.append((*views, matrix, link.reshape(4, -1), flat[filled]))
-            before = self.points[ahead]
-
-
-# Sizes for which a desk is kept.
-_DESKS = 8
-# Indices of a cross product: its component i is a[i + 1] b[i + 2] - a[i + 2] b[i + 1], counted round.
-_NEXT, _AFTER_NEXT = np.array([1, 2, 0]), np.array([2, 0, 1])
-
-
-def _step(place: Place) -> Array:
-    """The transform as rows that, applied to axes and origin of a link, give those of the next one [4, 4]."""
-    rows = np.zeros((4, 4))
-    rows[:3, :3], rows[3, :3], rows[3, 3] = place.rotation.T, place.translation, 1.0
-    return rows
+        return Placement(*self.kernel.place(positions))
 
 
 def frame_poses(chain: Chain, joint_names: Sequence[str], positions: Array, name: str) -> tuple[Array, Array]:
