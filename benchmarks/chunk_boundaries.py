@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from expert import NS, REPLAN_ROWS, STEP_NS, TELEOPERATION, TICK_NS, Conditions, Rehearsal, simulated_expert
+from expert import GRIPPER, NS, REPLAN_ROWS, STEP_NS, TELEOPERATION, TICK_NS, Conditions, Rehearsal, simulated_expert
 from numpy.typing import NDArray
 
 from cosmos3_ros.guard.checks import Acceptance
@@ -174,7 +174,7 @@ def compare(chunks: int, seed: int, offset: float = 0.005) -> dict[str, dict[str
     """Peaks at the boundaries of one stream for every executor, and their ratios to ours."""
     limits = load_limits('panda')
     motion = simulated_expert(limits, chunks * REPLAN_ROWS * STEP_NS / NS + 5.0, seed, TELEOPERATION)
-    stage = Rehearsal(Guard(limits), motion, Conditions(), np.random.default_rng(seed))
+    stage = Rehearsal(Guard(limits, gripper_names=GRIPPER), motion, Conditions(), np.random.default_rng(seed))
     stream = make_stream(stage, chunks, offset)
     ours, refused = play_ours(stage, stream)
     queue, queue_rows = play_queue(stream)

@@ -142,7 +142,8 @@ class World(QuietEvents):
             joint_names=JOINTS,
             rows=ROWS,
             positions=rows.ravel().tolist(),
-            gripper=[0.0] * ROWS,
+            gripper_names=[FINGER],
+            grippers=[0.0] * ROWS,
         )
         chunk.header.stamp = ns_to_stamp(round(now_s * 1e9))
         self._chunks.publish(chunk)

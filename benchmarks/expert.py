@@ -22,6 +22,8 @@ HOME = np.array([0.0, -np.pi / 5, 0.0, -4 * np.pi / 5, 0.0, 3 * np.pi / 5, 0.0])
 REACH = np.array([0.6, 0.4, 0.4, 0.4, 0.5, 0.4, 0.6])
 """How far from home, to both sides, the simulated expert moves each joint, rad."""
 
+GRIPPER = ('panda_finger_joint1',)
+
 TELEOPERATION = (0.08, 0.35)
 """Peak speed of a reach as a share of the velocity limits: 0.2 to 0.8 rad/s for the Panda's large joints."""
 
@@ -196,7 +198,8 @@ class Rehearsal:
             'sequence': self.sequence,
             'step_ns': STEP_NS,
             'joint_names': self.guard.limits.joint_names,
-            'gripper': self.motion.gripper(times),
+            'gripper': self.motion.gripper(times)[:, None] if self.guard.gripper_names else None,
+            'gripper_names': self.guard.gripper_names,
         }
         if 'positions' not in changes:
             fields['positions'] = self.rows(stamp_ns)

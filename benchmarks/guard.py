@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from chunk_boundaries import compare
-from expert import NS, REPLAN_ROWS, STEP_NS, TELEOPERATION, TICK_NS, Conditions, Rehearsal, simulated_expert
+from expert import GRIPPER, NS, REPLAN_ROWS, STEP_NS, TELEOPERATION, TICK_NS, Conditions, Rehearsal, simulated_expert
 from figures import facts, machine, save, table
 
 from cosmos3_ros.guard.checks import Acceptance
@@ -33,7 +33,7 @@ def measure_calls(limits: RobotLimits, repetitions: int, seed: int = 0) -> dict[
     a chunk arrives, it is judged, spliced and followed by a tick: that pair is one repetition.
     """
     motion = simulated_expert(limits, repetitions * REPLAN_ROWS * STEP_NS / NS + 20.0, seed, TELEOPERATION)
-    stage = Rehearsal(Guard(limits), motion, CLEAN, np.random.default_rng(seed))
+    stage = Rehearsal(Guard(limits, gripper_names=GRIPPER), motion, CLEAN, np.random.default_rng(seed))
     stage.tick = _timed_tick(stage, ticks := [])
     pairs, chunks, accepted = [], [], 0
     observed = stage.now_ns

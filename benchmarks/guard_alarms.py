@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from expert import (
+    GRIPPER,
     REPLAN_ROWS,
     SET_IN_S,
     STEP_NS,
@@ -98,7 +99,7 @@ class Stage:
 
     def _rehearsal(self, since_s: float) -> Rehearsal:
         rng = np.random.default_rng([self.seed, self.restarts])
-        return Rehearsal(Guard(self.limits), from_rest(self.motion, since_s), Conditions(), rng)
+        return Rehearsal(Guard(self.limits, gripper_names=GRIPPER), from_rest(self.motion, since_s), Conditions(), rng)
 
 
 def false_alarms(limits: RobotLimits, motion: Motion, repeats: int, seed: int) -> dict[str, Any]:
@@ -149,7 +150,9 @@ def robot_faults(limits: RobotLimits, trials: int, seed: int) -> dict[str, dict[
         tally, worst = Tally(), 0.0
         for trial in range(trials):
             motion = simulated_expert(limits, 20.0, seed + 1000 * kind + trial, TELEOPERATION)
-            rehearsal = Rehearsal(Guard(limits), motion, Conditions(), np.random.default_rng([seed, kind, trial]))
+            rehearsal = Rehearsal(
+                Guard(limits, gripper_names=GRIPPER), motion, Conditions(), np.random.default_rng([seed, kind, trial])
+            )
             outcome = misbehave(rehearsal, ROBOT_FAULTS[name], STATE_TRIAL_S)
             tally.add(outcome.reason, outcome.reason)
             worst = max(worst, outcome.seconds)

@@ -1,7 +1,7 @@
-"""Ways to tell a gripper where to go. None of them ever keeps the arm waiting.
+"""Ways to tell a gripper where to go. None of them ever keeps an arm, or another gripper, waiting.
 
 A topic is written at once. An action is pursued by a thread of its own, which always has the newest target alone in
-mind: a server that is absent, refuses, or never answers costs the gripper its motion and nobody else anything.
+mind: a server that is absent, refuses, or never answers costs its gripper its motion and nobody else anything.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.action_client import ActionClient
 from cosmos3_ros.conversions import ns_to_stamp
 from cosmos3_ros.node_base import CosmosLifecycleNode
+from engine.contract import ArmTerms
 from engine.errors import InvalidInput, Problem
 
 TOPIC = 'topic'
 INTERFACES = {TOPIC: '', 'parallel_gripper_command': 'ParallelGripperCommand', 'gripper_command': 'GripperCommand'}
 """What may be chosen, and the action of `control_msgs` behind it."""
+
+ARM = '{arm}'
+"""Stands for the name of an arm in the name of its gripper's action."""
 
 PATIENCE_S = 1.0
 """How long the answer to a goal may take before a newer target is sent all the same."""
@@ -217,15 +221,37 @@ class ActionGripper:
             self._trouble = '' if reached else f'{self._name} gave up a goal (status {outcome.status})'
 
 
-def open_gripper(
-    node: CosmosLifecycleNode, interface: str, action: str, joint: str, max_effort: float
-) -> GripperOutput:
-    """Open one of :data:`INTERFACES` to the gripper.
+def action_name(pattern: str, arm: ArmTerms) -> str:
+    """Name of the action of an arm's gripper.
+
+    Args:
+        pattern: A name in which `{arm}` stands for the arm's. Without that, the arm's name goes in front of it, if the
+            arm has one.
+        arm: The arm.
+
+    Raises:
+        InvalidInput: The pattern is an absolute name without `{arm}` although arms have names, or one with it although
+            they have none.
+    """
+    problem = None
+    if ARM in pattern and not arm.name:
+        what, remedy = f"has {ARM} in it, but the contract's arm has no name", 'give the name of the action itself'
+        problem = Problem('gripper_action', what, pattern, '', remedy)
+    elif arm.name and ARM not in pattern and pattern.startswith('/'):
+        what, remedy = 'is one name for the grippers of all arms', f'as in /{ARM}_hand/gripper_cmd'
+        problem = Problem('gripper_action', what, pattern, f'a name with {ARM} in it', remedy)
+    if problem is not None:
+        raise InvalidInput('parameters of the guard', [problem])
+    return pattern.replace(ARM, arm.name) if ARM in pattern else f'{arm.prefix}{pattern}'
+
+
+def open_gripper(node: CosmosLifecycleNode, interface: str, name: str, joint: str, max_effort: float) -> GripperOutput:
+    """Open one of :data:`INTERFACES` to a gripper.
 
     Args:
         node: The node that commands it.
         interface: Which.
-        action: Name of the action server; not used for the topic.
+        name: Name of the topic, or of the action server.
         joint: Name of the contract's gripper joint.
         max_effort: Largest force, N; 0: what the server thinks best.
 
@@ -233,7 +259,7 @@ def open_gripper(
         InvalidInput: The interface needs a package that is not installed.
     """
     if interface == TOPIC:
-        return TopicGripper(node, joint, 'gripper/command')
+        return TopicGripper(node, joint, name)
     try:
         actions = importlib.import_module('control_msgs.action')
     except ImportError as error:
@@ -252,4 +278,4 @@ def open_gripper(
             goal.command.effort = [max_effort] if max_effort else []
         return goal
 
-    return ActionGripper(node, action_type, action, goal_of)
+    return ActionGripper(node, action_type, name, goal_of)

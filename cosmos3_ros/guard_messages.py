@@ -27,10 +27,8 @@ from cosmos3_ros.guard.statistics import Statistics
 
 def received_chunk(message: ActionChunk) -> ReceivedChunk:
     """The message as the guard takes it; nothing in it is trusted yet."""
-    positions: Any = np.asarray(message.positions, np.float64)
-    joints = len(message.joint_names)
-    if joints and positions.size == message.rows * joints:
-        positions = positions.reshape(message.rows, joints)
+    positions = _in_rows(message.positions, message.rows, len(message.joint_names))
+    grippers = _in_rows(message.grippers, message.rows, len(message.gripper_names))
     spaces = {ActionChunk.JOINT_POSITION: JOINT_POSITION, ActionChunk.END_EFFECTOR_POSE: 'end_effector_pose'}
     usable_step = math.isfinite(message.step_dt) and 0 < message.step_dt < 1e6
     return ReceivedChunk(
@@ -40,9 +38,16 @@ def received_chunk(message: ActionChunk) -> ReceivedChunk:
         step_ns=_ns(message.step_dt) if usable_step else 0,
         joint_names=list(message.joint_names),
         positions=positions,
-        gripper=np.asarray(message.gripper, np.float64) if len(message.gripper) else None,
+        gripper=grippers if grippers.size or len(message.gripper_names) else None,
+        gripper_names=list(message.gripper_names),
         action_space=spaces.get(message.action_space, f'number {message.action_space}'),
     )
+
+
+def _in_rows(numbers: Any, rows: int, columns: int) -> NDArray[np.float64]:
+    """The numbers [rows, columns]; as they came, [M], if there are not as many as that."""
+    found: NDArray[np.float64] = np.asarray(numbers, np.float64)
+    return found.reshape(rows, columns) if columns and found.size == rows * columns else found
 
 
 def trajectory_message(command: Command) -> JointTrajectory:

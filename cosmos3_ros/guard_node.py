@@ -4,7 +4,9 @@
 subscribes           `policy/chunk`, `policy/status`                       chunks; the policy's heartbeat
                      the contract's joint states                           where the robot is
                      the topic of the parameter `estop_topic`              an emergency stop
-publishes            `joint_trajectory`, `gripper/command`                 commands; `~/preview/...` in a dry run
+publishes            `joint_trajectory`                                    commands; `~/preview/...` in a dry run
+                     `gripper/command`, or `ARM/gripper/command` for       likewise
+                     each named arm of a contract with several
                      `~/decision`                                          what became of each chunk, and why
                      `~/status`, `~/mode`, `~/limits` (latched)            state, mode and limits in force
 services             `~/stop`, `~/reset`, `~/pause`, `~/resume`            `std_srvs/Trigger`
@@ -94,7 +96,7 @@ PARAMETERS = (
     Parameter(
         'gripper_hysteresis',
         0.02,
-        'Smallest change of the closed fraction that is sent to the gripper.',
+        'Smallest change of the closed fraction that is sent to a gripper.',
         minimum=0.0,
         maximum=1.0,
         read_only=False,
@@ -102,10 +104,15 @@ PARAMETERS = (
     Parameter(
         'gripper_interface',
         TOPIC,
-        'How the gripper is told: on a topic, or as goals of an action of control_msgs.',
+        'How grippers are told: on a topic, or as goals of an action of control_msgs.',
         one_of=tuple(INTERFACES),
     ),
-    Parameter('gripper_action', 'gripper/gripper_cmd', 'Name of the action server of the gripper, if it has one.'),
+    Parameter(
+        'gripper_action',
+        'gripper/gripper_cmd',
+        "Name of the action server of the gripper, if it has one; {arm} in it stands for the arm's name, which goes in "
+        'front if there is none.',
+    ),
     Parameter(
         'gripper_max_effort', 0.0, "Largest force of the gripper's actions; 0: the server's own.", 'N', 0.0, 1000.0
     ),
@@ -164,9 +171,9 @@ class GuardNode(CosmosLifecycleNode):
         limits = limits_of(contract, values['speed_scale'], values['robot_description'])
         options = self._guard_options(contract)
         rehearse(limits, options)
-        self.guard = Guard(limits, options)
+        self.guard = Guard(limits, options, contract.robot.gripper_joints)
         choice = GripperChoice(values['gripper_interface'], values['gripper_action'], values['gripper_max_effort'])
-        self.output = CommandOutput(self, limits.joint_names, contract.robot.gripper, choice, values['dry_run'])
+        self.output = CommandOutput(self, limits.joint_names, contract.robot.arms, choice, values['dry_run'])
         self.output.hysteresis = values['gripper_hysteresis']
         self._reports = Reports(self, values['dry_run'])
         self._watchdogs = Watchdogs(self, self._on_alarm)
@@ -178,7 +185,8 @@ class GuardNode(CosmosLifecycleNode):
         self.diagnostics.setHardwareID(limits.name)
         self.diagnostics.add('guard', self._report_guard)
         self.diagnostics.add('control', self._report_control)
-        self.diagnostics.add('gripper', self.output.report_gripper)
+        for gripper in self.output.grippers:
+            self.diagnostics.add(gripper.name, gripper.output.report)
         mode = 'dry run: nothing is sent' if values['dry_run'] else 'commands are sent'
         self.get_logger().info(f'limits of {limits.name} at scale {limits.scale:g}; {mode}')
         for remark in (*limits.differences, *limits.unchecked):
@@ -210,12 +218,14 @@ class GuardNode(CosmosLifecycleNode):
 
     def cleanup_node(self) -> None:
         """Forget limits and contract."""
+        for task in ('guard', 'control'):
+            self.diagnostics.removeByName(task)
         if self.output is not None:
+            for gripper in self.output.grippers:
+                self.diagnostics.removeByName(gripper.name)
             self.output.close()
         self.guard = self.output = self.loop = None
         self._contract = self._reports = self._watchdogs = self._new_limits = None
-        for task in ('guard', 'control', 'gripper'):
-            self.diagnostics.removeByName(task)
 
     def clock_jumped(self, backward_s: float) -> None:
         """The guard notices by itself: every call tells it the time."""

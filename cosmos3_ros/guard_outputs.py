@@ -8,8 +8,8 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, LimitsInForce
-from cosmos3_ros import diagnostics, qos
-from cosmos3_ros.gripper_output import TOPIC, GripperOutput, TopicGripper, open_gripper
+from cosmos3_ros import qos
+from cosmos3_ros.gripper_output import TOPIC, GripperOutput, action_name, open_gripper
 from cosmos3_ros.guard.checks import Acceptance
 from cosmos3_ros.guard.guard import Command
 from cosmos3_ros.guard.limits import RobotLimits
@@ -22,26 +22,48 @@ from cosmos3_ros.guard_messages import (
     status_message,
 )
 from cosmos3_ros.node_base import CosmosLifecycleNode
-from engine.contract import GripperTerms
+from engine.contract import ArmTerms, GripperTerms
 
 
 @dataclass(frozen=True)
 class GripperChoice:
-    """How the gripper is told where to go; see :func:`~cosmos3_ros.gripper_output.open_gripper`."""
+    """How the grippers are told where to go; see :func:`~cosmos3_ros.gripper_output.open_gripper`."""
 
     interface: str = TOPIC
     action: str = ''
     max_effort: float = 0.0
 
 
+class GripperCommands:
+    """Commands on their way to one gripper, when they change."""
+
+    def __init__(self, name: str, terms: GripperTerms, output: GripperOutput) -> None:
+        """`name` is that of its task in the diagnostics."""
+        self.name, self.output = name, output
+        self._terms = terms
+        self._sent: float | None = None
+
+    def send(self, wanted: float, stamp_ns: int, hysteresis: float) -> None:
+        """Let it close to `wanted` (0 open, 1 closed) if that is `hysteresis` or more from what it was told last."""
+        sent = self._sent
+        if sent is not None and (wanted == sent or abs(wanted - sent) < hysteresis):
+            return
+        self._sent = wanted
+        self.output.send(float(self._terms.travel.position(wanted)), stamp_ns)
+
+    def forget(self) -> None:
+        """Whatever it was told may have been changed by others: the next wish is sent in any case."""
+        self._sent = None
+
+
 class CommandOutput:
-    """Commands on their way to the arm and to the gripper; in a dry run, on their way to whoever wants to see them."""
+    """Commands on their way to arms and grippers; in a dry run, on their way to whoever wants to see them."""
 
     def __init__(
         self,
         node: CosmosLifecycleNode,
         joint_names: tuple[str, ...],
-        terms: GripperTerms | None,
+        arms: tuple[ArmTerms, ...],
         choice: GripperChoice,
         dry_run: bool,
     ) -> None:
@@ -49,26 +71,34 @@ class CommandOutput:
 
         Args:
             node: Whose publishers they are.
-            joint_names: Joints of the arm, in the order of all commands.
-            terms: What the contract says of the gripper; None if the robot has none.
-            choice: How the gripper is told.
+            joint_names: Joints of the arms, in the order of all commands.
+            arms: What the contract says of the arms and their grippers; that of an arm with a name is told under
+                that name: `left/gripper/command`.
+            choice: How the grippers are told.
             dry_run: Whether commands go to `~/preview` instead.
 
         Raises:
-            InvalidInput: The gripper is to be told by an action of a package that is not installed.
+            InvalidInput: The grippers are to be told by an action of a package that is not installed, or all by the
+                same.
         """
         prefix = '~/preview/' if dry_run else ''
         self._trajectory = node.advertise(JointTrajectory, f'{prefix}joint_trajectory', qos.command())
         self._writer = TrajectoryWriter(joint_names)
-        self._terms = terms
-        self._gripper: GripperOutput | None = None
-        if terms is not None and (dry_run or choice.interface == TOPIC):
-            self._gripper = TopicGripper(node, terms.joint, f'{prefix}gripper/command')
-        elif terms is not None:
-            self._gripper = open_gripper(node, choice.interface, choice.action, terms.joint, choice.max_effort)
-        self._sent_gripper: float | None = None
+        interface = TOPIC if dry_run else choice.interface
+        topics = [f'{prefix}{arm.prefix}gripper/command' for arm in arms]
+        names = topics if interface == TOPIC else [action_name(choice.action, arm) for arm in arms]
+        self.grippers = tuple(
+            GripperCommands(
+                f'{arm.name} gripper'.lstrip(),
+                arm.gripper,
+                open_gripper(node, interface, name, arm.gripper.joint, choice.max_effort),
+            )
+            for arm, name in zip(arms, names, strict=True)
+            if arm.gripper is not None
+        )
+        """In the order of the contract's grippers."""
         self.hysteresis = 0.0
-        """Smallest change of the closed fraction that is sent to the gripper."""
+        """Smallest change of the closed fraction that is sent to a gripper."""
 
     @property
     def topic(self) -> str:
@@ -81,36 +111,27 @@ class CommandOutput:
         return self._trajectory.dropped
 
     def send(self, command: Command) -> None:
-        """Send to the arm, and to the gripper if that is to change; never waits for either."""
+        """Send to the arms, and to each gripper that is to change; never waits for any."""
         self._trajectory.publish(self._writer.message(command))
-        wanted, sent = command.gripper, self._sent_gripper
-        if self._gripper is None or self._terms is None or wanted is None:
+        if command.gripper is None:
             return
-        if sent is not None and (wanted == sent or abs(wanted - sent) < self.hysteresis):
-            return
-        self._sent_gripper = wanted
-        self._gripper.send(float(self._terms.travel.position(wanted)), command.stamp_ns)
+        for gripper, wanted in zip(self.grippers, command.gripper, strict=True):
+            gripper.send(wanted, command.stamp_ns, self.hysteresis)
 
     def begin(self) -> None:
-        """Whatever was sent before may have been changed by others: the next wish is sent in any case."""
-        self._sent_gripper = None
+        """Begin anew: see :meth:`GripperCommands.forget`."""
+        for gripper in self.grippers:
+            gripper.forget()
 
     def rest(self) -> None:
-        """Drop what the gripper has not been told yet."""
-        if self._gripper is not None:
-            self._gripper.rest()
+        """Drop what the grippers have not been told yet."""
+        for gripper in self.grippers:
+            gripper.output.rest()
 
     def close(self) -> None:
         """End what runs in the background."""
-        if self._gripper is not None:
-            self._gripper.close()
-
-    def report_gripper(self, stat: diagnostics.DiagnosticStatusWrapper) -> diagnostics.DiagnosticStatusWrapper:
-        """Say how the gripper is told."""
-        if self._gripper is not None:
-            return self._gripper.report(stat)
-        stat.summary(diagnostics.OK, 'the contract has no gripper')
-        return stat
+        for gripper in self.grippers:
+            gripper.output.close()
 
 
 class Reports:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cosmos3_ros.streams import Missing, Reason, Snapshot, StreamBuffer, Timeline, reference_stamp, sample_all
 from engine.contract import Contract, StreamTerms
 from engine.errors import ObservationError
@@ -12,15 +15,27 @@ from engine.policy import Observation
 
 JOINT_STATES = 'joint_states'
 END_EFFECTOR = 'end_effector'
+"""Stream of the measured pose; with several arms there is one for each, see :func:`pose_streams`."""
 IMAGE_DEPTH = 8
 STATE_DEPTH = 256
+
+
+def pose_streams(contract: Contract) -> dict[str, StreamTerms]:
+    """Streams of measured poses by name, in the order of the arms: `end_effector`, or `end_effector.left` and so on.
+
+    These are their keys in the contract, too; none if it has none.
+    """
+    if not contract.state.end_effectors:
+        return {}
+    names = [f'{END_EFFECTOR}.{arm.name}' if arm.name else END_EFFECTOR for arm in contract.robot.arms]
+    return dict(zip(names, contract.state.end_effectors, strict=True))
 
 
 class Inputs:
     """Buffers of everything a contract's policy reads.
 
-    Values pushed: images as uint8 [H, W, 3] RGB; joint states as (positions [J], closed fraction of the gripper or
-    None); end-effector poses as :class:`~cosmos3_ros.conversions.Pose`.
+    Values pushed: images as uint8 [H, W, 3] RGB; joint states as (positions [J], closed fractions of the grippers: a
+    number, with several grippers [G], with none None); end-effector poses as :class:`~cosmos3_ros.conversions.Pose`.
     """
 
     def __init__(self, contract: Contract, timeline: Timeline = Timeline.HEADER, *, needs_joints: bool = False) -> None:
@@ -34,11 +49,14 @@ class Inputs:
         self.views = {
             name: _buffer(name, terms, IMAGE_DEPTH, timeline) for name, terms in contract.views.streams.items()
         }
-        state = ((JOINT_STATES, contract.state.joint_states), (END_EFFECTOR, contract.state.end_effector))
-        self.states = {name: _buffer(name, terms, STATE_DEPTH, timeline) for name, terms in state if terms is not None}
+        self._poses = pose_streams(contract)
+        state = {JOINT_STATES: contract.state.joint_states, **self._poses}
+        self.states = {
+            name: _buffer(name, terms, STATE_DEPTH, timeline) for name, terms in state.items() if terms is not None
+        }
         self._rejected: dict[str, str] = {}
         # An end-effector policy reads joint states for the gripper alone, and that only as part of a state row.
-        reads_gripper = contract.embodiment.clean_rows > 0 and contract.robot.gripper is not None
+        reads_gripper = contract.embodiment.clean_rows > 0 and bool(contract.robot.grippers)
         joint_rows = contract.embodiment.action_space == 'joint_position'
         self._needs_joints = needs_joints or joint_rows or reads_gripper
 
@@ -96,14 +114,14 @@ class Inputs:
             return snapshot.missing
         values = {name: sample.value for name, sample in snapshot.samples.items()}
         joints, gripper = self._joint_state(values, snapshot.reference_ns, now_ns)
-        pose = values.get(END_EFFECTOR)
+        poses = [values[name] for name in self._poses]
         observation = Observation(
             images={name: values[name] for name in self.views},
             instruction=instruction,
             joint_positions=joints,
             gripper_position=gripper,
-            end_effector_position=None if pose is None else pose.position,
-            end_effector_quaternion=None if pose is None else pose.quaternion,
+            end_effector_position=_of_arms([pose.position for pose in poses]),
+            end_effector_quaternion=_of_arms([pose.quaternion for pose in poses]),
         )
         return observation, snapshot
 
@@ -115,6 +133,11 @@ class Inputs:
             if not isinstance(sample, Missing):
                 return sample.value
         return None, None
+
+
+def _of_arms(values: list[NDArray[np.float64]]) -> NDArray[np.float64] | None:
+    """What is measured of one arm as it is, of several stacked; None if nothing is."""
+    return np.stack(values) if len(values) > 1 else (values[0] if values else None)
 
 
 def _buffer(name: str, terms: StreamTerms, depth: int, timeline: Timeline) -> StreamBuffer[Any]:

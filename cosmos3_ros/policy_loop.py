@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_ros.continuation import Continuation, Delays, Plan
-from cosmos3_ros.inputs import END_EFFECTOR, Inputs
+from cosmos3_ros.inputs import Inputs, pose_streams
 from cosmos3_ros.streams import Missing, Snapshot
-from engine.errors import CosmosError, InvalidInput
+from engine.errors import CosmosError, InvalidInput, ObservationError, Problem
 from engine.policy import Observation, Policy, PolicyChunk
 from engine.runtime import Cancelled
 from engine.sampler import request_seeds
@@ -60,7 +60,7 @@ class TimedChunk:
         sequence: Place within the epoch, from 1.
         chunk: The actions.
         spread_ns: Time between the oldest and the newest sample behind it.
-        frame_id: Frame in which the end-effector pose was measured; empty if none was.
+        frame_id: Frame in which the end-effector poses were measured; empty if none was.
         committed: Leading rows that were given to the policy, to be continued by the others.
     """
 
@@ -329,17 +329,16 @@ class PolicyLoop:
         except Cancelled:
             return
         self.latencies.add(chunk.seconds)
-        if self._translate is not None:
-            try:
+        try:
+            frame_id = self._frame_id(snapshot)
+            if self._translate is not None:
                 chunk = self._translate(chunk, observation)
-            except InvalidInput as error:
-                self._on_error(f'a chunk is dropped: {error}', error)
-                return
+        except InvalidInput as error:
+            self._on_error(f'a chunk is dropped: {error}', error)
+            return
         self.delays.add((self._now_ns() - snapshot.reference_ns) / 1e9)
         if self.options.execute_rows:
             chunk = replace(chunk, actions=chunk.actions[: self.options.execute_rows])
-        pose = snapshot.samples.get(END_EFFECTOR)
-        frame_id = getattr(pose.value, 'frame_id', '') if pose is not None else ''
         with self._changed:
             if self._over(run) or epoch != self.epoch:
                 return
@@ -359,6 +358,16 @@ class PolicyLoop:
             self.continuation.sent(epoch, self.sequence, Plan(timed.stamp_ns, self._step_ns, chunk.actions))
             self._on_chunk(timed)
         self._record(timed)
+
+    def _frame_id(self, snapshot: Snapshot) -> str:
+        """The one frame in which all arms were measured: a chunk has room for one."""
+        names = [name for name in pose_streams(self.policy.contract) if name in snapshot.samples]
+        frames = {name: getattr(snapshot.samples[name].value, 'frame_id', '') for name in names}
+        if len(set(frames.values())) > 1:
+            given = ', '.join(f'{name} in {frame!r}' for name, frame in frames.items())
+            problem = Problem('end_effector', 'is given in several frames', given, 'one frame for all arms')
+            raise ObservationError('observation', [problem])
+        return next(iter(frames.values()), '')
 
     def _committed(self, stamp_ns: int) -> NDArray[np.float64] | None:
         """Rows that will be executed while the chunk of an observation is computed."""

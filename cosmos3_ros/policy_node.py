@@ -1,7 +1,7 @@
 """The `policy` node: camera frames and joint states in, action chunks out, for one instruction at a time.
 
 ===================  =================================================  ==========================================
-subscribes           topics of the contract's views and states          images, joint states, end-effector pose
+subscribes           topics of the contract's views and states          images, joint states, end-effector poses
                      `guard/status`                                     to end a run when the guard has stopped it
                      `guard/decision`                                   which chunk is executed, to continue it
 publishes            `~/chunk`                                          `ActionChunk`
@@ -34,7 +34,7 @@ from cosmos3_msgs.action import RunPolicy
 from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, PolicyStatus
 from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.conversions import JointReader, image_to_rgb, message_to_pose, ns_to_stamp, stamp_to_ns
-from cosmos3_ros.inputs import END_EFFECTOR, JOINT_STATES, Inputs
+from cosmos3_ros.inputs import JOINT_STATES, Inputs, pose_streams
 from cosmos3_ros.node_base import CosmosLifecycleNode, configured
 from cosmos3_ros.parameters import Parameter, ParameterSet, Required
 from cosmos3_ros.policy_loop import End, LoopOptions, Phase, PolicyLoop, Run, TimedChunk
@@ -42,6 +42,7 @@ from cosmos3_ros.pose_bridge import PoseBridge
 from cosmos3_ros.streams import Timeline
 from engine.contract import Contract, load_contract
 from engine.errors import ContractError, CosmosError, ObservationError, Problem
+from engine.policy import POSE_COLUMNS
 
 PARAMETERS = (
     Parameter('contract', Required(str), 'Contract: a name in config/contracts, or a path.'),
@@ -209,9 +210,8 @@ class PolicyNode(CosmosLifecycleNode):
             topic = contract.state.joint_states.topic
             read = joint_state_reader(contract, topic, needs_arm)
             self.subscribe(JointState, topic, partial(self._on_joints, read), qos.sensor(depth=50))
-        if contract.state.end_effector is not None:
-            topic = contract.state.end_effector.topic
-            self.subscribe(PoseStamped, topic, partial(self._on_pose, topic), qos.sensor(depth=50))
+        for name, terms in pose_streams(contract).items():
+            self.subscribe(PoseStamped, terms.topic, partial(self._on_pose, name, terms.topic), qos.sensor(depth=50))
         self.subscribe(GuardStatus, 'guard/status', self._on_guard, qos.latched())
         self.subscribe(ChunkDecision, 'guard/decision', self._on_decision, qos.status())
 
@@ -235,8 +235,8 @@ class PolicyNode(CosmosLifecycleNode):
     def _on_joints(self, read: Callable[[JointState], Any], message: JointState) -> None:
         self._take(JOINT_STATES, lambda: read(message), message.header.stamp)
 
-    def _on_pose(self, topic: str, message: PoseStamped) -> None:
-        self._take(END_EFFECTOR, lambda: message_to_pose(message, topic), message.header.stamp)
+    def _on_pose(self, name: str, topic: str, message: PoseStamped) -> None:
+        self._take(name, lambda: message_to_pose(message, topic), message.header.stamp)
 
     def _on_guard(self, message: GuardStatus) -> None:
         if self.loop is None:
@@ -466,27 +466,27 @@ def _check_servable(contract: Contract, splice: str) -> None:
 
 def joint_state_reader(
     contract: Contract, topic: str, needs_arm: bool = False
-) -> Callable[[JointState], tuple[Any, float | None]]:
-    """What reads a contract's joint states: positions [J] rad, and the closed fraction of its gripper or None.
+) -> Callable[[JointState], tuple[Any, Any]]:
+    """What reads a contract's joint states: positions [J] rad, and the closed fractions of its grippers.
 
-    End-effector policies look at the gripper alone, so for them the arm's joints may be missing from the message,
-    unless they are needed for something else.
+    The latter are a number, with several grippers [G], with none None. End-effector policies look at the grippers
+    alone, so for them the arms' joints may be missing from the message, unless they are needed for something else.
     """
-    gripper = contract.robot.gripper
-    arm = contract.robot.joints if needs_arm or contract.embodiment.action_space == 'joint_position' else ()
-    reader = JointReader((*arm, *((gripper.joint,) if gripper else ())), topic)
+    grippers = contract.robot.grippers
+    arms = contract.robot.joints if needs_arm or contract.embodiment.action_space == 'joint_position' else ()
+    reader = JointReader((*arms, *contract.robot.gripper_joints), topic)
 
-    def read(message: JointState) -> tuple[Any, float | None]:
+    def read(message: JointState) -> tuple[Any, Any]:
         positions = reader.read(message).positions
-        if gripper is None:
-            return positions, None
-        return positions[:-1], float(gripper.travel.closed_fraction(positions[-1]))
+        measured = zip(grippers, positions[len(arms) :], strict=True)
+        closed = [float(gripper.travel.closed_fraction(position)) for gripper, position in measured]
+        return positions[: len(arms)], np.array(closed) if len(closed) > 1 else next(iter(closed), None)
 
     return read
 
 
 def chunk_message(timed: TimedChunk, contract: Contract, poses: bool) -> ActionChunk:
-    """The message of a chunk: SI units, joints by name, or poses as quaternions."""
+    """The message of a chunk: SI units, joints by name, or poses as quaternions; grippers behind either, by name."""
     actions = timed.chunk.actions.astype(np.float64)
     message = ActionChunk(
         epoch=timed.epoch,
@@ -498,19 +498,20 @@ def chunk_message(timed: TimedChunk, contract: Contract, poses: bool) -> ActionC
         inference=_duration(int(timed.chunk.seconds['total'] * 1e9)),
     )
     message.header.stamp = ns_to_stamp(timed.stamp_ns)
+    robot = contract.robot
     if not poses:
-        gripper = len(contract.robot.joints)
+        grippers = len(robot.joints)
         message.action_space = ActionChunk.JOINT_POSITION
-        message.joint_names = list(contract.robot.joints)
-        message.positions = actions[:, :gripper].ravel().tolist()
+        message.joint_names = list(robot.joints)
+        message.positions = actions[:, :grippers].ravel().tolist()
     else:
-        gripper = 7  # behind position and quaternion
+        grippers = POSE_COLUMNS * len(robot.arms)
         message.action_space = ActionChunk.END_EFFECTOR_POSE
         message.header.frame_id = timed.frame_id
-        message.end_effector_frame = contract.robot.end_effector_frame
-        message.poses = [_pose(row) for row in actions]
-    if contract.robot.gripper is not None:
-        message.gripper = actions[:, gripper].tolist()
+        message.end_effector_frames = list(robot.end_effector_frames)
+        message.poses = [_pose(pose) for pose in actions[:, :grippers].reshape(-1, POSE_COLUMNS)]
+    message.gripper_names = list(robot.gripper_joints)
+    message.grippers = actions[:, grippers : grippers + len(robot.grippers)].ravel().tolist()
     return message
 
 
@@ -545,8 +546,8 @@ def status_message(loop: PolicyLoop, now_ns: int, state: int | None = None) -> P
 _STATE_NAMES = {getattr(PolicyStatus, name): name for name in ('INACTIVE', 'IDLE', 'WAITING', 'RUNNING', 'FAILED')}
 
 
-def _pose(row: np.ndarray) -> Pose:
-    x, y, z, qx, qy, qz, qw = (float(v) for v in row[:7])
+def _pose(numbers: np.ndarray) -> Pose:
+    x, y, z, qx, qy, qz, qw = (float(v) for v in numbers)
     return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
 
 

@@ -2,80 +2,140 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos3_ros.guard.limits import load_limits
+from cosmos3_ros.guard.limits import RobotLimits, load_limits
 from cosmos3_ros.inverse_kinematics import InverseKinematics
 from engine.actions import quaternion_to_matrix
-from engine.contract import Contract
+from engine.contract import ArmTerms, Contract
 from engine.errors import ContractError, InvalidInput, ObservationError, Problem
-from engine.policy import Observation, PolicyChunk
+from engine.policy import POSE_COLUMNS, Observation, PolicyChunk
 
 POSITION_APART_M = 0.02
 ROTATION_APART_RAD = 0.1
 """How far the measured pose may be from that of the measured joints: two messages are of two moments."""
 
 
+@dataclass(frozen=True)
+class _Arm:
+    """One arm of a contract, with its part of the robot file.
+
+    Attributes:
+        name: Of the contract; empty for the only arm.
+        joints: Its columns among the joints of all arms.
+        poses: Its columns among the poses of all arms.
+        inverse: Its kinematics, in the contract's order of joints.
+        base: Frame of the poses.
+    """
+
+    name: str
+    joints: slice
+    poses: slice
+    inverse: InverseKinematics
+    base: str
+
+    def named(self, error: InvalidInput) -> list[Problem]:
+        """The faults of this arm under its name."""
+        return [replace(problem, where=f'{self.name} {problem.where}'.lstrip()) for problem in error.problems]
+
+
 class PoseBridge:
-    """Inverse kinematics for the arm and the end-effector frame of a contract."""
+    """Inverse kinematics for the arms and the end-effector frames of a contract, each arm by itself."""
 
     def __init__(self, contract: Contract) -> None:
         """Prepare.
 
         Raises:
-            ContractError: The contract names no joint states or joints, or its robot file has no kinematics or no such
-                frame; lists all faults.
+            ContractError: The contract names no joint states, or its robot file has no kinematics, no such frame, or
+                no arm with the joints of one of the contract's; lists all faults.
         """
-        robot = contract.robot
-        limits = load_limits(robot.description)
+        limits = load_limits(contract.robot.description)
         remedy = 'complete the contract or the robot file, or set end_effector_chunks to poses'
         problems = []
         if contract.state.joint_states is None:
-            problems.append(Problem('state.joint_states', 'is needed to find joint positions', remedy=remedy))
-        if limits.chain is None:
-            what = 'has no kinematics'
-            problems.append(Problem('robot.description', what, str(robot.description), remedy=remedy))
-        if problems or limits.chain is None:
-            raise ContractError(f'contract {contract.name}', problems)
-        try:
-            self._arm = InverseKinematics(limits.chain, robot.joints, robot.end_effector_frame)
-        except InvalidInput as error:
-            found = [replace(problem, remedy=remedy) for problem in error.problems]
-            raise ContractError(f'contract {contract.name}', found) from error
-        self._base, self._joints = limits.chain.base, len(robot.joints)
+            problems.append(Problem('state.joint_states', 'is needed to find joint positions'))
+        self._arms: list[_Arm] = []
+        first = 0
+        for number, arm in enumerate(contract.robot.arms):
+            joints = slice(first, first + len(arm.joints))
+            poses = slice(POSE_COLUMNS * number, POSE_COLUMNS * (number + 1))
+            try:
+                self._arms.append(_arm(arm, joints, poses, limits))
+            except InvalidInput as error:
+                problems += error.problems
+            first = joints.stop
+        if problems:
+            raise ContractError(f'contract {contract.name}', [replace(problem, remedy=remedy) for problem in problems])
 
     def joints(self, chunk: PolicyChunk, observation: Observation) -> PolicyChunk:
         """The same chunk, its rows as joint positions.
 
         Args:
-            chunk: Rows of position (m), quaternion xyzw and, if there is one, the gripper.
-            observation: What it was made from; with the arm's joint positions.
+            chunk: Rows of position (m) and quaternion xyzw of each arm, and of the grippers.
+            observation: What it was made from; with the joint positions of all arms.
 
         Returns:
-            Rows of joint positions (rad) and the gripper, float32.
+            Rows of joint positions (rad), arm after arm, and the grippers, float32.
 
         Raises:
             ObservationError: Joints and pose were not measured of the same arm in the same base.
             InvalidInput: A row cannot be reached.
         """
-        measured = np.asarray(observation.joint_positions, np.float64).reshape(-1, self._joints)[-1]
-        self._compare(measured, observation)
+        measured = np.asarray(observation.joint_positions, np.float64).reshape(-1, self._arms[-1].joints.stop)[-1]
+        problems = [problem for arm in self._arms for problem in self._apart(arm, measured[arm.joints], observation)]
+        if problems:
+            raise ObservationError('observation', problems)
         rows = chunk.actions.astype(np.float64)
-        joints = self._arm.solve(rows[:, :3], quaternion_to_matrix(rows[:, 3:7]), measured)
-        return replace(chunk, actions=np.hstack([joints, rows[:, 7:]]).astype(np.float32))
+        found = []
+        for arm in self._arms:
+            poses = rows[:, arm.poses]
+            try:
+                solved = arm.inverse.solve(poses[:, :3], quaternion_to_matrix(poses[:, 3:]), measured[arm.joints])
+            except InvalidInput as error:
+                raise InvalidInput(error.subject, arm.named(error)) from error
+            found.append(solved)
+        grippers = rows[:, self._arms[-1].poses.stop :]
+        return replace(chunk, actions=np.hstack([*found, grippers]).astype(np.float32))
 
-    def _compare(self, measured: NDArray[np.float64], observation: Observation) -> None:
-        position, rotation = self._arm.pose(measured)
-        seen = np.asarray(observation.end_effector_position, np.float64).reshape(-1, 3)[-1]
-        turned = quaternion_to_matrix(np.asarray(observation.end_effector_quaternion, np.float64).reshape(-1, 4)[-1])
+    def _apart(self, arm: _Arm, measured: NDArray[np.float64], observation: Observation) -> Iterator[Problem]:
+        """Whether the measured pose of an arm is not that of its measured joints."""
+        number, arms = self._arms.index(arm), len(self._arms)
+        position, rotation = arm.inverse.pose(measured)
+        seen = np.asarray(observation.end_effector_position, np.float64).reshape(-1, arms, 3)[-1, number]
+        quaternion = np.asarray(observation.end_effector_quaternion, np.float64).reshape(-1, arms, 4)[-1, number]
+        turned = quaternion_to_matrix(quaternion)
         apart = float(np.linalg.norm(seen - position))
         angle = float(np.arccos(np.clip((np.trace(turned.T @ rotation) - 1) / 2, -1, 1)))
         if apart <= POSITION_APART_M and angle <= ROTATION_APART_RAD:
             return
         what = f'is {apart:.3f} m and {angle:.2f} rad from where the joints put the frame'
-        remedy = f'publish it in {self._base}, of the frame that the contract names'
+        remedy = f'publish it in {arm.base}, of the frame that the contract names'
         allowed = f'{POSITION_APART_M} m, {ROTATION_APART_RAD} rad'
-        raise ObservationError('observation', [Problem('end_effector', what, '', allowed, remedy)])
+        yield Problem(f'end_effector.{arm.name}'.rstrip('.'), what, '', allowed, remedy)
+
+
+def _arm(terms: ArmTerms, joints: slice, poses: slice, limits: RobotLimits) -> _Arm:
+    """An arm of the contract with the arm of the robot file that has its joints.
+
+    Raises:
+        InvalidInput: There is none, it has no kinematics, or no such frame.
+    """
+    same = [arm for arm in limits.arms if set(arm.joint_names) == set(terms.joints)]
+    key = f'robot.arms.{terms.name}' if terms.name else 'robot'
+    if not same:
+        given, allowed = ', '.join(terms.joints), ' or '.join(', '.join(arm.joint_names) for arm in limits.arms)
+        what = f'are not those of an arm of {limits.name}'
+        raise InvalidInput('robot', [Problem(f'{key}.joints', what, given, allowed)])
+    chain = same[0].chain
+    if chain is None:
+        raise InvalidInput('robot', [Problem('robot.description', 'has no kinematics', limits.name)])
+    try:
+        inverse = InverseKinematics(chain, terms.joints, terms.end_effector_frame)
+    except InvalidInput as error:
+        faults = [replace(problem, where=f'{key}.end_effector_frame') for problem in error.problems]
+        raise InvalidInput(error.subject, faults) from error
+    return _Arm(terms.name, joints, poses, inverse, chain.base)

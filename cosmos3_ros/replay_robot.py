@@ -230,7 +230,7 @@ class ReplayRobotNode(CosmosLifecycleNode):
             topic = contract.state.joint_states.topic if contract.state.joint_states else 'joint_states'
             self._joint_states = self.advertise(JointState, topic, qos.sensor(depth=10))
         if first.end_effector is not None:
-            topic = contract.state.end_effector.topic if contract.state.end_effector else 'end_effector_pose'
+            topic = contract.state.end_effectors[0].topic if contract.state.end_effectors else 'end_effector_pose'
             self._poses = self.advertise(PoseStamped, topic, qos.sensor(depth=10))
         if self.parameters['publish_clock']:
             self._clock_topic = self.advertise(ClockMessage, '/clock', qos.sensor())
@@ -303,6 +303,10 @@ def check_recording(recording: Recording, first: Frame, contract: Contract) -> N
     Raises:
         InvalidInput: Views, joints or poses are missing; lists all of them.
     """
+    if len(contract.robot.arms) > 1:
+        arms = ', '.join(arm.name for arm in contract.robot.arms)
+        what, allowed = 'are several, and recordings of one arm are all that is read', 'a contract of one arm'
+        raise InvalidInput('recording', [Problem(f'arms of contract {contract.name}', what, arms, allowed)])
     have = ', '.join(recording.views)
     remedy = "another camera can stand in: video_map ['VIEW:=CAMERA']"
     problems = [
@@ -316,9 +320,9 @@ def check_recording(recording: Recording, first: Frame, contract: Contract) -> N
     elif first.joint_positions is not None and len(first.joint_positions) != len(contract.robot.joints):
         width, allowed = str(len(first.joint_positions)), str(len(contract.robot.joints))
         problems.append(Problem('joint positions', 'not as many as the robot has joints', width, allowed))
-    if contract.state.joint_states is not None and contract.robot.gripper is not None and first.gripper is None:
+    if contract.state.joint_states is not None and contract.robot.grippers and first.gripper is None:
         problems.append(Problem('gripper', 'the recording has no position that can be believed'))
-    if contract.state.end_effector is not None and first.end_effector is None:
+    if contract.state.end_effectors and first.end_effector is None:
         problems.append(Problem('end-effector pose', 'the recording has none that can be believed'))
     if problems:
         raise InvalidInput(f'recording {recording.path} for contract {contract.name}', problems)
@@ -331,8 +335,8 @@ def recorded_joints(frame: Frame, contract: Contract) -> tuple[list[str], list[f
     if frame.joint_positions is not None:
         names += contract.robot.joints
         positions += frame.joint_positions.tolist()
-    gripper = contract.robot.gripper
-    if gripper is not None and frame.gripper is not None:
+    if contract.robot.grippers and frame.gripper is not None:
+        gripper = contract.robot.grippers[0]
         names.append(gripper.joint)
         positions.append(float(gripper.travel.position(frame.gripper)))
     return names, positions

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from engine.actions import GripperTravel, Method, embodiment
+from engine.actions import GripperTravel, Method
+from engine.contract_checks import cross_check, repeated_names
+from engine.contract_reader import Reader
 from engine.errors import ContractError, InvalidInput, Problem
 from engine.resources import find_config
 
@@ -27,6 +29,7 @@ NORMALIZATIONS = tuple(method.value for method in Method)
 COMPOSITIONS: Mapping[str, tuple[str, ...]] = {
     'single': ('main',),
     'wrist_over_two_exteriors': ('wrist', 'exterior_1', 'exterior_2'),
+    'front_over_two_sides': ('front', 'left', 'right'),
 }
 PROMPT_FORMATS = ('plain', 'json')
 VIEWPOINTS = ('ego_view', 'third_person_view', 'wrist_view', 'concat_view', 'top_down_2d_view', 'video_game_view')
@@ -82,13 +85,56 @@ class GripperTerms:
 
 
 @dataclass(frozen=True)
-class RobotTerms:
-    """The robot a chunk is meant for; `description` names the file its limits come from."""
+class ArmTerms:
+    """One arm of the robot.
 
-    description: str
+    Attributes:
+        name: What the contract calls it; empty for a robot of one arm, which needs no name.
+        joints: Its joints, in the order of the row.
+        gripper: Its gripper, or None.
+        end_effector_frame: The frame whose poses are measured and asked for.
+    """
+
+    name: str
     joints: tuple[str, ...]
     gripper: GripperTerms | None
     end_effector_frame: str
+
+    @property
+    def prefix(self) -> str:
+        """What stands in front of the names of the arm's topics: `left/`, or nothing if the arm has no name."""
+        return f'{self.name}/' if self.name else ''
+
+
+@dataclass(frozen=True)
+class RobotTerms:
+    """The robot a chunk is meant for; `description` names the file its limits come from.
+
+    Its arms are in the order of the row: that of the joints, grippers and poses of all arrays and messages.
+    """
+
+    description: str
+    arms: tuple[ArmTerms, ...]
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """The joints of all arms, arm after arm; without the grippers."""
+        return tuple(joint for arm in self.arms for joint in arm.joints)
+
+    @property
+    def grippers(self) -> tuple[GripperTerms, ...]:
+        """The grippers of the arms that have one."""
+        return tuple(arm.gripper for arm in self.arms if arm.gripper is not None)
+
+    @property
+    def gripper_joints(self) -> tuple[str, ...]:
+        """The joints that stand for the grippers."""
+        return tuple(gripper.joint for gripper in self.grippers)
+
+    @property
+    def end_effector_frames(self) -> tuple[str, ...]:
+        """The end effector's frame of each arm."""
+        return tuple(arm.end_effector_frame for arm in self.arms)
 
 
 @dataclass(frozen=True)
@@ -110,10 +156,16 @@ class ViewTerms:
 
 @dataclass(frozen=True)
 class StateTerms:
-    """Measured state streams; `end_effector` is needed by end-effector action spaces only."""
+    """Measured state streams.
+
+    Attributes:
+        joint_states: Joints of all arms and their grippers; None if the policy does without.
+        end_effectors: One for each arm, in the order of the arms; empty, or all of them. End-effector action spaces
+            need them.
+    """
 
     joint_states: StreamTerms | None
-    end_effector: StreamTerms | None
+    end_effectors: tuple[StreamTerms, ...]
 
 
 @dataclass(frozen=True)
@@ -178,77 +230,7 @@ class Contract:
     fingerprint: str = field(default='', compare=False)
 
 
-class _Reader:
-    """Reads one mapping of the file, key by key, noting every fault instead of stopping at the first."""
-
-    def __init__(self, data: object, where: str, problems: list[Problem]) -> None:
-        self.where = where
-        self.problems = problems
-        self.data: dict[str, Any] = data if isinstance(data, dict) else {}
-        self.read: set[str] = set()
-        if not isinstance(data, dict):
-            self.problem(where or 'file', 'must be a mapping of keys to values', repr(data)[:80])
-
-    def problem(self, where: str, what: str, value: str = '', allowed: str = '', remedy: str = '') -> None:
-        self.problems.append(Problem(where, what, value, allowed, remedy))
-
-    def key(self, name: str) -> str:
-        return f'{self.where}.{name}' if self.where else name
-
-    def section(self, name: str) -> _Reader:
-        self.read.add(name)
-        if name not in self.data:
-            self.problem(self.key(name), 'section is missing')
-            return _Reader({}, self.key(name), [])  # one report is enough
-        return _Reader(self.data[name], self.key(name), self.problems)
-
-    def take[T](self, name: str, kinds: type | tuple[type, ...], fallback: T, *, optional: bool = False) -> Any | T:
-        self.read.add(name)
-        if name not in self.data:
-            if not optional:
-                self.problem(self.key(name), 'is missing')
-            return fallback
-        value = self.data[name]
-        if value is None and optional:
-            return fallback
-        if isinstance(value, bool) != (kinds is bool) or not isinstance(value, kinds):
-            expected = kinds.__name__ if isinstance(kinds, type) else ' or '.join(k.__name__ for k in kinds)
-            self.problem(self.key(name), 'has the wrong type', repr(value), expected)
-            return fallback
-        return value
-
-    def text(self, name: str, allowed: Sequence[str] | None = None) -> str:
-        value = str(self.take(name, str, ''))
-        if allowed is not None and name in self.data and isinstance(self.data[name], str) and value not in allowed:
-            self.problem(self.key(name), 'is not known', repr(value), ', '.join(allowed))
-        return value
-
-    def optional_text(self, name: str) -> str | None:
-        value = self.take(name, str, None, optional=True)
-        return None if value is None else str(value)
-
-    def number(self, name: str, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> float:
-        value = self.take(name, (int, float), math.nan)
-        ok = math.isfinite(value) and (low < value if above else low <= value) and value <= high
-        if isinstance(self.data.get(name), (int, float)) and not ok:
-            self.problem(
-                self.key(name), 'is out of range', repr(value), f'{"above" if above else "from"} {low:g} to {high:g}'
-            )
-        return float(value)
-
-    def integer(self, name: str, low: int, high: int) -> int:
-        value = self.take(name, int, low)
-        if not low <= value <= high:
-            self.problem(self.key(name), 'is out of range', str(value), f'{low} to {high}')
-        return int(value)
-
-    def finish(self) -> None:
-        for name in self.data:
-            if name not in self.read:
-                self.problem(self.key(str(name)), 'is not a key of a contract', '', ', '.join(sorted(self.read)))
-
-
-def _checkpoint(reader: _Reader) -> CheckpointTerms:
+def _checkpoint(reader: Reader) -> CheckpointTerms:
     families: list[Any] = reader.take('families', list, [])
     unknown = [f for f in families if f not in FAMILIES]
     if unknown or (not families and 'families' in reader.data):
@@ -258,7 +240,7 @@ def _checkpoint(reader: _Reader) -> CheckpointTerms:
     return terms
 
 
-def _embodiment(reader: _Reader) -> EmbodimentTerms:
+def _embodiment(reader: Reader) -> EmbodimentTerms:
     terms = EmbodimentTerms(
         domain=reader.text('domain'),
         action_space=reader.text('action_space', ACTION_SPACES),
@@ -271,7 +253,7 @@ def _embodiment(reader: _Reader) -> EmbodimentTerms:
     return terms
 
 
-def _gripper(reader: _Reader) -> GripperTerms | None:
+def _gripper(reader: Reader) -> GripperTerms | None:
     if reader.data.get('gripper', ...) is None:
         reader.read.add('gripper')
         return None
@@ -285,7 +267,7 @@ def _gripper(reader: _Reader) -> GripperTerms | None:
     return GripperTerms(joint, GripperTravel(*ends))
 
 
-def _robot(reader: _Reader) -> RobotTerms:
+def _arm(reader: Reader, name: str) -> ArmTerms:
     joints: list[Any] = reader.take('joints', list, [])
     if (
         not all(isinstance(j, str) and j for j in joints)
@@ -293,17 +275,40 @@ def _robot(reader: _Reader) -> RobotTerms:
         or (not joints and 'joints' in reader.data)
     ):
         reader.problem(reader.key('joints'), 'must be a list of distinct joint names', repr(joints))
-    terms = RobotTerms(
-        description=reader.text('description'),
+    return ArmTerms(
+        name=name,
         joints=tuple(map(str, joints)),
         gripper=_gripper(reader),
         end_effector_frame=reader.text('end_effector_frame'),
     )
+
+
+def _named_arm(reader: Reader, name: str) -> ArmTerms:
+    section = reader.section(name)
+    arm = _arm(section, name)
+    section.finish()
+    if not name.isidentifier():
+        allowed = 'letters, digits and underscores: it becomes part of the names of topics'
+        reader.problem(section.where, 'is no name for an arm', repr(name), allowed)
+    return arm
+
+
+def _robot(reader: Reader) -> RobotTerms:
+    description = reader.text('description')
+    if 'arms' in reader.data:
+        section = reader.section('arms')
+        arms = tuple(_named_arm(section, str(name)) for name in section.data)
+        if not arms and isinstance(reader.data['arms'], dict):
+            reader.problem(section.where, 'is empty', '', 'name: {joints, gripper, end_effector_frame}')
+        for problem in repeated_names(section.where, arms):
+            reader.problems.append(problem)
+    else:
+        arms = (_arm(reader, ''),)
     reader.finish()
-    return terms
+    return RobotTerms(description, arms)
 
 
-def _stream(reader: _Reader, name: str) -> StreamTerms:
+def _stream(reader: Reader, name: str) -> StreamTerms:
     section = reader.section(name)
     terms = StreamTerms(section.text('topic'), section.number('max_age_s', 0.0, 10.0, above=True))
     if terms.topic.startswith('/'):
@@ -318,14 +323,14 @@ def _stream(reader: _Reader, name: str) -> StreamTerms:
     return terms
 
 
-def _optional_stream(reader: _Reader, name: str) -> StreamTerms | None:
+def _optional_stream(reader: Reader, name: str) -> StreamTerms | None:
     if reader.data.get(name) is None:
         reader.read.add(name)
         return None
     return _stream(reader, name)
 
 
-def _views(reader: _Reader) -> ViewTerms:
+def _views(reader: Reader) -> ViewTerms:
     composition = reader.text('composition', tuple(COMPOSITIONS))
     size = reader.take('size', list, [1, 1])
     if len(size) != 2 or not all(isinstance(s, int) and 16 <= s <= 8192 for s in size):
@@ -342,13 +347,28 @@ def _views(reader: _Reader) -> ViewTerms:
     return ViewTerms(composition, (int(size[0]), int(size[1])), streams)
 
 
-def _state(reader: _Reader) -> StateTerms:
-    terms = StateTerms(_optional_stream(reader, 'joint_states'), _optional_stream(reader, 'end_effector'))
+def _end_effectors(reader: Reader, arms: tuple[ArmTerms, ...]) -> tuple[StreamTerms, ...]:
+    """The stream itself for a robot of one arm without a name, else a section with one for each arm."""
+    if reader.data.get('end_effector') is None or any(not arm.name for arm in arms):
+        stream = _optional_stream(reader, 'end_effector')
+        return () if stream is None else (stream,)
+    section = reader.section('end_effector')
+    streams = tuple(_stream(section, arm.name) for arm in arms)
+    topics = [stream.topic for stream in streams if stream.topic]
+    for topic in dict.fromkeys(topics):
+        if topics.count(topic) > 1:
+            section.problem(section.where, 'gives several arms the same topic', repr(topic), 'one topic for each arm')
+    section.finish()
+    return streams
+
+
+def _state(reader: Reader, arms: tuple[ArmTerms, ...]) -> StateTerms:
+    terms = StateTerms(_optional_stream(reader, 'joint_states'), _end_effectors(reader, arms))
     reader.finish()
     return terms
 
 
-def _timing(reader: _Reader) -> TimingTerms:
+def _timing(reader: Reader) -> TimingTerms:
     rows = reader.integer('chunk_rows', TEMPORAL_COMPRESSION, 512)
     if rows % TEMPORAL_COMPRESSION:
         reader.problem(
@@ -366,7 +386,7 @@ def _timing(reader: _Reader) -> TimingTerms:
     return terms
 
 
-def _prompt(reader: _Reader) -> PromptTerms:
+def _prompt(reader: Reader) -> PromptTerms:
     idle = reader.take('idle_frames', int, None, optional=True)
     terms = PromptTerms(
         format=reader.text('format', PROMPT_FORMATS),
@@ -380,7 +400,7 @@ def _prompt(reader: _Reader) -> PromptTerms:
     return terms
 
 
-def _sampler(reader: _Reader) -> SamplerTerms:
+def _sampler(reader: Reader) -> SamplerTerms:
     interval = reader.take('guidance_interval', list, None, optional=True)
     if interval is not None and (
         len(interval) != 2 or not all(isinstance(b, (int, float)) for b in interval) or not interval[0] < interval[1]
@@ -399,37 +419,6 @@ def _sampler(reader: _Reader) -> SamplerTerms:
     return terms
 
 
-def _cross_check(contract: Contract, note: Callable[[Problem], None]) -> None:
-    """Faults that only show when sections are read together."""
-    terms = contract.embodiment
-    try:
-        space = embodiment(terms.domain).space(terms.action_space)
-    except InvalidInput as error:
-        for problem in error.problems:
-            note(replace(problem, where=f'embodiment ({problem.where})'))
-    else:
-        if space.dim != terms.raw_action_dim:
-            value, allowed = str(terms.raw_action_dim), f'{space.dim} for {terms.domain} in {terms.action_space}'
-            note(Problem('embodiment.raw_action_dim', 'does not fit the action space', value, allowed))
-    if terms.action_space == 'joint_position' and contract.state.joint_states is None:
-        note(Problem('state.joint_states', 'is needed by action_space joint_position', 'null'))
-    if terms.action_space == 'ee_delta' and contract.state.end_effector is None:
-        note(Problem('state.end_effector', 'is needed by action_space ee_delta', 'null'))
-    if terms.action_space == 'joint_position':
-        numbers = len(contract.robot.joints) + int(contract.robot.gripper is not None)
-        if contract.robot.joints and numbers != terms.raw_action_dim:
-            note(
-                Problem(
-                    'robot.joints',
-                    'do not fill a row',
-                    f'{numbers} numbers (joints and gripper)',
-                    f'raw_action_dim = {terms.raw_action_dim}',
-                )
-            )
-    if terms.history_rows and not terms.state_row:
-        note(Problem('embodiment.history_rows', 'needs state_row: true', str(terms.history_rows)))
-
-
 def parse_contract(data: object, source: str) -> Contract:
     """Validate a contract already read from YAML.
 
@@ -444,18 +433,19 @@ def parse_contract(data: object, source: str) -> Contract:
         ContractError: Lists every fault, by key.
     """
     problems: list[Problem] = []
-    reader = _Reader(data, '', problems)
+    reader = Reader(data, '', problems)
     schema = reader.integer('schema', SCHEMA, SCHEMA) if reader.data else SCHEMA
     if not reader.data:
         raise ContractError(f'contract {source}', problems or [Problem('file', 'is empty')])
+    robot = _robot(reader.section('robot'))
     contract = Contract(
         name=reader.text('name'),
         description=reader.text('description'),
         checkpoint=_checkpoint(reader.section('checkpoint')),
         embodiment=_embodiment(reader.section('embodiment')),
-        robot=_robot(reader.section('robot')),
+        robot=robot,
         views=_views(reader.section('views')),
-        state=_state(reader.section('state')),
+        state=_state(reader.section('state'), robot.arms),
         timing=_timing(reader.section('timing')),
         prompt=_prompt(reader.section('prompt')),
         sampler=_sampler(reader.section('sampler')),
@@ -464,7 +454,7 @@ def parse_contract(data: object, source: str) -> Contract:
     )
     reader.finish()
     if not problems:
-        _cross_check(contract, problems.append)
+        cross_check(contract, problems.append)
     if problems:
         raise ContractError(f'contract {source}', problems)
     return contract

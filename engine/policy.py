@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from engine.runtime import Runtime
 
 
-_POSE_COLUMNS = 7  # position and quaternion
+POSE_COLUMNS = 7
+"""Columns of one arm's pose in a row of :attr:`PolicyChunk.actions`: position (m), then quaternion x, y, z, w."""
 ASPECT_TOLERANCE = 0.03
 """Relative difference in shape that is scaled away rather than padded: tiles of rounded sizes, 152 x 304 for 16:9."""
 
@@ -43,10 +44,15 @@ ASPECT_TOLERANCE = 0.03
 class Observation:
     """What the robot knows at one instant.
 
+    Shapes are those of a robot of one arm with one gripper. With B > 1 arms, poses have a dimension of arms before the
+    last: [B, 3] and [B, 4], with history [history + 1, B, 3]; with G > 1 grippers their positions have one at the end:
+    [G], with history [history + 1, G]. Arms and grippers are in the contract's order.
+
     Attributes:
         images: RGB picture of each view the contract names, uint8 [H, W, 3], of any size.
         instruction: What to do, in words.
-        joint_positions: [J] rad, in the contract's joint order; with history [history + 1, J], newest last.
+        joint_positions: [J] rad, in the contract's joint order, that of all arms after each other; with history
+            [history + 1, J], newest last.
         gripper_position: Robot convention, 0 = open, 1 = closed; with history [history + 1].
         end_effector_position: [3] m, robot base frame; needed by end-effector action spaces; [history + 1, 3] likewise.
         end_effector_quaternion: [4] xyzw, unit; likewise.
@@ -67,7 +73,9 @@ class PolicyChunk:
     Attributes:
         actions: float32 [rows, D] in physical units and the robot's convention. joint_position: joint radians, then
             gripper (1 = closed). ee_delta: position (m), quaternion xyzw, gripper; absolute, in the frame that the
-            measured pose is given in.
+            measured pose is given in. With several arms all of them come first, arm after arm, and behind them their
+            grippers, however the model writes its rows: 14 joints and 2 grippers, or 2 x 7 numbers of poses and 2
+            grippers, make 16 columns.
         latents: The imagined video, float32 [1, 48, T, h, w]; decode with :meth:`Policy.imagined_video`.
         instruction: The instruction it follows.
         seed: Seed of its noise.
@@ -147,9 +155,9 @@ class Policy:
             images=grey,
             instruction='warm up',
             joint_positions=np.zeros((rows, len(self.contract.robot.joints))),
-            gripper_position=np.zeros(rows),
-            end_effector_position=np.zeros((rows, 3)),
-            end_effector_quaternion=np.tile([0.0, 0.0, 0.0, 1.0], (rows, 1)),
+            gripper_position=np.zeros(_gripper_shape(self.contract, rows)),
+            end_effector_position=np.zeros(_pose_shape(self.contract, rows, 3)),
+            end_effector_quaternion=np.broadcast_to([0.0, 0.0, 0.0, 1.0], _pose_shape(self.contract, rows, 4)),
         )
         self.infer(observation)
 
@@ -263,17 +271,18 @@ class Policy:
         if not terms.clean_rows:
             return np.zeros((0, terms.raw_action_dim))
         count = terms.clean_rows
-        gripper = np.broadcast_to(np.asarray(observation.gripper_position, np.float64).reshape(-1), (count,))
+        measured = observation.gripper_position if self.contract.robot.grippers else ()
+        gripper = np.asarray(measured, np.float64).reshape(_gripper_shape(self.contract, count))
         if isinstance(self.codec, PoseCodec):
-            return self._pose_rows(self.codec, _poses(observation, count), gripper)
+            return self._pose_rows(self.codec, self._poses(observation), gripper)
         joints = np.asarray(observation.joint_positions, np.float64).reshape(count, -1)
         return self.codec.encode_state(joints, gripper)
 
     def _committed_rows(self, observation: Observation, committed: NDArray[np.floating]) -> NDArray[np.float64]:
         """Rows of actions in model space, [K, raw_dim]."""
-        pose = isinstance(self.codec, PoseCodec)
-        gripper_at = _POSE_COLUMNS if pose else len(self.contract.robot.joints)
-        width = gripper_at + (self.contract.robot.gripper is not None)
+        robot = self.contract.robot
+        gripper_at = POSE_COLUMNS * len(robot.arms) if isinstance(self.codec, PoseCodec) else len(robot.joints)
+        width = gripper_at + len(robot.grippers)
         most = self.contract.timing.chunk_rows - 1
         rows = np.asarray(committed)
         if rows.ndim != 2 or rows.shape[1] != width or not 1 <= len(rows) <= most:
@@ -289,10 +298,11 @@ class Policy:
             gripper = gripper[:, 0]
         if not isinstance(self.codec, PoseCodec):
             return self.codec.encode(rows, gripper)
-        start = _poses(observation, self.contract.embodiment.clean_rows)[-1:]
+        start = self._poses(observation)[-1:]
+        poses = rows.reshape(*(len(rows), *start.shape[1:]), POSE_COLUMNS)
         path = Poses(
-            np.vstack([start.position, rows[:, :3]]),
-            np.concatenate([start.rotation, quaternion_to_matrix(rows[:, 3:])]),
+            np.concatenate([start.position, poses[..., :3]]),
+            np.concatenate([start.rotation, quaternion_to_matrix(poses[..., 3:])]),
         )
         return self.codec.encode_trajectory(path, gripper)
 
@@ -308,12 +318,19 @@ class Policy:
         generated = rows[self.contract.embodiment.clean_rows :, : self.contract.embodiment.raw_action_dim]
         raw = generated.double().cpu().numpy()
         if isinstance(self.codec, PoseCodec):
-            start = _poses(observation, self.contract.embodiment.clean_rows)[-1]
-            decoded = self.codec.decode(raw, start)
-            pose = np.hstack([decoded.poses.position, matrix_to_quaternion(decoded.poses.rotation)])
-            return np.column_stack([pose, decoded.gripper]).astype(np.float32)
+            decoded = self.codec.decode(raw, self._poses(observation)[-1])
+            poses = np.concatenate([decoded.poses.position, matrix_to_quaternion(decoded.poses.rotation)], axis=-1)
+            return np.column_stack([poses.reshape(len(raw), -1), decoded.gripper]).astype(np.float32)
         actions = self.codec.decode(raw)
         return np.column_stack([actions.joint_positions, actions.gripper]).astype(np.float32)
+
+    def _poses(self, observation: Observation) -> Poses:
+        """Measured end-effector poses, leading shape [rows], with several arms [rows, B]; newest last."""
+        rows = max(self.contract.embodiment.clean_rows, 1)
+        position = np.asarray(observation.end_effector_position, np.float64)
+        quaternion = np.asarray(observation.end_effector_quaternion, np.float64)
+        shapes = _pose_shape(self.contract, rows, 3), _pose_shape(self.contract, rows, 4)
+        return Poses(position.reshape(shapes[0]), quaternion_to_matrix(quaternion.reshape(shapes[1])))
 
 
 def check_observation(observation: Observation, contract: Contract) -> None:
@@ -329,10 +346,11 @@ def check_observation(observation: Observation, contract: Contract) -> None:
         problems += _check_numbers('joint_positions', observation.joint_positions, (clean, width))
     if contract.embodiment.action_space == 'ee_delta':
         poses = max(clean, 1)  # rows are integrated from the measured pose, whether the network sees it or not
-        problems += _check_numbers('end_effector_position', observation.end_effector_position, (poses, 3))
-        problems += _check_numbers('end_effector_quaternion', observation.end_effector_quaternion, (poses, 4))
-    if clean and contract.robot.gripper is not None:
-        problems += _check_numbers('gripper_position', observation.gripper_position, (clean,))
+        for name, numbers in (('position', 3), ('quaternion', 4)):
+            value = getattr(observation, f'end_effector_{name}')
+            problems += _check_numbers(f'end_effector_{name}', value, _pose_shape(contract, poses, numbers))
+    if clean and contract.robot.grippers:
+        problems += _check_numbers('gripper_position', observation.gripper_position, _gripper_shape(contract, clean))
     if problems:
         raise ObservationError(f'observation for contract {contract.name}', problems)
 
@@ -399,8 +417,13 @@ def _in_shape(picture: NDArray[np.uint8], tile: tuple[int, int]) -> NDArray[np.u
     return picture if same else letterbox(picture, tile)
 
 
-def _poses(observation: Observation, rows: int) -> Poses:
-    """Measured end-effector poses, leading shape [rows], newest last."""
-    position = np.asarray(observation.end_effector_position, np.float64).reshape(-1, 3)
-    quaternion = np.asarray(observation.end_effector_quaternion, np.float64).reshape(-1, 4)
-    return Poses(position, quaternion_to_matrix(quaternion))[-max(rows, 1) :]
+def _pose_shape(contract: Contract, rows: int, numbers: int) -> tuple[int, ...]:
+    """[rows, numbers] for one arm, [rows, B, numbers] for several."""
+    arms = len(contract.robot.arms)
+    return (rows, numbers) if arms == 1 else (rows, arms, numbers)
+
+
+def _gripper_shape(contract: Contract, rows: int) -> tuple[int, ...]:
+    """[rows] for one gripper, else [rows, G]."""
+    grippers = len(contract.robot.grippers)
+    return (rows,) if grippers == 1 else (rows, grippers)

@@ -31,7 +31,8 @@ class ReceivedChunk:
         step_ns: Time between rows.
         joint_names: Meaning of the columns of `positions`, in any order.
         positions: [N, J], rad.
-        gripper: [N], 0 = open, 1 = closed; None if the chunk does not command the gripper.
+        gripper: [N, G], 0 = open, 1 = closed; None if the chunk does not command the grippers.
+        gripper_names: Meaning of the columns of `gripper`, in any order: the joints that stand for the grippers.
         action_space: Meaning of the rows; the guard understands 'joint_position'.
     """
 
@@ -42,6 +43,7 @@ class ReceivedChunk:
     joint_names: Sequence[str]
     positions: Any
     gripper: Any = None
+    gripper_names: Sequence[str] = ()
     action_space: str = JOINT_POSITION
 
 
@@ -58,7 +60,8 @@ class Chunk:
         step_ns: Time between rows, ns.
         joint_names: The robot's joints.
         positions: [N, J], rad, read-only.
-        gripper: [N], 0 = open, 1 = closed, read-only; None if absent.
+        gripper: [N, G], 0 = open, 1 = closed, read-only, in the robot's order of grippers; None if absent.
+        gripper_names: Meaning of the columns of `gripper`.
         delay_ns: Deliberate shift of the whole chunk, ns; 0 unless an arm at rest starts it from its first row, or it
             is played at another pace.
         pace: Share of the policy's own speed at which it is played.
@@ -71,6 +74,7 @@ class Chunk:
     joint_names: tuple[str, ...]
     positions: Array
     gripper: Array | None
+    gripper_names: tuple[str, ...] = ()
     delay_ns: int = 0
     pace: float = 1.0
 
@@ -107,12 +111,15 @@ class Chunk:
         return replace(self, step_ns=step_ns, delay_ns=delay_ns, pace=self.pace * self.step_ns / step_ns)
 
 
-def arrange(received: ReceivedChunk, joint_names: tuple[str, ...]) -> Chunk | Rejection:
+def arrange(
+    received: ReceivedChunk, joint_names: tuple[str, ...], gripper_names: tuple[str, ...] = ()
+) -> Chunk | Rejection:
     """Bring a chunk into the robot's order of joints, or say what is wrong with its form.
 
     Args:
         received: The chunk as it arrived.
         joint_names: The robot's joints in the robot's order.
+        gripper_names: The joints that stand for its grippers, likewise; a chunk commands all of them or none.
 
     Returns:
         The chunk with its columns sorted by name, or the reason why it is malformed. Never raises for bad content.
@@ -129,19 +136,22 @@ def arrange(received: ReceivedChunk, joint_names: tuple[str, ...]) -> Chunk | Re
     positions = _positions(received.positions, len(joint_names))
     if isinstance(positions, Rejection):
         return positions
-    gripper = _gripper(received.gripper, len(positions))
+    gripper = _gripper(received, gripper_names, len(positions))
     if isinstance(gripper, Rejection):
         return gripper
-    return _finite(Chunk(**header, joint_names=joint_names, positions=_frozen(positions[:, order]), gripper=gripper))
+    positions = _frozen(positions[:, order])
+    return _finite(
+        Chunk(**header, joint_names=joint_names, positions=positions, gripper=gripper, gripper_names=gripper_names)
+    )
 
 
-def _column_order(given: tuple[str, ...], wanted: tuple[str, ...]) -> list[int] | Rejection:
+def _column_order(given: tuple[str, ...], wanted: tuple[str, ...], of: str = '') -> list[int] | Rejection:
     missing = [name for name in wanted if name not in given]
     extra = [name for name in given if name not in wanted]
     twice = [name for name in dict.fromkeys(given) if given.count(name) > 1]
     faults = [('missing', missing), ('unknown', extra), ('named twice', twice)]
     if any(names for _, names in faults):
-        what = '; '.join(f'{fault}: {", ".join(names)}' for fault, names in faults if names)
+        what = '; '.join(f'{of}{fault}: {", ".join(names)}' for fault, names in faults if names)
         return reject(Reason.CHUNK_JOINT_NAMES, what, joint=(missing + extra + twice)[0])
     return [given.index(name) for name in wanted]
 
@@ -172,15 +182,19 @@ def _positions(data: Any, joints: int) -> Array | Rejection:
     return positions
 
 
-def _gripper(data: Any, rows: int) -> Array | Rejection | None:
-    if data is None:
+def _gripper(received: ReceivedChunk, wanted: tuple[str, ...], rows: int) -> Array | Rejection | None:
+    if received.gripper is None and not len(received.gripper_names):
         return None
-    gripper = _numbers(data)
+    order = _column_order(tuple(received.gripper_names), wanted, 'grippers ')
+    if isinstance(order, Rejection):
+        return order
+    gripper = _numbers(received.gripper)
     if gripper is None:
         return reject(Reason.CHUNK_SHAPE, 'gripper values are not numbers')
-    if gripper.shape != (rows,):
-        return reject(Reason.CHUNK_SHAPE, f'gripper has shape {list(gripper.shape)}, must be [{rows}]')
-    return _frozen(gripper)
+    if gripper.shape != (rows, len(wanted)):
+        what = f'gripper has shape {list(gripper.shape)}, must be [{rows}, {len(wanted)}]'
+        return reject(Reason.CHUNK_SHAPE, what)
+    return _frozen(gripper[:, order])
 
 
 def _finite(chunk: Chunk) -> Chunk | Rejection:
@@ -190,8 +204,9 @@ def _finite(chunk: Chunk) -> Chunk | Rejection:
         what = f'position is {chunk.positions[row, column]}'
         return reject(Reason.CHUNK_NOT_FINITE, what, joint=chunk.joint_names[column], row=row)
     if chunk.gripper is not None and not np.isfinite(chunk.gripper).all():
-        row = int(np.argmin(np.isfinite(chunk.gripper)))
-        return reject(Reason.CHUNK_NOT_FINITE, f'gripper is {chunk.gripper[row]}', row=row)
+        row, column = (int(i) for i in np.argwhere(~np.isfinite(chunk.gripper))[0])
+        what = f'gripper is {chunk.gripper[row, column]}'
+        return reject(Reason.CHUNK_NOT_FINITE, what, joint=chunk.gripper_names[column], row=row)
     return chunk
 
 

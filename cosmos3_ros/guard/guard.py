@@ -46,14 +46,18 @@ _NOT_BOOKED = frozenset(
 class Guard:
     """Judges chunks, plays accepted ones within the limits, and stops when anything is not as it must be."""
 
-    def __init__(self, limits: RobotLimits, options: GuardOptions | None = None) -> None:
+    def __init__(
+        self, limits: RobotLimits, options: GuardOptions | None = None, gripper_names: Sequence[str] = ()
+    ) -> None:
         """Make an inactive guard.
 
         Args:
             limits: Limits of the robot; its order of joints is the order of all commands.
             options: Rates, time-outs and tolerances; the defaults suit a 100 Hz control period.
+            gripper_names: Joints that stand for the robot's grippers; their order is that of `Command.gripper`.
         """
         self.limits = limits
+        self.gripper_names = tuple(gripper_names)
         self.options = options or GuardOptions()
         self._watch = Watch(limits.joint_names, self.options)
         self._emergency_stop = EmergencyStop(self.options)
@@ -313,7 +317,7 @@ class Guard:
         refusal = self._not_ready(now_ns)
         if refusal is not None:
             return refusal
-        chunk = arrange(received, self.limits.joint_names)
+        chunk = arrange(received, self.limits.joint_names, self.gripper_names)
         if isinstance(chunk, Rejection):
             return chunk
         self._late = self._motion.catch_up(now_ns) or self._late
@@ -479,8 +483,8 @@ class Guard:
         if playing is not None:
             self._recorder.aged(now_ns - playing.chunk.stamp_ns)
             if playing.chunk.gripper is not None:
-                wanted = playing.chunk.gripper[playing.chunk.row_at(now_ns)]
-                gripper = float(min(max(wanted, 0.0), 1.0))  # beyond its travel a gripper is fully open or fully closed
+                wanted = playing.chunk.gripper[playing.chunk.row_at(now_ns)].tolist()
+                gripper = tuple(min(max(one, 0.0), 1.0) for one in wanted)  # beyond its travel: fully open or closed
         return Command(
             now_ns,
             self.limits.joint_names,

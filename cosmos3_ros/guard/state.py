@@ -49,7 +49,7 @@ class Command:
         positions: [S, J], rad.
         velocities: [S, J], rad/s; the last row is zero.
         accelerations: [S, J], rad/s²; the last row is zero.
-        gripper: 0 = open, 1 = closed; None to leave the gripper as it is.
+        gripper: One number for each gripper, 0 = open, 1 = closed; None to leave the grippers as they are.
         state: State of the guard.
         reason: Why it is not moving, or NONE.
     """
@@ -60,6 +60,6 @@ class Command:
     positions: Array
     velocities: Array
     accelerations: Array
-    gripper: float | None
+    gripper: tuple[float, ...] | None
     state: GuardState
     reason: Reason

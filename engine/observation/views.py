@@ -43,17 +43,17 @@ class Composition:
     view_size: Callable[[Size], Size]
 
 
-def _wrist_over_two(wrist: Pixels, left: Pixels, right: Pixels) -> Pixels:
-    h, w = wrist.shape[:2]
+def _one_over_two(top: Pixels, left: Pixels, right: Pixels) -> Pixels:
+    h, w = top.shape[:2]
     half = (h // 2, w // 2)
     picture = np.empty((h + half[0], w, 3), np.uint8)
-    picture[:h] = wrist
+    picture[:h] = top
     picture[h:, : half[1]] = resize(left, half)
     picture[h:, half[1] :] = resize(right, half)
     return picture
 
 
-def _wrist_over_two_tiles(size: Size) -> tuple[Tile, ...]:
+def _one_over_two_tiles(size: Size) -> tuple[Tile, ...]:
     (h, w), top = size, size[0] * 2 // 3
     return (
         (slice(0, top), slice(0, w)),
@@ -73,8 +73,15 @@ COMPOSITIONS: Final[Mapping[str, Composition]] = MappingProxyType(
         # The DROID layout: the wrist at full size above the two exteriors at half of it, side by side.
         'wrist_over_two_exteriors': Composition(
             views=('wrist', 'exterior_1', 'exterior_2'),
-            join=_wrist_over_two,
-            tiles=_wrist_over_two_tiles,
+            join=_one_over_two,
+            tiles=_one_over_two_tiles,
+            view_size=lambda size: (size[0] * 2 // 3, size[1]),
+        ),
+        # The same layout as RoboMIND's two Frankas have it: the front on top, the views from the sides below.
+        'front_over_two_sides': Composition(
+            views=('front', 'left', 'right'),
+            join=_one_over_two,
+            tiles=_one_over_two_tiles,
             view_size=lambda size: (size[0] * 2 // 3, size[1]),
         ),
     }

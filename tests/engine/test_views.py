@@ -175,7 +175,7 @@ def test_a_wrist_picture_that_cannot_be_halved_is_refused():
 
 def test_an_unknown_composition_is_refused_with_the_known_ones():
     for function in (lambda: compose({}, 'grid', (1, 1)), lambda: view_size('grid', (1, 1))):
-        with pytest.raises(InvalidInput, match='single, wrist_over_two_exteriors'):
+        with pytest.raises(InvalidInput, match='single, wrist_over_two_exteriors, front_over_two_sides'):
             function()
 
 

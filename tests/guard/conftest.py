@@ -72,7 +72,7 @@ class Bench:
 
     def __init__(self, options=None, limits=None, home=HOME, activate=True):
         self.limits = limits or load_limits('panda')
-        self.guard = Guard(self.limits, options)
+        self.guard = Guard(self.limits, options, ('panda_finger_joint1',))
         self.auditor = Auditor(self.limits)
         self.now = 1_700_000_000_000_000_000
         self.arm = np.array(home, dtype=np.float64)

@@ -135,22 +135,37 @@ def test_an_arm_at_rest_may_play_a_late_chunk_from_its_first_row(make_bench):
     assert np.abs(bench.told.positions[0] - rows[k]).max() < 0.02
 
 
+FINGER = ('panda_finger_joint1',)
+
+
 def test_the_gripper_follows_the_row_being_approached(bench):
     gripper = np.where(np.arange(32) < 10, 0.0, 1.0)
     t0 = bench.now
-    accept(bench, bench.wave(), gripper=gripper)
+    accept(bench, bench.wave(), gripper=gripper[:, None], gripper_names=FINGER)
     for command in bench.run(1500)[5:]:
-        assert command.gripper == (0.0 if command.stamp_ns <= t0 + 10 * STEP else 1.0)
+        assert command.gripper == ((0.0,) if command.stamp_ns <= t0 + 10 * STEP else (1.0,))
 
 
 def test_a_gripper_beyond_its_travel_is_open_or_closed(bench):
-    accept(bench, bench.wave(), gripper=np.where(np.arange(32) < 10, -0.02, 1.03))
-    assert {c.gripper for c in bench.run(1500)[5:]} == {0.0, 1.0}
+    gripper = np.where(np.arange(32) < 10, -0.02, 1.03)[:, None]
+    accept(bench, bench.wave(), gripper=gripper, gripper_names=FINGER)
+    assert {c.gripper for c in bench.run(1500)[5:]} == {(0.0,), (1.0,)}
 
 
 def test_without_a_gripper_in_the_chunk_the_gripper_is_left_alone(bench):
     accept(bench, bench.wave())
     assert {c.gripper for c in bench.run(500)} == {None}
+
+
+def test_each_of_two_grippers_follows_its_own_column_whatever_the_order_in_the_chunk(bench):
+    bench.guard.gripper_names = ('left', 'right')
+    columns = np.column_stack([np.linspace(0, 1, 32), np.where(np.arange(32) < 10, 0.0, 1.0)])
+    accept(bench, bench.wave(), gripper=columns, gripper_names=('right', 'left'))
+    for command in bench.run(1500)[5:]:
+        left, right = command.gripper
+        assert left in (0.0, 1.0)
+        assert right in columns[:, 0]
+    assert (left, right > 0.5) == (1.0, True)
 
 
 def test_reduced_speed_holds_for_every_command(make_bench, panda):

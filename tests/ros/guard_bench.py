@@ -164,7 +164,8 @@ class Bench:
             joint_names=list(JOINTS),
             rows=len(course),
             positions=np.asarray(course, np.float64).ravel().tolist(),
-            gripper=[float(value) for value in gripper],
+            gripper_names=[FINGER] if len(gripper) else [],
+            grippers=[float(value) for value in gripper],
         )
         message.header.stamp = ns_to_stamp(self.arm.now_ns())
         for name, value in fields.items():

@@ -151,7 +151,7 @@ def test_poses_are_refused_because_the_guard_cannot_check_them(graph, bench):
         np.empty((ROWS, 0)),
         action_space=ActionChunk.END_EFFECTOR_POSE,
         joint_names=[],
-        end_effector_frame='panda_link8',
+        end_effector_frames=['panda_link8'],
     )
     assert (decision.accepted, decision.reason_name) == (False, 'UNSUPPORTED_ACTION_SPACE')
     assert 'end_effector_pose' in decision.text

@@ -50,9 +50,10 @@ def test_a_goal_makes_chunks_that_carry_everything_an_executor_needs(graph, sens
         assert chunk.step_dt == pytest.approx(1 / 15)
         assert chunk.contract == 'demo_joint_pos'
         assert chunk.instruction == 'close the drawer'
-        assert len(chunk.gripper) == chunk.rows
+        assert list(chunk.gripper_names) == ['panda_finger_joint1']
+        assert len(chunk.grippers) == chunk.rows
         assert np.isfinite(rows_of(chunk)).all()
-        assert np.isfinite(chunk.gripper).all()
+        assert np.isfinite(chunk.grippers).all()
         assert not chunk.poses
         assert chunk.inference.sec + chunk.inference.nanosec * 1e-9 > 0
     assert [chunk.sequence for chunk in chunks] == [1, 2, 3]

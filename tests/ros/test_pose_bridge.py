@@ -22,6 +22,11 @@ HOME = np.array([0.0, -np.pi / 5, 0.0, -4 * np.pi / 5, 0.0, 3 * np.pi / 5, 0.0])
 CONTRACT = load_contract('droid_ee_delta')
 
 
+def with_frame(name):
+    arm = replace(CONTRACT.robot.arms[0], end_effector_frame=name)
+    return replace(CONTRACT, robot=replace(CONTRACT.robot, arms=(arm,)))
+
+
 @pytest.fixture(scope='module')
 def bridge() -> PoseBridge:
     return PoseBridge(CONTRACT)
@@ -29,7 +34,9 @@ def bridge() -> PoseBridge:
 
 def poses(joints):
     """Rows [N, 7] of position and quaternion of panda_link8."""
-    positions, rotations = frame_poses(PANDA.chain, PANDA.joint_names, np.atleast_2d(joints), 'panda_link8')
+    positions, rotations = frame_poses(
+        PANDA.chain, PANDA.joint_names, np.atleast_2d(joints).astype(float), 'panda_link8'
+    )
     return np.hstack([positions, matrix_to_quaternion(rotations)])
 
 
@@ -75,7 +82,7 @@ def test_a_pose_out_of_reach_is_refused_by_row(bridge):
     ('changed', 'text'),
     [
         (replace(CONTRACT, state=replace(CONTRACT.state, joint_states=None)), 'joint_states'),
-        (replace(CONTRACT, robot=replace(CONTRACT.robot, end_effector_frame='flange')), 'flange'),
+        (with_frame('flange'), 'flange'),
     ],
 )
 def test_a_contract_that_cannot_be_bridged_is_refused_with_the_way_out(changed, text):

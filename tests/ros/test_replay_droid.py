@@ -48,7 +48,7 @@ class Listener:
         for name, terms in contract.views.streams.items():
             node.create_subscription(Image, terms.topic, partial(self._keep, name), qos.sensor(5))
         node.create_subscription(
-            PoseStamped, contract.state.end_effector.topic, partial(self._keep, 'pose'), qos.sensor(50)
+            PoseStamped, contract.state.end_effectors[0].topic, partial(self._keep, 'pose'), qos.sensor(50)
         )
         node.create_subscription(
             JointState, contract.state.joint_states.topic, partial(self._keep, 'joints'), qos.sensor(50)
@@ -99,8 +99,8 @@ def test_the_episode_becomes_chunks_of_poses_in_the_frame_of_the_measurement(pla
 
     assert chunk.action_space == ActionChunk.END_EFFECTOR_POSE
     assert chunk.header.frame_id == measured.frame_id == 'panda_link0'
-    assert chunk.end_effector_frame == 'panda_link8'
-    assert chunk.rows == len(poses) == len(chunk.gripper) == 32
+    assert list(chunk.end_effector_frames) == ['panda_link8']
+    assert chunk.rows == len(poses) == len(chunk.grippers) == 32
     assert not chunk.positions
     assert not chunk.joint_names
     np.testing.assert_allclose(np.linalg.norm(poses[:, 3:], axis=1), 1.0, atol=1e-6)
@@ -113,14 +113,14 @@ def test_a_chunk_is_what_the_engine_makes_of_that_frame_and_the_pose_measured_wi
     listener, chunk = played
     heard = listener.at(chunk)
     measured = message_to_pose(heard['pose'], 'pose')
-    finger = dict(zip(heard['joints'].name, heard['joints'].position, strict=True))[contract.robot.gripper.joint]
+    finger = dict(zip(heard['joints'].name, heard['joints'].position, strict=True))[contract.robot.grippers[0].joint]
     observation = engine.Observation(
         images={name: image_to_rgb(heard[name], name) for name in contract.views.streams},
         instruction=chunk.instruction,
-        gripper_position=float(contract.robot.gripper.travel.closed_fraction(finger)),
+        gripper_position=float(contract.robot.grippers[0].travel.closed_fraction(finger)),
         end_effector_position=measured.position,
         end_effector_quaternion=measured.quaternion,
     )
     expected = engine.load(tiny_checkpoint).policy(contract).infer(observation, seed=0)
     np.testing.assert_allclose(poses_of(chunk), expected.actions[:, :7], atol=1e-6)
-    np.testing.assert_allclose(chunk.gripper, expected.actions[:, 7], atol=1e-6)
+    np.testing.assert_allclose(chunk.grippers, expected.actions[:, 7], atol=1e-6)
