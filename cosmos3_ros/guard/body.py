@@ -132,7 +132,7 @@ class Body:
         self._workspace = workspace
         self._lines: list[_Line] = []
         pairs = self._prepare_geometry(capsules, ends, tuple(ranges[name] for name in chain.joints))
-        couplings = self._prepare_speeds(cartesian or {})
+        self._prepare_speeds(cartesian or {})
         self._limits = np.array([line.limit for line in self._lines])
         limits = self._limits[self._distances :]
         self.tolerance = np.concatenate([np.full(self._distances, DISTANCE_TOLERANCE), SPEED_TOLERANCE * limits])
@@ -144,7 +144,8 @@ class Body:
             limits,
             'translation' in (cartesian or {}),
             self._influence,
-            *couplings,
+            self._levers,
+            self._couplings,
         )
 
     def _prepare_geometry(
@@ -173,8 +174,7 @@ class Body:
         self._influence = np.array(influences).reshape(self._distances, len(self._lever))
         return prepared
 
-    def _prepare_speeds(self, cartesian: Mapping[str, CartesianLimits]) -> tuple[Array, Array]:
-        """Note the lines of the tool's speeds; returns their levers [V, J] and couplings [V, J, J]."""
+    def _prepare_speeds(self, cartesian: Mapping[str, CartesianLimits]) -> None:
         speeds = [name for name in ('translation', 'rotation') if name in cartesian]
         joints = len(self._lever)
         later = np.maximum(np.arange(joints)[:, None], np.arange(joints)[None, :])
@@ -182,14 +182,12 @@ class Body:
         # of both for a point; for a rotation it is 1, and only inner joints turn the axes of outer ones.
         coupling = {'translation': self._lever[later], 'rotation': np.triu(np.ones((joints, joints)), 1)}
         levers = {'translation': self._lever, 'rotation': np.ones(joints)}
+        self._levers = np.array([levers[name] for name in speeds]).reshape(-1, joints)
+        self._couplings = np.array([coupling[name] for name in speeds]).reshape(-1, joints, joints)
         for name in speeds:
             what, unit = ('speed', 'm/s') if name == 'translation' else ('rotation', 'rad/s')
             limit = (1.0 - SPEED_TOLERANCE) * cartesian[name].velocity
             self._lines.append(_Line(Reason.TOOL_SPEED, what, self._chain.tool, limit, unit))
-        return (
-            np.array([levers[name] for name in speeds]).reshape(-1, joints),
-            np.array([coupling[name] for name in speeds]).reshape(-1, joints, joints),
-        )
 
     # At single positions
 

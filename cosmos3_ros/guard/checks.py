@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos3_ros.guard import kernels
 from cosmos3_ros.guard.chunk import Chunk
 from cosmos3_ros.guard.executor import ChunkMotion
 from cosmos3_ros.guard.limits import RobotLimits
@@ -162,19 +163,26 @@ def check_rows(chunk: Chunk, limits: RobotLimits, state: JointsState) -> Rejecti
 
     For the B-spline that is executed these differences *are* the extremes of position, speed, acceleration and jerk.
     """
+    rows, dt = chunk.positions, chunk.step_ns / NS
     lower, upper = position_bounds(limits, state)
-    rows = chunk.positions
+    if not kernels.rows_keep(rows, dt, lower, upper, limits.velocity, limits.acceleration, limits.jerk, _ROUNDING):
+        found = _first_row_beyond(rows, dt, limits, lower, upper)
+        if found is not None:
+            return found
+    return None if limits.near_ends is None else _check_row_speeds(rows, dt, limits)
+
+
+def _first_row_beyond(rows: Array, dt: float, limits: RobotLimits, lower: Array, upper: Array) -> Rejection | None:
     outside = _first_outside(Reason.POSITION_LIMIT, 'position', rows, lower, upper, limits)
     if outside is not None:
         return outside
-    dt = chunk.step_ns / NS
     rate = rows
     for order, (reason, what, limit, unit) in enumerate(_rates(limits), start=1):
         rate = (rate[1:] - rate[:-1]) / dt
         found = _first_above(reason, what, rate, limit, limits, unit, first_row=order)
         if found is not None:
             return found
-    return None if limits.near_ends is None else _check_row_speeds(rows, dt, limits)
+    return None
 
 
 def _check_row_speeds(rows: Array, dt: float, limits: RobotLimits) -> Rejection | None:
@@ -238,11 +246,23 @@ def check_motion(
     It does not hold for the tool and the body, because the joints of a stop leave the path. They are checked along the
     motion and in the stop from its end; stops from in between are checked one by one before they are sent.
     """
-    chunk = motion.chunk
     lower, upper = position_bounds(limits, state)
     times = _fade_grid(motion)
-    rows = chunk.rows_at(times)
     values = motion.derivatives(times)
+    if not kernels.states_keep(
+        values, lower, upper, limits.velocity, limits.acceleration, limits.jerk, _HEADROOM, _ROUNDING
+    ):
+        found = _first_beyond(values, motion.chunk.rows_at(times), limits, lower, upper)
+        if found is not None:
+            return found
+    outside = _check_stopping_distance(motion, limits, lower, upper)
+    return outside or check_places(motion, limits, times, values, braker)
+
+
+def _first_beyond(
+    values: Array, rows: NDArray[np.int64], limits: RobotLimits, lower: Array, upper: Array
+) -> Rejection | None:
+    """The first kind of limit that a fade [S, 4, J] breaks, at the earliest of its instants; `rows` names them."""
     outside = _first_outside(Reason.POSITION_LIMIT, 'position', values[:, 0], lower, upper, limits, rows)
     if outside is not None:
         return outside
@@ -251,18 +271,15 @@ def check_motion(
         found = _first_above(reason, of_splice, values[:, order], _HEADROOM * limit, limits, unit, rows=rows)
         if found is not None:
             return found
-    outside = _check_stopping_distance(motion, limits, lower, upper)
-    return outside or check_places(motion, limits, times, values, braker)
+    return None
 
 
 def _check_stopping_distance(motion: ChunkMotion, limits: RobotLimits, lower: Array, upper: Array) -> Rejection | None:
     end = motion.state(motion.end_ns)
-    # A stop takes back the acceleration, builds up a deceleration and ends it, for a/j seconds each at most, and is
-    # never faster than this speed. Only near the ends of the range is the way needed more exactly.
-    rise = limits.acceleration / limits.jerk
-    speed = np.abs(end.velocities) + np.abs(end.accelerations) * rise
-    longest = speed * (speed / limits.acceleration + 3 * rise)
-    if ((end.positions - longest >= lower) & (end.positions + longest <= upper)).all():
+    # Only near the ends of the range is the way needed exactly.
+    if kernels.has_room_to_stop(
+        end.positions, end.velocities, end.accelerations, lower, upper, limits.acceleration, limits.jerk
+    ):
         return None
     way = stopping_displacement(end.velocities, end.accelerations, limits.acceleration, limits.jerk)
     what, last = 'would come to rest at', np.array([motion.chunk.rows - 1])
@@ -274,8 +291,7 @@ def position_bounds(limits: RobotLimits, state: JointsState) -> tuple[Array, Arr
 
     An arm that stands inside the margin may leave it inwards, never go further out; the hard limit stays.
     """
-    lower = np.maximum(limits.lower, np.minimum(limits.soft_lower, state.positions))
-    upper = np.minimum(limits.upper, np.maximum(limits.soft_upper, state.positions))
+    lower, upper = kernels.position_bounds(limits.lower, limits.upper, limits.margin, state.positions)
     return lower, upper
 
 
@@ -289,15 +305,13 @@ def _rates(limits: RobotLimits) -> tuple[tuple[Reason, str, Array, str], ...]:
 
 def _fade_grid(motion: ChunkMotion) -> Times:
     """Instants from the start of a fade to its end; the rows, where the jerk steps, are among them."""
-    start, end = motion.start_ns, motion.start_ns + motion.window_ns
-    origin, step = motion.chunk.due_ns(0), motion.chunk.step_ns
-    first, last = (start - origin) * _POINTS_PER_ROW // step + 1, (end - origin) * _POINTS_PER_ROW // step
-    inner = origin + np.arange(first, last + 1, dtype=np.int64) * step // _POINTS_PER_ROW
-    ends = np.array([start, end], dtype=np.int64)
-    return np.concatenate([ends[:1], inner[(inner > start) & (inner < end)], ends[1:]])
+    start, chunk = motion.start_ns, motion.chunk
+    return kernels.times_between(start, start + motion.window_ns, chunk.due_ns(0), chunk.step_ns, _POINTS_PER_ROW)
 
 
 def _check_jump(motion: ChunkMotion, limits: RobotLimits, options: CheckOptions) -> Rejection | None:
+    if motion.jump.max() <= options.splice_jump_rad:
+        return None
     row = np.array([motion.chunk.row_at(motion.start_ns)])
     allowed = np.full(len(motion.jump), options.splice_jump_rad)
     what = 'distance from the commanded position'
@@ -316,9 +330,9 @@ def _first_above(
     rows: NDArray[np.int64] | None = None,
 ) -> Rejection | None:
     """The earliest entry of |values| [S, J] above its limit [J]; among the joints of that instant the worst."""
-    ratio = np.abs(values) / limit
-    if not ratio.size or ratio.max() <= 1.0 + _ROUNDING:
+    if kernels.none_above(values, limit, _ROUNDING):
         return None
+    ratio = np.abs(values) / limit
     index = int((ratio > 1.0 + _ROUNDING).any(axis=1).argmax())
     joint = int(ratio[index].argmax())
     row = index + first_row if rows is None else int(rows[index])

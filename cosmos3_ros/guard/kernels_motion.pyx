@@ -151,8 +151,9 @@ cdef class FadedSpline:
         cdef int64_t time = min(max(time_ns, self._start_ns), self._end_ns)
         cdef int64_t since_first = time - self._due_ns, since = time - self._start_ns, segment
         cdef Py_ssize_t joints = self._joints, order, j
-        cdef double weights[4][4]
+        cdef double weights[4][3]
         cdef double fade[4][3]
+        cdef double one
         cdef double *weight
         cdef const double *control
         segment = min(max(_floor(since_first, self._step_ns), -1), self._rows - 2)
@@ -161,11 +162,13 @@ cdef class FadedSpline:
         for order in range(ORDERS):
             weight = weights[order]
             for j in range(joints):
-                values[order * joints + j] = (
-                    weight[0] * control[j]
-                    + weight[1] * control[joints + j]
-                    + weight[2] * control[2 * joints + j]
-                    + weight[3] * control[3 * joints + j]
+                # The weights of positions add up to one, those of the others to zero. By differences to one of the
+                # control points, so that a chunk that stands still stands still exactly.
+                one = control[joints + j]
+                values[order * joints + j] = (one if order == 0 else 0.0) + (
+                    weight[0] * (control[j] - one)
+                    + weight[1] * (control[2 * joints + j] - one)
+                    + weight[2] * (control[3 * joints + j] - one)
                 )
         if since >= self._window_ns:
             return
@@ -178,18 +181,16 @@ cdef class FadedSpline:
                 )
 
 
-cdef void _spline_weights(double s, double step, double weights[4][4]) noexcept:
-    """What each of four neighbouring control points contributes at s = 0..1 of their segment of `step` seconds."""
+cdef void _spline_weights(double s, double step, double weights[4][3]) noexcept:
+    """What the first, third and fourth of four neighbouring control points contribute at s = 0..1 of `step` seconds."""
     cdef double r = 1 - s, scale = 1 / step
     cdef Py_ssize_t order, k
-    weights[0][0], weights[0][1] = r * r * r / 6, (4 + s * s * (3 * s - 6)) / 6
-    weights[0][2], weights[0][3] = (1 + s * (3 + s * (3 - 3 * s))) / 6, s * s * s / 6
-    weights[1][0], weights[1][1] = -r * r / 2, s * (3 * s - 4) / 2
-    weights[1][2], weights[1][3] = (1 + s * (2 - 3 * s)) / 2, s * s / 2
-    weights[2][0], weights[2][1], weights[2][2], weights[2][3] = r, 3 * s - 2, 1 - 3 * s, s
-    weights[3][0], weights[3][1], weights[3][2], weights[3][3] = -1, 3, -3, 1
+    weights[0][0], weights[0][1], weights[0][2] = r * r * r / 6, (1 + s * (3 + s * (3 - 3 * s))) / 6, s * s * s / 6
+    weights[1][0], weights[1][1], weights[1][2] = -r * r / 2, (1 + s * (2 - 3 * s)) / 2, s * s / 2
+    weights[2][0], weights[2][1], weights[2][2] = r, 1 - 3 * s, s
+    weights[3][0], weights[3][1], weights[3][2] = -1, -3, 1
     for order in range(1, ORDERS):
-        for k in range(4):
+        for k in range(3):
             weights[order][k] *= scale
         scale /= step
 

@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos3_ros.guard import kernels
+
 Array = NDArray[np.float64]
 Times = NDArray[np.int64]
 
@@ -126,5 +128,4 @@ def state_at(motion: Motion, time_ns: int) -> JointsState:
 
 def instants(start_ns: int, end_ns: int, step_ns: int) -> Times:
     """Evenly spaced instants from `start_ns` to `end_ns`, both included, at most `step_ns` apart."""
-    count = max(1, -((start_ns - end_ns) // step_ns))
-    return start_ns + ((end_ns - start_ns) * np.arange(count + 1, dtype=np.int64)) // count
+    return kernels.instants(start_ns, end_ns, step_ns)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cosmos3_ros.guard import kernels
 from cosmos3_ros.guard.body import Finding
 from cosmos3_ros.guard.executor import ChunkMotion
 from cosmos3_ros.guard.limits import RobotLimits
@@ -37,8 +38,9 @@ def check_places(
     body = limits.body
     if body is None and limits.near_ends is None:
         return None
-    rows = _row_peaks(motion)
-    peaks = [np.maximum(of_rows, _PEAKS * np.abs(fade[:, 2 + i]).max(axis=0)) for i, of_rows in enumerate(rows)]
+    # Largest acceleration and jerk of each joint, of the chunk's own spline and of the whole motion.
+    rows = kernels.row_peaks(motion.chunk.positions, motion.chunk.step_ns / NS)
+    peaks = np.maximum(rows, _PEAKS * kernels.magnitudes(fade)[2:])
     found = _check_near_ends(motion, limits, fade_times, fade, (rows[1], peaks[1]))
     if found is not None:
         return found
@@ -73,22 +75,10 @@ def _rejection(finding: Finding, row: int, when: str = '') -> Rejection:
     )
 
 
-def _row_peaks(motion: ChunkMotion) -> tuple[Array, Array]:
-    """Largest acceleration and jerk of the chunk's own spline, [J] each: the largest differences of its rows."""
-    rows, dt = motion.chunk.positions, motion.chunk.step_ns / NS
-    accelerations = (rows[2:] - 2 * rows[1:-1] + rows[:-2]) / dt**2
-    # The spline begins and ends with the speed of the first and the last step, so without acceleration.
-    still = np.zeros((1, rows.shape[1]))
-    accelerations = np.concatenate([still, accelerations, still])
-    jerks = (accelerations[1:] - accelerations[:-1]) / dt
-    return np.abs(accelerations).max(axis=0), np.abs(jerks).max(axis=0)
-
-
 def _row_times(motion: ChunkMotion) -> Times:
     """The start of a motion, and every instant after it at which a row is due."""
     chunk = motion.chunk
-    due = chunk.due_ns(0) + chunk.step_ns * np.arange(chunk.rows, dtype=np.int64)
-    return np.concatenate([[motion.start_ns], due[due > motion.start_ns]])
+    return kernels.times_between(motion.start_ns, motion.end_ns, chunk.due_ns(0), chunk.step_ns, 1)
 
 
 def _far_from_ends(motion: ChunkMotion, limits: RobotLimits, fade: Array) -> bool:

@@ -7,11 +7,11 @@ do: what has been sent already.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 from ruckig import ControlInterface, InputParameter, Ruckig, RuckigError, Synchronization, Trajectory
 
+from cosmos3_ros.guard import kernels
 from cosmos3_ros.guard.body import Finding, Known
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.motion import NS, Array, JointsState, Samples, Times, instants
@@ -23,6 +23,8 @@ _COMFORT = 0.9
 # Differences of floating-point numbers, far below any physical meaning: absolute, and relative for mean values.
 _ROUNDING = 1e-9
 _TOLERANCE = 1e-6
+# What two commands may differ by on top of what the jerk between their points can make, rad and rad/s.
+_INTERPOLATION = 1e-6
 
 
 class Brake:
@@ -45,14 +47,8 @@ class Brake:
 
     def sample(self, times_ns: Times) -> Samples:
         """States at the given instants, clipped to [start, end]; exactly at rest from the end on."""
-        elapsed = np.minimum(np.maximum(times_ns - self.start_ns, 0), self.end_ns - self.start_ns) / NS
-        numbers: list[float] = []  # one flat list: NumPy takes several times as long over nested ones
-        at_time = self._trajectory.at_time
-        for time in elapsed.tolist():
-            for column in at_time(time):
-                numbers += column
-        states = np.array(numbers, dtype=np.float64).reshape(len(elapsed), 3, -1)
-        states[times_ns >= self.end_ns, 1:] = 0.0
+        joints = self._trajectory.degrees_of_freedom
+        states = kernels.sample_stop(self._trajectory.at_time, times_ns, self.start_ns, self.end_ns, joints)
         return Samples(times_ns, states[:, 0], states[:, 1], states[:, 2])
 
     def state(self, time_ns: int) -> JointsState:
@@ -140,15 +136,20 @@ class Braker:
         return trajectory if int(result) >= 0 and math.isfinite(trajectory.duration) else None
 
     def _fits(self, brake: Brake, state: JointsState, jerk: Array) -> bool:
-        points = brake.points
-        beyond = self._beyond * ((state.velocities != 0.0) | (state.accelerations != 0.0))
-        lowest, highest = np.minimum.reduce(points.positions), np.maximum.reduce(points.positions)
-        bounds = lowest - beyond, highest + beyond
-        inside = (bounds[0] >= self._lower) & (bounds[1] <= self._upper)
-        peak = peak_speed(state.velocities, state.accelerations, jerk)
-        if not (inside & (peak <= self._limits.velocity)).all():
+        found = kernels.stop_bounds(
+            brake.points.positions,
+            state.velocities,
+            state.accelerations,
+            self._beyond,
+            jerk,
+            self._lower,
+            self._upper,
+            self._limits.velocity,
+        )
+        if found is None:
             return False
-        return self._stop_check.fits(brake, points, bounds, peak, jerk)
+        lowest, highest, peak = found
+        return self._stop_check.fits(brake, brake.points, (lowest, highest), peak, jerk)
 
 
 def peak_speed(velocities: Array, accelerations: Array, jerk: Array) -> Array:
@@ -208,27 +209,42 @@ def check_output(samples: Samples, limits: RobotLimits) -> Rejection | None:
         The first violation of a position, velocity, acceleration or jerk limit, of consistency between the columns, or
         of the promise to end at rest; None if there is none.
     """
+    p, v, a = samples.positions, samples.velocities, samples.accelerations
+    kept = kernels.command_keeps(
+        samples.times_ns,
+        p,
+        v,
+        a,
+        limits.lower,
+        limits.upper,
+        limits.velocity,
+        limits.acceleration,
+        limits.jerk,
+        _TOLERANCE,
+        _ROUNDING,
+    )
+    fault = None if kept else _output_fault(samples, limits)
+    if fault is not None or limits.near_ends is None:
+        return fault
+    dt = (np.diff(samples.times_ns) / NS)[:, None]
+    return _near_ends(p, v, np.diff(p, axis=0) / dt, limits)
+
+
+def _output_fault(samples: Samples, limits: RobotLimits) -> Rejection | None:
+    """What is wrong with the points of a command that are known not to keep the limits."""
     steps = samples.times_ns[1:] - samples.times_ns[:-1]
     if not (steps > 0).all():
         return reject(Reason.OUTPUT_CHECK, 'the times of a command do not rise')
     p, v, a = samples.positions, samples.velocities, samples.accelerations
     if v[-1].any() or a[-1].any():
         return reject(Reason.OUTPUT_CHECK, 'a command does not end at rest')
-    dt = (steps / NS)[:, None]
-    states = np.concatenate((p, v, a), axis=1)
-    rates = (states[1:] - states[:-1]) / dt
-    mean_v, mean_a, mean_j = rates[:, : p.shape[1]], rates[:, p.shape[1] : -p.shape[1]], rates[:, -p.shape[1] :]
-    square = dt * dt
-    # The trapezoid rule, corrected by the slopes at its ends, gives the way to within a jerk's share.
-    mismatch = (mean_v - ((v[1:] + v[:-1]) / 2 - mean_j * (square / 12))) / square
-    bounds = _bounds(limits)
-    # All at once: nearly every command is sound, and NumPy's time goes by the number of calls.
-    values = np.concatenate((states[:-1, p.shape[1] :], rates, mismatch), axis=1)
     outside = _outside(p, limits)
-    if bool((np.abs(values) <= bounds).all()):
-        return outside or (None if limits.near_ends is None else _near_ends(p, v, mean_v, limits))
     if outside is not None:
         return outside
+    dt = (steps / NS)[:, None]
+    mean_v, mean_a, mean_j = ((x[1:] - x[:-1]) / dt for x in (p, v, a))
+    # The trapezoid rule, corrected by the slopes at its ends, gives the way to within a jerk's share.
+    mismatch = (mean_v - ((v[1:] + v[:-1]) / 2 - mean_j * (dt**2 / 12))) / dt**2
     quantities = (
         ('velocity', v[:-1], limits.velocity, 'rad/s'),  # the last row is known to be at rest
         ('acceleration', a[:-1], limits.acceleration, 'rad/s^2'),
@@ -241,14 +257,6 @@ def check_output(samples: Samples, limits: RobotLimits) -> Rejection | None:
     return next((fault for fault in found if fault is not None), None)
 
 
-@lru_cache(maxsize=8)
-def _bounds(limits: RobotLimits) -> Array:
-    """What a command may be at most, rounding included: its columns as in :func:`check_output`, [6 J]."""
-    v, a, j = limits.velocity, limits.acceleration, limits.jerk
-    bounds: Array = np.concatenate((v, a, v, a, j, j / 6)) * (1 + _TOLERANCE) + _ROUNDING
-    return bounds
-
-
 def check_continuity(samples: Samples, before: Samples, limits: RobotLimits) -> Rejection | None:
     """Compare the first point of a command with what the previous command says of that instant.
 
@@ -257,31 +265,17 @@ def check_continuity(samples: Samples, before: Samples, limits: RobotLimits) -> 
         before: Points of the previous command; taken as at rest after its last point.
         limits: Hard limits; they bound the error of interpolating between points.
     """
-    time = int(samples.times_ns[0])
-    after = int(before.times_ns.searchsorted(time, side='right'))
-    index = min(max(after - 1, 0), len(before.times_ns) - 2)
-    begin, end = before.times_ns[index : index + 2].tolist()
-    span = (end - begin) / NS
-    s = min(max((time - begin) / NS / span, 0.0), 1.0)
-    position, velocity = _hermite(before, index, span, s)
+    time_ns = int(samples.times_ns[0])
+    expected, span = kernels.interpolated(before.times_ns, before.positions, before.velocities, time_ns)
     # Between two points the jerk may step by twice its limit; a cubic through positions and slopes misses that by less.
-    near = limits.jerk * span**3 / 24 + 1e-6
-    similar = limits.jerk * span**2 / 4 + 1e-6
-    jump, step = np.abs(samples.positions[0] - position), np.abs(samples.velocities[0] - velocity)
+    positions, velocities = samples.positions[0], samples.velocities[0]
+    if kernels.continues(positions, velocities, expected, limits.jerk, span, _INTERPOLATION):
+        return None
+    near, similar = limits.jerk * span**3 / 24 + _INTERPOLATION, limits.jerk * span**2 / 4 + _INTERPOLATION
+    jump, step = np.abs(positions - expected[0]), np.abs(velocities - expected[1])
     return _above('jump of position between commands', jump[None], near, limits, 'rad') or _above(
         'jump of velocity between commands', step[None], similar, limits, 'rad/s'
     )
-
-
-def _hermite(samples: Samples, index: int, span: float, s: float) -> tuple[Array, Array]:
-    """Position and velocity of the cubic through two points, at the fraction `s` of the span between them."""
-    p, v = samples.positions[index : index + 2], samples.velocities[index : index + 2]
-    r, turn = 1 - s, 6 * s * (s - 1) / span
-    position: Array = np.array(((1 + 2 * s) * r * r, s * s * (3 - 2 * s))) @ p
-    position += np.array((s * r * r * span, -s * s * r * span)) @ v
-    slope: Array = np.array((turn, -turn)) @ p
-    slope += np.array((r * (1 - 3 * s), s * (3 * s - 2))) @ v
-    return position, slope
 
 
 def _near_ends(positions: Array, velocities: Array, mean: Array, limits: RobotLimits) -> Rejection | None:

@@ -26,10 +26,8 @@ def random_rows(seed, rows=32):
 
 def joined_at(chunk, time, window_rows=3, state=None):
     """A motion that starts where the chunk itself is (or at `state`)."""
-    own = state or ChunkMotion(chunk, time, JointsState.at_rest(np.zeros(JOINTS)), 1)
-    if not isinstance(own, JointsState):
-        values = own._spline(np.array([time]))[0].reshape(4, JOINTS)
-        own = JointsState(*values[:3])
+    # A fade of one nanosecond is over when the motion begins.
+    own = state or ChunkMotion(chunk, time - 1, JointsState.at_rest(np.zeros(JOINTS)), 1).state(time)
     return ChunkMotion(chunk, time, own, window_rows * STEP)
 
 
