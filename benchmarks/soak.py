@@ -5,8 +5,8 @@
 
 The simulated robot, the guard, and the policy with a tiny random checkpoint run as they do in service. Faults come at
 random moments while the arm moves. After each, the arm has to move again within a bound; a person's part (reset, a new
-instruction, starting what was ended) is done for it. In the second half nothing is ended, so that the memory of each
-process can be watched. The exit code is 1 if a promise was broken. See README.md.
+instruction, starting what was ended) is done for it. In the last three fifths nothing is ended, so that the memory of
+each process can be watched once its caches are full. The exit code is 1 if a promise was broken. See README.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ BOUND_S = 120.0
 CALM_S = (2.0, 6.0)
 GROWTH = 0.01
 _SAMPLE_S = 1.0
-_WARM_UP_S = 30.0
+DEADLY_SHARE = 0.4
+"""Share of the time in which processes are ended."""
+_WARM_UP_S = 300.0  # what a process keeps of the latest minutes has its full size by then
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,18 @@ def stop_and_reset(soak: Soak) -> None:
     soak.pass_time(soak.rng.uniform(0.2, 2.0))
 
 
+def emergency_stop(soak: Soak) -> None:
+    """Somebody presses the emergency stop and releases it; the reset follows when things are brought in order."""
+    soak.watcher.pressed = True
+    soak.pass_time(soak.rng.uniform(0.3, 2.0))
+    soak.watcher.pressed = False
+
+
+def emergency_stop_silent(soak: Soak) -> None:
+    """Nothing is heard of the emergency stop for up to three seconds, one of which it may be silent."""
+    _hold_back(soak, 'emergency_stop', soak.rng.uniform(0.5, 3.0))
+
+
 def frozen_host(soak: Soak) -> None:
     """The policy's process hangs for up to four seconds."""
     _freeze(soak, 'policy', soak.rng.uniform(0.2, 4.0))
@@ -147,6 +161,8 @@ HARMLESS: dict[str, Callable[[Soak], None]] = {
     'camera drop': camera_drop,
     'joint state gap': joint_state_gap,
     'stop, then reset': stop_and_reset,
+    'emergency stop': emergency_stop,
+    'emergency stop silent': emergency_stop_silent,
     'host frozen': frozen_host,
     'robot frozen': frozen_robot,
     'guard frozen': frozen_guard,
@@ -162,13 +178,13 @@ DEADLY: dict[str, Callable[[Soak], None]] = {
 
 
 def run(soak: Soak, minutes: float) -> None:
-    """Fault after fault; in the second half only those that end no process."""
+    """Fault after fault; after some time only those that end no process."""
     _settle(soak, 'start')
     queue: list[str] = []
     while soak.elapsed_s < minutes * 60:
         soak.pass_time(soak.rng.uniform(*CALM_S))
-        first_half = soak.elapsed_s < minutes * 30
-        faults = {**HARMLESS, **DEADLY} if first_half else HARMLESS
+        deadly = soak.elapsed_s < DEADLY_SHARE * minutes * 60
+        faults = {**HARMLESS, **DEADLY} if deadly else HARMLESS
         queue = [name for name in queue if name in faults]
         if not queue:  # every fault comes as often as every other, in random order
             queue = soak.rng.sample(sorted(faults), len(faults))
@@ -188,10 +204,10 @@ def _settle(soak: Soak, fault: str) -> None:
 
 def conclude(soak: Soak) -> dict[str, Any]:
     """Everything that was found, and what promises were broken."""
-    half = soak.elapsed_s / 2
+    calm, warm_up = DEADLY_SHARE * soak.elapsed_s, min(_WARM_UP_S, 0.2 * soak.elapsed_s)
     grown = {}
     for name, samples in soak.memory.items():
-        later = [(t, size) for t, size in samples if t > max(half, samples[0][0] + _WARM_UP_S)]
+        later = [(t, size) for t, size in samples if t > max(calm, samples[0][0] + warm_up)]
         if len(later) >= 10 and later[-1][0] > 0.9 * soak.elapsed_s:
             grown[name] = {'growth': growth(later), 'mib': later[-1][1] / 2**20, 'seconds': later[-1][0] - later[0][0]}
     broken = {

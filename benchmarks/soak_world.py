@@ -1,6 +1,7 @@
 """The system in its own processes for a long run, somebody who watches it from outside, and what that one may spoil.
 
-Joint states and the pictures of the wrist pass through the watcher, who can hold them back. Times in s and ns.
+Joint states and the pictures of the wrist pass through the watcher, who can hold them back, and who is the emergency
+stop. Times in s and ns.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import rclpy
 from auditor import Audit, Book
 from numpy.typing import NDArray
 from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -41,6 +43,9 @@ CONTRACT = 'demo_joint_pos'
 MOVING_RAD_S = 0.02
 NEAR_RAD = 0.06
 """How far from the measured joints a command may begin if it does not continue another: the guard's own tolerance."""
+# The emergency stop reports its state all the time; a silence counts as pressed.
+_ESTOP = {'estop_topic': 'emergency_stop', 'estop_max_age_s': 1.0}
+_ESTOP_PERIOD_S = 0.1
 _HELD_BACK = {'sim_robot': (('joint_states', 'joint_states_raw'), ('camera/wrist/image_raw', 'camera/wrist/raw'))}
 _GAP_NS = 25_000_000  # commands come each 10 ms; after a longer gap the older one may not be the one in force
 _SILENCE_NS = 500_000_000  # after so long without a command the arm has come to rest and its joints are known
@@ -81,7 +86,14 @@ class System:
             namespace=NAMESPACE,
             use_sim_time=use_sim_time,
         )
-        specs = [replace(spec, remappings=_HELD_BACK.get(spec.name, ())) for spec in processes(options)]
+        specs = [
+            replace(
+                spec,
+                remappings=_HELD_BACK.get(spec.name, ()),
+                parameters={**spec.parameters, **(_ESTOP if spec.name == 'guard' else {})},
+            )
+            for spec in processes(options)
+        ]
         self.specs: dict[str, ProcessSpec] = {spec.name: spec for spec in specs}
         self._logs = logs
         self._runners: dict[str, Runner] = {}
@@ -133,7 +145,8 @@ class Watcher:
     def __init__(self, limits: RobotLimits) -> None:
         self.limits = limits
         self.audit, self._book = Audit(), Book()
-        self.passing = {'joint_states': True, 'wrist': True}
+        self.passing = {'joint_states': True, 'wrist': True, 'emergency_stop': True}
+        self.pressed = False
         self.joints: Array | None = None
         self.speed = 0.0
         self.status: GuardStatus | None = None
@@ -156,6 +169,8 @@ class Watcher:
         node = self.node
         self._joint_states = node.create_publisher(JointState, 'joint_states', qos.sensor(10))
         self._wrist = node.create_publisher(Image, 'camera/wrist/image_raw', qos.sensor())
+        self._emergency_stop = node.create_publisher(Bool, 'emergency_stop', qos.status(10))
+        node.create_timer(_ESTOP_PERIOD_S, self._tell_emergency_stop)
         node.create_subscription(JointState, 'joint_states_raw', self._on_joints, qos.sensor(50))
         node.create_subscription(Image, 'camera/wrist/raw', self._on_wrist, qos.sensor())
         node.create_subscription(JointTrajectory, 'joint_trajectory', self._on_command, qos.status(500))
@@ -172,6 +187,10 @@ class Watcher:
         self.joints_count += 1
         if self.passing['joint_states']:
             self._joint_states.publish(message)
+
+    def _tell_emergency_stop(self) -> None:
+        if self.passing['emergency_stop']:
+            self._emergency_stop.publish(Bool(data=self.pressed))
 
     def _on_wrist(self, message: Image) -> None:
         if self.passing['wrist']:
