@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.contract import load_contract
+from engine.contract import Contract, load_contract
 from engine.errors import InvalidInput, Problem
 from engine.resources import config_folders
 
 PACKAGE = 'cosmos3_ros'
+PAIR = 'panda_pair'
+"""What the simulated robot is called when it has two arms."""
+PAIR_JOINTS = tuple(f'{arm}_panda_joint{number}' for arm in ('left', 'right') for number in range(1, 8))
 _TRUTH = {'true': True, 'false': False}
 _LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 _FASTDDS_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
@@ -50,7 +53,8 @@ LAUNCH_ARGUMENTS = (
     Argument(
         'robot',
         'sim',
-        'sim: the simulated Franka. replay: a recording plays the sensors. none: your own drivers run already.',
+        'sim: the simulated Franka, or two of them if the contract has two arms. replay: a recording plays sensors. '
+        'none: your own drivers run already.',
         ('sim', 'replay', 'none'),
     ),
     Argument('namespace', '', 'Namespace of all nodes and topics. Two robots need two.'),
@@ -179,7 +183,7 @@ def processes(options: Options) -> tuple[ProcessSpec, ...]:
         ContractError: The contract is faulty.
     """
     contract = load_contract(options.contract)
-    problems = _problems(options)
+    problems = [*_problems(options), *_sim_problems(options, contract)]
     checkpoint = options.checkpoint or contract.checkpoint.policy or ''
     if not checkpoint:
         what = f'must be given: contract {contract.name} is made for no published checkpoint'
@@ -202,15 +206,21 @@ def processes(options: Options) -> tuple[ProcessSpec, ...]:
     if options.record:
         policy['record_directory'] = str(Path(options.record).expanduser().absolute())
     host = ProcessSpec('policy', 'host', f'{PACKAGE}.host', parameters={**_shared(options), **policy}, **common)
-    return (*_robot(options, common), guard, host, *_instruction(options, common))
+    return (*_robot(options, contract, common), guard, host, *_instruction(options, common))
 
 
-def _robot(options: Options, common: Mapping[str, Any]) -> tuple[ProcessSpec, ...]:
+def _robot(options: Options, contract: Contract, common: Mapping[str, Any]) -> tuple[ProcessSpec, ...]:
     """The stand-in for a robot. It makes the time, so it never follows /clock itself."""
     parameters: dict[str, Any] = {'autostart': options.autostart, 'publish_clock': options.use_sim_time}
     environment = large_image_environment()
     if options.robot == 'sim':
         module = f'{PACKAGE}.sim_robot_node'
+        if len(contract.robot.arms) > 1:
+            # No more cameras than the contract looks through: each costs time to draw.
+            parameters |= {
+                'robot': PAIR,
+                'views': [_camera(stream.topic) for stream in contract.views.streams.values()],
+            }
         return (ProcessSpec('sim_robot', 'sim_robot', module, parameters, environment=environment, **common),)
     if options.robot == 'replay':
         module = f'{PACKAGE}.replay_robot_node'
@@ -227,6 +237,20 @@ def _instruction(options: Options, common: Mapping[str, Any]) -> tuple[ProcessSp
     parameters = {'use_sim_time': options.use_sim_time, 'instruction': options.instruction}
     module = f'{PACKAGE}.instruct'
     return (ProcessSpec('instruct', 'instruct', module, parameters, lifecycle=False, transient=True, **common),)
+
+
+def _camera(topic: str) -> str:
+    """The camera of the simulated robot whose pictures are on a topic: `front` for `camera/front/image_raw`."""
+    return topic.removeprefix('camera/').removesuffix('/image_raw')
+
+
+def _sim_problems(options: Options, contract: Contract) -> list[Problem]:
+    """Why the simulated robot is not the one that a contract of several arms is made for."""
+    arms = contract.robot.arms
+    if options.robot != 'sim' or len(arms) == 1 or contract.robot.joints == PAIR_JOINTS:
+        return []
+    what, given = 'has no simulated robot for the arms of this contract', ', '.join(contract.robot.joints)
+    return [Problem('robot', what, given, ', '.join(PAIR_JOINTS), 'start your own driver, with robot:=none')]
 
 
 def _shared(options: Options) -> dict[str, Any]:

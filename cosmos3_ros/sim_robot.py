@@ -1,20 +1,25 @@
-"""The `sim_robot` node: a simulated Franka in the place of robot driver and cameras.
+"""The `sim_robot` node: a simulated Franka, or two, in the place of robot driver and cameras.
 
 =============  ===================================  ===========================================================
-publishes      `joint_states`                       arm and fingers, 100 Hz
+publishes      `joint_states`                       arms and fingers, 100 Hz
                `end_effector_pose`                  of `panda_link8` in `panda_link0`, 100 Hz
                `camera/VIEW/image_raw`              `wrist`, `exterior_1`, `exterior_2`, 15 Hz
                `/clock`                             with `publish_clock`
 subscribes     `joint_trajectory`                   as ros2_control's joint_trajectory_controller does
                `gripper/command`                    `JointState` of `panda_finger_joint1`, m
-service        `~/reset`                            arm to the start pose, objects strewn anew
+service        `~/reset`                            arms to the start pose, objects strewn anew
 =============  ===================================  ===========================================================
+
+With `robot` `panda_pair` there are two arms on one base: names of joints and frames begin with `left_` and `right_`,
+poses and grippers have topics of their own (`left/end_effector_pose`, `left/gripper/command`), poses are in `base`, and
+the views are `front`, `left`, `right`, `left_wrist` and `right_wrist`. One message has the joints of both arms.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,10 +64,9 @@ PARAMETERS = (
     ),
     Parameter('image_height', 180, 'Height of the pictures.', 'px', minimum=16, maximum=2160),
     Parameter('image_width', 320, 'Width of the pictures.', 'px', minimum=16, maximum=3840),
-    Parameter('views', scene.CAMERAS, 'Cameras to simulate.', one_of=scene.CAMERAS, check=_duplicates),
-    Parameter(
-        'joint_state_rate_hz', 100.0, 'Rate of joint_states and end_effector_pose.', 'Hz', minimum=1.0, maximum=200.0
-    ),
+    Parameter('robot', scene.PANDA.name, 'Which robot: one arm, or two on one base.', one_of=tuple(scene.ROBOTS)),
+    Parameter('views', (), "Cameras to simulate; empty: all of the robot's.", check=_duplicates),
+    Parameter('joint_state_rate_hz', 100.0, 'Rate of joint_states and of the poses.', 'Hz', minimum=1.0, maximum=200.0),
     Parameter('image_rate_hz', 15.0, 'Rate of the pictures of each camera.', 'Hz', minimum=0.1, maximum=120.0),
     Parameter('publish_clock', False, 'Publish simulated time on /clock and stamp everything with it.'),
     Parameter(
@@ -76,8 +80,6 @@ PARAMETERS = (
         'real_time_warn', 0.9, 'Share of the wanted speed below which diagnostics warn.', minimum=0.0, maximum=1.0
     ),
 )
-_BASE = 'panda_link0'
-_FINGER = scene.FINGER_JOINTS[0]
 # Commands computed in float32 may overshoot the ends of travel by a rounding error; a millimetre is more than one.
 _HAND = GripperTravel(open=scene.FINGER_TRAVEL, closed=0.0, slack=0.025)
 
@@ -102,17 +104,20 @@ class SimRobotNode(CosmosLifecycleNode):
         values = self.parameters
         self._check_time()
         size = (values['image_height'], values['image_width'])
-        self.robot = SimulatedFranka(self._seed, size, values['views'])
+        kind = scene.ROBOTS[values['robot']]
+        self.robot = SimulatedFranka(self._seed, size, values['views'] or None, kind)
         check_cameras(self.robot)
         self._breakdown, self._last_refusal = '', ''
         self._accepted = 0
         self._refused.clear()
-        self._open_outputs()
+        self._open_outputs(kind, values['views'] or kind.cameras)
         outputs = Outputs(self._on_slice, self._on_state, self._on_pictures, self._on_failure)
         self.loop = SimulationLoop(self.robot, self._pace(), outputs)
-        self._gripper = JointReader([_FINGER], 'gripper/command')
         self.subscribe(JointTrajectory, 'joint_trajectory', self._on_trajectory, qos.command(), self.control_group)
-        self.subscribe(JointState, 'gripper/command', self._on_gripper, qos.command(), self.control_group)
+        for arm in kind.arms:
+            topic = f'{_topics_of(arm)}gripper/command'
+            on_gripper = partial(self._on_gripper, arm.name, JointReader(arm.fingers[:1], topic), topic)
+            self.subscribe(JointState, topic, on_gripper, qos.command(), self.control_group)
         self.create_service(Trigger, '~/reset', self._on_reset, callback_group=self.service_group)
         self.diagnostics.add('simulation', self._report)
 
@@ -161,15 +166,18 @@ class SimRobotNode(CosmosLifecycleNode):
 
     # Outputs
 
-    def _open_outputs(self) -> None:
+    def _open_outputs(self, kind: scene.SceneRobot, views: tuple[str, ...]) -> None:
         self._joint_states = self.advertise(JointState, 'joint_states', qos.sensor(depth=10))
-        self._poses = self.advertise(PoseStamped, 'end_effector_pose', qos.sensor(depth=10))
+        self._poses = {
+            arm.name: self.advertise(PoseStamped, f'{_topics_of(arm)}end_effector_pose', qos.sensor(depth=10))
+            for arm in kind.arms
+        }
         self._cameras: dict[str, tuple[CountingPublisher, ImageWriter]] = {
             view: (
                 self.advertise(Image, f'camera/{view}/image_raw', qos.sensor()),
                 ImageWriter(f'{view}_camera_optical_frame'),
             )
-            for view in self.parameters['views']
+            for view in views
         }
         self._clock_topic = None
         if self.parameters['publish_clock']:
@@ -181,11 +189,13 @@ class SimRobotNode(CosmosLifecycleNode):
 
     def _on_state(self, stamp_ns: int) -> None:
         robot, stamp = configured(self.robot), ns_to_stamp(stamp_ns)
-        joints, pose = robot.joint_state(), robot.end_effector_pose()
+        joints = robot.joint_state()
         self._joint_states.publish(
             joint_state(joints.names, joints.positions, stamp, joints.velocities, joints.efforts)
         )
-        self._poses.publish(pose_to_message(Pose(pose.position, pose.quaternion, _BASE), stamp))
+        for arm, publisher in self._poses.items():
+            pose = robot.end_effector_pose(arm)
+            publisher.publish(pose_to_message(Pose(pose.position, pose.quaternion, robot.kind.base), stamp))
 
     def _on_pictures(self, stamp_ns: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         stamp = ns_to_stamp(stamp_ns)
@@ -204,7 +214,7 @@ class SimRobotNode(CosmosLifecycleNode):
         if robot is None or loop is None or not self.active:
             return
         try:
-            times, positions, velocities = read_trajectory(message)
+            times, positions, velocities = read_trajectory(message, robot.kind.joints)
             stamp_ns = stamp_to_ns(message.header.stamp)
             robot.set_trajectory(times, positions, velocities, loop.robot_ns(stamp_ns) if stamp_ns else None)
         except CosmosError as error:
@@ -212,14 +222,14 @@ class SimRobotNode(CosmosLifecycleNode):
         else:
             self._accepted += 1
 
-    def _on_gripper(self, message: JointState) -> None:
+    def _on_gripper(self, arm: str, reader: JointReader, topic: str, message: JointState) -> None:
         if self.robot is None or not self.active:
             return
         try:
-            finger_m = self._gripper.read(message).positions[0]
-            self.robot.set_gripper(float(_HAND.closed_fraction(finger_m)))
+            finger_m = reader.read(message).positions[0]
+            self.robot.set_gripper(float(_HAND.closed_fraction(finger_m)), arm)
         except CosmosError as error:
-            self._refuse('gripper/command', error)
+            self._refuse(topic, error)
 
     def _refuse(self, topic: str, error: CosmosError) -> None:
         self._refused[topic] = self._refused.get(topic, 0) + 1
@@ -230,7 +240,7 @@ class SimRobotNode(CosmosLifecycleNode):
         response.success = self.robot is not None
         if self.robot is not None:
             self.robot.reset(self._seed)
-        response.message = f'arm at its start pose, objects strewn by seed {self._seed}'
+        response.message = f'every arm at its start pose, objects strewn by seed {self._seed}'
         return response
 
     # Diagnostics
@@ -262,8 +272,13 @@ class SimRobotNode(CosmosLifecycleNode):
         return stat
 
 
-def read_trajectory(message: JointTrajectory) -> tuple[Any, Any, Any]:
-    """Return times [K] s, positions [K, 7] rad, velocities [K, 7] rad/s or None, in the order of the arm's joints.
+def _topics_of(arm: scene.MountedArm) -> str:
+    """What the names of an arm's own topics begin with."""
+    return f'{arm.name}/' if arm.name else ''
+
+
+def read_trajectory(message: JointTrajectory, joints: tuple[str, ...] = scene.ARM_JOINTS) -> tuple[Any, Any, Any]:
+    """Return times [K] s, positions [K, J] rad, velocities [K, J] rad/s or None, in the order of `joints`.
 
     As ros2_control's joint trajectory controller does: joints by name in any order, each exactly once; velocities for
     all points or for none.
@@ -272,20 +287,16 @@ def read_trajectory(message: JointTrajectory) -> tuple[Any, Any, Any]:
         InvalidInput: Joints are unknown, missing or named twice, points are missing or incomplete; lists every fault.
     """
     names = list(message.joint_names)
-    problems = [
-        Problem(name, 'unknown joint', '', ', '.join(scene.ARM_JOINTS))
-        for name in names
-        if name not in scene.ARM_JOINTS
-    ]
+    problems = [Problem(name, 'unknown joint', '', ', '.join(joints)) for name in names if name not in joints]
     problems += [
         Problem(joint, f'is named {names.count(joint)} times', '', 'once')
-        for joint in scene.ARM_JOINTS
+        for joint in joints
         if names.count(joint) != 1
     ]
     problems += _point_problems(message, len(names))
     if problems:
         raise InvalidInput('joint trajectory', problems)
-    columns = [names.index(joint) for joint in scene.ARM_JOINTS]
+    columns = [names.index(joint) for joint in joints]
     times = np.array([p.time_from_start.sec + p.time_from_start.nanosec * 1e-9 for p in message.points])
     positions = np.array([point.positions for point in message.points])[:, columns]
     if not len(message.points[0].velocities):

@@ -1,8 +1,8 @@
-"""A Franka Panda at a table, drawn from primitives: the MuJoCo model text, and the figures it is made of.
+"""A Franka Panda at a table, or two, drawn from primitives: the MuJoCo model text, and the figures it is made of.
 
 No meshes and nothing to download: capsules, cylinders and boxes with the arm's true kinematics, limits and inertia, so
-that whatever commands the real arm can command this one. World frame and base frame (`panda_link0`) are the same:
-metres, x ahead of the robot, z up, the table top at z = 0.
+that whatever commands the real arm can command this one. World frame and base frame (`panda_link0`; `base` for two
+arms, in the middle between them) are the same: metres, x ahead of the robot, z up, the table top at z = 0.
 
 Sources of the figures: joint origins, limits and hand geometry from the public `franka_description` package
 (Apache-2.0); link masses and inertia from Gaz et al., "Dynamic Identification of the Franka Emika Panda Robot With
@@ -38,6 +38,66 @@ ARM_JOINTS = tuple(f'panda_joint{i}' for i in range(1, 8))
 FINGER_JOINTS = ('panda_finger_joint1', 'panda_finger_joint2')
 FLANGE = 'panda_link8'
 CAMERAS = ('wrist', 'exterior_1', 'exterior_2')
+
+
+@dataclass(frozen=True)
+class MountedArm:
+    """One arm of the scene.
+
+    Attributes:
+        name: What it is called; empty for the only one.
+        mount: Where its own base stands in the base of the robot, m; turned as that is.
+    """
+
+    name: str
+    mount: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its joints and bodies begin with."""
+        return f'{self.name}_' if self.name else ''
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """Its seven joints."""
+        return tuple(self.prefix + joint for joint in ARM_JOINTS)
+
+    @property
+    def fingers(self) -> tuple[str, ...]:
+        """Its two finger joints; the first stands for the gripper."""
+        return tuple(self.prefix + joint for joint in FINGER_JOINTS)
+
+
+@dataclass(frozen=True)
+class SceneRobot:
+    """A robot that the scene can hold.
+
+    Attributes:
+        name: That of its file in config/robots.
+        base: The frame in which its poses are given, which is that of the world.
+        arms: Its arms, in the order of all joints.
+        cameras: What looks on.
+    """
+
+    name: str
+    base: str
+    arms: tuple[MountedArm, ...]
+    cameras: tuple[str, ...]
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """The joints of all arms, without the fingers."""
+        return tuple(joint for arm in self.arms for joint in arm.joints)
+
+
+PANDA = SceneRobot('panda', 'panda_link0', (MountedArm(''),), CAMERAS)
+PANDA_PAIR = SceneRobot(
+    'panda_pair',
+    'base',
+    (MountedArm('left', (0.0, 0.4, 0.0)), MountedArm('right', (0.0, -0.4, 0.0))),
+    ('front', 'left', 'right', 'left_wrist', 'right_wrist'),
+)
+ROBOTS = {robot.name: robot for robot in (PANDA, PANDA_PAIR)}
 
 _ROBOT = 'contype="1" conaffinity="2" solref="0.004 1"'
 _THING = 'contype="2" conaffinity="3" density="400" solref="0.004 1"'
@@ -185,12 +245,12 @@ def _inertial(mass: float, centre: Sequence[float], inertia: Sequence[float]) ->
     return f'<inertial mass="{mass}" pos="{_numbers(centre)}" fullinertia="{_numbers(inertia)}"/>'
 
 
-def _finger(index: int) -> str:
+def _finger(prefix: str, index: int) -> str:
     side = 1 if index == 1 else -1
     return f"""
-<body name="panda_finger{index}" pos="0 0 0.0584" gravcomp="1">
+<body name="{prefix}panda_finger{index}" pos="0 0 0.0584" gravcomp="1">
   {_inertial(0.015, (0, 0, 0.03), (1e-5, 1e-5, 5e-6, 0, 0, 0))}
-  <joint name="panda_finger_joint{index}" type="slide" axis="0 {side} 0" range="0 {FINGER_TRAVEL}"
+  <joint name="{prefix}panda_finger_joint{index}" type="slide" axis="0 {side} 0" range="0 {FINGER_TRAVEL}"
     armature="0.1" solreflimit="0.004 1"/>
   <geom type="box" pos="0 {side * 0.0165} 0.014" size="0.0105 0.0085 0.012" material="grey" {_ROBOT}/>
   <geom type="box" pos="0 {side * 0.0125} 0.032" size="0.009 0.0055 0.016" material="grey" {_ROBOT}/>
@@ -199,36 +259,37 @@ def _finger(index: int) -> str:
 </body>"""
 
 
-def _hand() -> str:
+def _hand(prefix: str) -> str:
     """The hand sits square on the flange, as DROID mounts its gripper; the arm maker's own mount turns it by -45 deg.
 
     So at the start pose, with joint 7 at zero, the fingers open to the left and right of the robot.
     """
-    fingers = _finger(1) + _finger(2)
+    fingers = _finger(prefix, 1) + _finger(prefix, 2)
     eye = (0.088, 0.0, 0.03)
     return f"""
-<body name="panda_hand" pos="0 0 {FLANGE_OFFSET}" gravcomp="1">
+<body name="{prefix}panda_hand" pos="0 0 {FLANGE_OFFSET}" gravcomp="1">
   {_inertial(0.73, (-0.01, 0, 0.03), (0.001, 0.0025, 0.0017, 0, 0, 0))}
   {_shapes(_HAND_SHELL)}
   {_shapes(_CAMERA_SHELL)}
-  <site name="panda_hand_tcp" pos="0 0 0.1034" size="0.005" group="4"/>
-  <camera name="wrist" pos="{_numbers(eye)}" fovy="72" {_camera_axes(eye, (0.032, 0, 0.145), (1, 0, 0))}/>
+  <site name="{prefix}panda_hand_tcp" pos="0 0 0.1034" size="0.005" group="4"/>
+  <camera name="{prefix}wrist" pos="{_numbers(eye)}" fovy="72" {_camera_axes(eye, (0.032, 0, 0.145), (1, 0, 0))}/>
   {fingers}
 </body>"""
 
 
-def _links(index: int = 0) -> str:
+def _links(prefix: str, index: int = 0) -> str:
     """Body of link `index` + 1 with everything it carries."""
     joint = ARM[index]
     carried = (
-        _links(index + 1)
+        _links(prefix, index + 1)
         if index + 1 < len(ARM)
-        else f'<site name="{FLANGE}" pos="0 0 {FLANGE_OFFSET}" size="0.005" group="4"/>{_hand()}'
+        else f'<site name="{prefix}{FLANGE}" pos="0 0 {FLANGE_OFFSET}" size="0.005" group="4"/>{_hand(prefix)}'
     )
     return f"""
-<body name="panda_link{index + 1}" pos="{_numbers(joint.origin)}" quat="{_turn_about_x(joint.roll)}" gravcomp="1">
+<body name="{prefix}panda_link{index + 1}" pos="{_numbers(joint.origin)}" quat="{_turn_about_x(joint.roll)}"
+  gravcomp="1">
   {_inertial(*_INERTIA[index])}
-  <joint name="{ARM_JOINTS[index]}" range="{joint.lower} {joint.upper}" solreflimit="0.004 1"
+  <joint name="{prefix}{ARM_JOINTS[index]}" range="{joint.lower} {joint.upper}" solreflimit="0.004 1"
     armature="{_ROTOR_INERTIA}" actuatorgravcomp="true" actuatorfrcrange="{-joint.effort} {joint.effort}"/>
   {_shapes(_SHELLS[index + 1])}
   {carried}
@@ -251,10 +312,30 @@ def _unit(vector: Sequence[float]) -> list[float]:
     return [v / length for v in vector]
 
 
-def _exterior_camera(name: str, side: int) -> str:
-    position = (-0.22, side * 0.72, 0.78)
-    axes = _camera_axes(position, (0.34, 0.0, 0.22), (0, 0, 1))
+def _arm(arm: MountedArm) -> str:
+    """A whole arm on its foot."""
+    return f"""
+<body name="{arm.prefix}panda_link0" pos="{_numbers(arm.mount)}">
+  <geom type="box" pos="-0.04 0 0.002" size="0.15 0.13 0.003" material="mount" {_SHOWN}/>
+  {_shapes(_SHELLS[0])}
+  {_links(arm.prefix)}
+</body>"""
+
+
+def _camera(name: str, position: Sequence[float], target: Sequence[float]) -> str:
+    axes = _camera_axes(position, target, (0, 0, 1))
     return f'<camera name="{name}" pos="{_numbers(position)}" fovy="54" {axes}/>'
+
+
+# Cameras that do not move with an arm: where they stand, and what they look at. Those of one arm stand behind it as
+# DROID's do, those of two in front and to the sides as RoboMIND's do.
+_STANDING = {
+    'exterior_1': ((-0.22, 0.72, 0.78), (0.34, 0.0, 0.22)),
+    'exterior_2': ((-0.22, -0.72, 0.78), (0.34, 0.0, 0.22)),
+    'front': ((1.4, 0.0, 0.95), (0.25, 0.0, 0.3)),
+    'left': ((0.85, 1.25, 1.05), (0.28, 0.1, 0.25)),
+    'right': ((0.85, -1.25, 1.05), (0.28, -0.1, 0.25)),
+}
 
 
 _BOWL_RADIUS = 0.068
@@ -341,7 +422,11 @@ def _materials() -> str:
     )
 
 
-def _surroundings() -> str:
+def _surroundings(robot: SceneRobot) -> str:
+    cameras = ''.join(_camera(name, *_STANDING[name]) for name in robot.cameras if name in _STANDING)
+    behind = (
+        f'<geom type="box" pos="-4 0 1" size="0.05 6 2" material="wall" {_SHOWN}/>' if 'front' in robot.cameras else ''
+    )
     seams = ''.join(
         f'<geom type="box" pos="0.37 {y} 0.0003" size="0.62 0.0022 0.0001" material="seam" {_SHOWN}/>'
         for y in (-0.49, -0.21, 0.07, 0.35)
@@ -353,38 +438,43 @@ def _surroundings() -> str:
   castshadow="false"/>
 <geom name="table" type="box" pos="0.37 0 -0.02" size="0.62 0.70 0.02" material="table" {_THING}/>
 <geom type="box" pos="0.37 0 -0.07" size="0.60 0.68 0.03" material="edge" {_SHOWN}/>
-<geom type="box" pos="-0.04 0 0.002" size="0.15 0.13 0.003" material="mount" {_SHOWN}/>
 <geom name="floor" type="plane" pos="0 0 -0.75" size="6 6 0.1" group="4" {_THING}/>
 <geom type="box" pos="0 0 -0.8" size="6 6 0.05" material="floor" {_SHOWN}/>
 <geom type="box" pos="4 0 1" size="0.05 6 2" material="wall" {_SHOWN}/>
 <geom type="box" pos="0 4 1" size="6 0.05 2" material="wall" {_SHOWN}/>
 <geom type="box" pos="0 -4 1" size="6 0.05 2" material="wall" {_SHOWN}/>
+{behind}
 {seams}
-{_exterior_camera('exterior_1', 1)}
-{_exterior_camera('exterior_2', -1)}"""
+{cameras}"""
 
 
-def _servos() -> str:
-    arm = '\n'.join(
-        f'<position name="{name}" joint="{name}" kp="{SERVO_STIFFNESS}" kv="{SERVO_DAMPING}"/>' for name in ARM_JOINTS
+def _servos(arm: MountedArm) -> str:
+    joints = '\n'.join(
+        f'<position name="{name}" joint="{name}" kp="{SERVO_STIFFNESS}" kv="{SERVO_DAMPING}"/>' for name in arm.joints
     )
     fingers = '\n'.join(
         f'<position name="{name}" joint="{name}" kp="1000" kv="20" forcerange="-70 70" ctrlrange="0 {FINGER_TRAVEL}"/>'
-        for name in FINGER_JOINTS
+        for name in arm.fingers
     )
-    return arm + '\n' + fingers
+    return joints + '\n' + fingers
 
 
-def franka_scene(picture_height: int, picture_width: int) -> str:
-    """MuJoCo model text of the arm, the table and the things on it.
+def _hand_gear(arm: MountedArm) -> str:
+    one, other = arm.fingers
+    return f'<joint joint1="{other}" joint2="{one}" polycoef="0 1 0 0 0" solref="0.004 1"/>'
+
+
+def franka_scene(picture_height: int, picture_width: int, robot: SceneRobot = PANDA) -> str:
+    """MuJoCo model text of the robot, the table and the things on it.
 
     Args:
         picture_height: Greatest height that will be rendered, pixels.
         picture_width: Greatest width that will be rendered, pixels.
+        robot: One arm, or two.
 
     Returns:
-        MJCF text. Joints `ARM_JOINTS` then `FINGER_JOINTS` come first in the state vector, then one free joint for
-        each of `OBJECTS`; actuators are in the order of the joints; cameras are `CAMERAS`.
+        MJCF text. For each arm its `joints` and then its `fingers` come first in the state vector, then one free joint
+        for each of `OBJECTS`; actuators are in the order of the joints; cameras are those of the robot.
     """
     # Multisampling and shadow maps cost ten times the picture in software rendering, so both are off; finer slices
     # would cost half as much again and cannot be told apart at this size.
@@ -403,15 +493,12 @@ def franka_scene(picture_height: int, picture_width: int) -> str:
   </visual>
   <asset>{_materials()}</asset>
   <worldbody>
-    {_surroundings()}
-    <body name="panda_link0">
-      {_shapes(_SHELLS[0])}
-      {_links()}
-    </body>
+    {_surroundings(robot)}
+    {''.join(map(_arm, robot.arms))}
     {''.join(_object(o) for o in OBJECTS)}
   </worldbody>
   <equality>
-    <joint joint1="{FINGER_JOINTS[1]}" joint2="{FINGER_JOINTS[0]}" polycoef="0 1 0 0 0" solref="0.004 1"/>
+    {''.join(map(_hand_gear, robot.arms))}
   </equality>
-  <actuator>{_servos()}</actuator>
+  <actuator>{''.join(map(_servos, robot.arms))}</actuator>
 </mujoco>"""

@@ -1,4 +1,4 @@
-"""A simulated Franka Panda with three cameras, driven like a joint trajectory controller drives the real one."""
+"""A simulated Franka Panda, or two, with cameras, driven like a joint trajectory controller drives the real one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from engine.errors import CosmosError, InvalidInput, Problem
 from engine.evaluation import franka_scene as scene
+from engine.evaluation.joint_path import JointPath, as_trajectory, in_the_past
 
 if TYPE_CHECKING:
     import mujoco
@@ -30,8 +30,8 @@ SYSTEM_LIBRARIES = 'apt-get install libegl1 libosmesa6 libgl1-mesa-dri libgles2'
 # Pictures are drawn larger and averaged down: the edges get smooth for a fraction of what multisampling costs.
 _SUPERSAMPLING = 1.5
 _GREATEST_PICTURE = 4096
-_ARM = slice(0, 7)
-_FINGERS = slice(7, 9)
+_FIRST_FINGER = len(scene.ARM_JOINTS)
+_OF_ARM = _FIRST_FINGER + len(scene.FINGER_JOINTS)
 # Where the loose objects may start, metres in the base frame: inside the view of all cameras and within reach.
 _START_X = (0.36, 0.62)
 _START_Y = (-0.26, 0.26)
@@ -42,10 +42,10 @@ class JointState(NamedTuple):
     """What the joint encoders and torque sensors say.
 
     Attributes:
-        names: The 7 arm joints, then the 2 finger joints.
-        positions: [9], rad for the arm, m for the fingers.
-        velocities: [9], rad/s and m/s.
-        efforts: [9], Nm and N: what the drives exert, the share that carries the arm's own weight included.
+        names: For each arm its 7 joints, then its 2 finger joints.
+        positions: [9] for one arm, rad for its joints, m for the fingers.
+        velocities: Likewise, rad/s and m/s.
+        efforts: Likewise, Nm and N: what the drives exert, the share that carries the arm's own weight included.
     """
 
     names: tuple[str, ...]
@@ -55,58 +55,10 @@ class JointState(NamedTuple):
 
 
 class Pose(NamedTuple):
-    """Position [3] in metres and unit quaternion [4] as x, y, z, w, both in the base frame `panda_link0`."""
+    """Position [3] in metres and unit quaternion [4] as x, y, z, w, both in the base frame of the robot."""
 
     position: Floats
     quaternion: Floats
-
-
-@dataclass(frozen=True)
-class JointPath:
-    """Desired motion of the arm: one cubic per segment and joint, then rest at the end.
-
-    Attributes:
-        times_ns: [S + 1] knots, strictly increasing, on the simulation's clock.
-        coefficients: [S, 4, 7], in ascending powers of the seconds since the segment began.
-        end: [7] position held from the last knot on, rad.
-    """
-
-    times_ns: npt.NDArray[np.int64]
-    coefficients: Floats
-    end: Floats
-
-    @classmethod
-    def rest(cls, positions: Floats, now_ns: int) -> JointPath:
-        """Hold `positions` [7] from now on."""
-        return cls(np.array([now_ns], np.int64), np.empty((0, 4, 7)), positions.copy())
-
-    @classmethod
-    def through(cls, times_ns: npt.NDArray[np.int64], positions: Floats, velocities: Floats | None) -> JointPath:
-        """Path through `positions` [S + 1, 7] at `times_ns`: cubic Hermite with `velocities`, else straight lines."""
-        duration = (np.diff(times_ns) * 1e-9)[:, None]
-        start, step = positions[:-1], np.diff(positions, axis=0)
-        slope = step / duration
-        if velocities is None:
-            coefficients = np.stack([start, slope, np.zeros_like(step), np.zeros_like(step)], axis=1)
-        else:
-            v0, v1 = velocities[:-1], velocities[1:]
-            square = (3 * slope - 2 * v0 - v1) / duration
-            cube = (v0 + v1 - 2 * slope) / duration**2
-            coefficients = np.stack([start, v0, square, cube], axis=1)
-        return cls(times_ns, coefficients, positions[-1].copy())
-
-    def sample(self, times_ns: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """Desired positions and velocities, each [N, 7], at `times_ns` [N] not before the first knot."""
-        positions = np.broadcast_to(self.end, (len(times_ns), 7)).copy()
-        velocities = np.zeros_like(positions)
-        moving = times_ns < self.times_ns[-1]
-        if moving.any():
-            segment = np.searchsorted(self.times_ns, times_ns[moving], side='right') - 1
-            t = ((times_ns[moving] - self.times_ns[segment]) * 1e-9)[:, None]
-            a, b, c, d = np.moveaxis(self.coefficients[segment], 1, 0)
-            positions[moving] = a + t * (b + t * (c + t * d))
-            velocities[moving] = b + t * (2 * c + t * 3 * d)
-        return positions, velocities
 
 
 def choose_gl_backend() -> str:
@@ -204,7 +156,7 @@ def _supersampled(size: tuple[int, int]) -> tuple[int, int]:
 
 
 class SimulatedFranka:
-    """A Franka Panda with a two-finger hand at a table with a red cube, a blue disc, a green ball and a yellow bowl.
+    """A Panda with a two-finger hand, or two, at a table with a red cube, a blue disc, a green ball and a yellow bowl.
 
     Physics and servo run at 1 kHz of simulated time; nothing moves unless :meth:`advance` is called. The arm follows
     :meth:`set_trajectory` as ros2_control's joint trajectory controller does. The servo is a PD with velocity
@@ -212,7 +164,8 @@ class SimulatedFranka:
     under load as they do on metal. Commands are *not* clipped to position or velocity limits: what a careless command
     does is to be seen (joints have hard stops).
 
-    Positions and poses are in the base frame `panda_link0`: metres, x ahead, z up, table top at z = 0.
+    Positions and poses are in the base frame, `panda_link0` or, for two arms, `base` in the middle between them:
+    metres, x ahead, z up, table top at z = 0. J joints are 7 for each arm, arm after arm.
 
     Threads: any method may be called from any thread at any time, except that :meth:`render` and :meth:`close` belong
     to one thread, that of the first :meth:`render`, because an OpenGL context does. Rendering does not hold up the
@@ -223,33 +176,41 @@ class SimulatedFranka:
         self,
         seed: int = 0,
         image_size: tuple[int, int] = (180, 320),
-        render_views: Sequence[str] = scene.CAMERAS,
+        render_views: Sequence[str] | None = None,
+        robot: scene.SceneRobot = scene.PANDA,
     ) -> None:
-        """Build the scene, arm at the start pose, hand open, objects strewn by `seed`.
+        """Build the scene, arms at the start pose, hands open, objects strewn by `seed`.
 
         Args:
             seed: Decides where the objects lie.
             image_size: Height and width of the pictures, pixels.
-            render_views: Which of 'wrist', 'exterior_1', 'exterior_2' :meth:`render` draws; empty for physics alone,
+            render_views: Which of the robot's cameras :meth:`render` draws, None for all; empty for physics alone,
                 which then needs no OpenGL.
+            robot: One arm (`PANDA`) or two (`PANDA_PAIR`).
 
         Raises:
             InvalidInput: A view that is not there, or a size that is not positive.
             CosmosError: MuJoCo or the OpenGL libraries are missing; the text names the packages.
         """
-        _check_options(image_size, render_views)
+        views = robot.cameras if render_views is None else tuple(render_views)
+        _check_options(image_size, views, robot)
         self._mujoco = _import_mujoco()
-        if render_views:
+        if views:
             choose_gl_backend()  # better to hear of a missing library now than at the first picture
-        self._views = tuple(render_views)
+        self.kind = robot
+        self._views = views
         self._size = (int(image_size[0]), int(image_size[1]))
-        self._model = self._mujoco.MjModel.from_xml_string(scene.franka_scene(*_supersampled(self._size)))
+        self._model = self._mujoco.MjModel.from_xml_string(scene.franka_scene(*_supersampled(self._size), robot))
         self._data = self._mujoco.MjData(self._model)
         self._picture_data = self._mujoco.MjData(self._model)
         self._studio: _Studio | None = None
         self._lock = threading.Lock()
         self._steps = 0
         self._owed_ns = 0
+        # Columns of the state vector, which holds each arm's joints and then its fingers.
+        columns = np.arange(_OF_ARM * len(robot.arms)).reshape(-1, _OF_ARM)
+        self._arm_columns = columns[:, :_FIRST_FINGER].ravel()
+        self._finger_columns = columns[:, _FIRST_FINGER:]
         self.reset(seed)
 
     @property
@@ -258,17 +219,19 @@ class SimulatedFranka:
         return self._steps * scene.PHYSICS_STEP_NS
 
     def reset(self, seed: int) -> None:
-        """Arm to the start pose at rest, hand open, any trajectory forgotten, objects strewn anew by `seed`."""
+        """Arms to the start pose at rest, hands open, any trajectory forgotten, objects strewn anew by `seed`."""
         with self._lock:
+            arms = len(self.kind.arms)
+            home = np.tile(scene.HOME, arms)
             self._mujoco.mj_resetData(self._model, self._data)
-            self._data.qpos[_ARM] = scene.HOME
-            self._data.qpos[_FINGERS] = scene.FINGER_TRAVEL
-            self._finger = self._finger_target = scene.FINGER_TRAVEL
-            self._data.ctrl[_ARM] = scene.HOME
-            self._data.ctrl[_FINGERS] = scene.FINGER_TRAVEL
+            self._fingers = np.full(arms, scene.FINGER_TRAVEL)
+            self._finger_targets = self._fingers.copy()
+            for values in (self._data.qpos, self._data.ctrl):
+                values[self._arm_columns] = home
+                values[self._finger_columns] = scene.FINGER_TRAVEL
             for name, place in _start_poses(seed).items():
                 self._data.joint(name).qpos[:] = place
-            self._path = JointPath.rest(np.array(scene.HOME), self.time_ns)
+            self._path = JointPath.rest(home, self.time_ns)
             self._mujoco.mj_forward(self._model, self._data)
 
     def set_trajectory(
@@ -286,22 +249,22 @@ class SimulatedFranka:
 
         Args:
             times_s: [K] seconds after `start_ns`, not negative, strictly increasing.
-            positions: [K, 7] joint positions, rad, in the order `panda_joint1` ... `panda_joint7`.
-            velocities: [K, 7], rad/s; the last row must be zero, as ros2_control demands.
+            positions: [K, J] joint positions, rad, in the order of the robot's joints.
+            velocities: [K, J], rad/s; the last row must be zero, as ros2_control demands.
             start_ns: Time of the trajectory's zero on this simulation's clock; None for now.
 
         Raises:
-            InvalidInput: Shapes, order or values are wrong, or every point lies in the past; the arm then goes on
-                with what it had.
+            InvalidInput: Shapes, order or values are wrong, or every point lies in the past; the arms then go on
+                with what they had.
         """
-        times, goals, rates = _as_trajectory(times_s, positions, velocities)
+        times, goals, rates = as_trajectory(self.kind.joints, times_s, positions, velocities)
         with self._lock:
             now = self.time_ns
             start = now if start_ns is None else int(start_ns)
             knots = start + np.round(times * 1e9).astype(np.int64)
             ahead = knots > now
             if not ahead.any():
-                raise InvalidInput('joint trajectory', [_in_the_past(int(knots[-1]), now)])
+                raise InvalidInput('joint trajectory', [in_the_past(int(knots[-1]), now)])
             position, velocity = self._path.sample(np.array([now], np.int64))
             self._path = JointPath.through(
                 np.concatenate([[now], knots[ahead]]),
@@ -309,17 +272,18 @@ class SimulatedFranka:
                 None if rates is None else np.concatenate([velocity, rates[ahead]]),
             )
 
-    def set_gripper(self, closed_fraction: float) -> None:
-        """Move the fingers at their own speed (5 cm/s each) towards `closed_fraction`: 0 open, 1 closed.
+    def set_gripper(self, closed_fraction: float, arm: str = '') -> None:
+        """Move an arm's fingers at their own speed (5 cm/s each) towards `closed_fraction`: 0 open, 1 closed.
 
         Raises:
-            InvalidInput: Not a number between 0 and 1.
+            InvalidInput: Not a number between 0 and 1, or no such arm.
         """
+        number = self._number(arm)
         if not 0.0 <= closed_fraction <= 1.0:
             problem = Problem('closed_fraction', 'out of range', repr(closed_fraction), '0 (open) to 1 (closed)')
             raise InvalidInput('gripper command', [problem])
         with self._lock:
-            self._finger_target = scene.FINGER_TRAVEL * (1.0 - closed_fraction)
+            self._finger_targets[number] = scene.FINGER_TRAVEL * (1.0 - closed_fraction)
 
     def advance(self, seconds: float) -> None:
         """Let `seconds` of simulated time pass; what falls short of a whole 1 ms step is owed to the next call.
@@ -341,20 +305,26 @@ class SimulatedFranka:
 
     def joint_state(self) -> JointState:
         """Measured joints, fingers included; see :class:`JointState`."""
+        names = tuple(name for arm in self.kind.arms for name in (*arm.joints, *arm.fingers))
         with self._lock:
-            joints = slice(0, _FINGERS.stop)
+            joints = slice(0, len(names))
             return JointState(
-                scene.ARM_JOINTS + scene.FINGER_JOINTS,
+                names,
                 self._data.qpos[joints].copy(),
                 self._data.qvel[joints].copy(),
                 self._data.qfrc_actuator[joints].copy(),
             )
 
-    def end_effector_pose(self) -> Pose:
-        """Measured pose of the flange, `panda_link8`."""
+    def end_effector_pose(self, arm: str = '') -> Pose:
+        """Measured pose of an arm's flange, `panda_link8`.
+
+        Raises:
+            InvalidInput: There is no such arm.
+        """
+        prefix = self.kind.arms[self._number(arm)].prefix
         with self._lock:
             self._mujoco.mj_kinematics(self._model, self._data)
-            site = self._data.site(scene.FLANGE)
+            site = self._data.site(prefix + scene.FLANGE)
             quaternion = np.empty(4)
             self._mujoco.mju_mat2Quat(quaternion, site.xmat)
             return Pose(site.xpos.copy(), np.roll(quaternion, -1))
@@ -390,28 +360,35 @@ class SimulatedFranka:
             self._studio.close()
             self._studio = None
 
+    def _number(self, arm: str) -> int:
+        names = [one.name for one in self.kind.arms]
+        if arm not in names:
+            allowed = ', '.join(map(repr, names))
+            raise InvalidInput(self.kind.name, [Problem('arm', 'there is no such arm', repr(arm), allowed)])
+        return names.index(arm)
+
     def _controls(self, steps: int) -> Floats:
-        """Servo inputs [steps, 9] for the coming physics steps."""
+        """Servo inputs [steps, 9 for each arm] for the coming physics steps."""
         ends = self.time_ns + scene.PHYSICS_STEP_NS * np.arange(1, steps + 1, dtype=np.int64)
         positions, velocities = self._path.sample(ends)
-        controls = np.empty((steps, 9))
+        controls = np.empty((steps, _OF_ARM * len(self.kind.arms)))
         # MuJoCo's position servo exerts kp (u - q) - kv q'. With this u it is kp (q* - q) + kv (q*' - q').
-        controls[:, _ARM] = positions + scene.SERVO_DAMPING / scene.SERVO_STIFFNESS * velocities
+        controls[:, self._arm_columns] = positions + scene.SERVO_DAMPING / scene.SERVO_STIFFNESS * velocities
         travel = scene.FINGER_SPEED * scene.PHYSICS_STEP_NS * 1e-9 * np.arange(1, steps + 1)
-        way = self._finger_target - self._finger
-        fingers = self._finger + np.sign(way) * np.minimum(travel, abs(way))
-        controls[:, _FINGERS] = fingers[:, None]
+        way = self._finger_targets - self._fingers
+        fingers = self._fingers + np.sign(way) * np.minimum(travel[:, None], np.abs(way))
+        controls[:, self._finger_columns] = fingers[:, :, None]
         if steps:
-            self._finger = float(fingers[-1])
+            self._fingers = fingers[-1]
         return controls
 
 
-def _check_options(image_size: tuple[int, int], render_views: Sequence[str]) -> None:
-    allowed = ', '.join(scene.CAMERAS)
+def _check_options(image_size: tuple[int, int], render_views: Sequence[str], robot: scene.SceneRobot) -> None:
+    allowed = ', '.join(robot.cameras)
     problems = [
         Problem('render_views', 'no such camera', repr(name), allowed)
         for name in render_views
-        if name not in scene.CAMERAS
+        if name not in robot.cameras
     ]
     if len(image_size) != 2 or not all(1 <= side <= _GREATEST_PICTURE for side in image_size):
         problems.append(
@@ -419,46 +396,6 @@ def _check_options(image_size: tuple[int, int], render_views: Sequence[str]) -> 
         )
     if problems:
         raise InvalidInput('simulated robot', problems)
-
-
-def _in_the_past(end_ns: int, now_ns: int) -> Problem:
-    late = (now_ns - end_ns) * 1e-9
-    return Problem('times_s', 'the whole trajectory lies in the past', f'an end {late:.3f} s ago', 'an end yet to come')
-
-
-def _as_trajectory(
-    times_s: npt.ArrayLike, positions: npt.ArrayLike, velocities: npt.ArrayLike | None
-) -> tuple[Floats, Floats, Floats | None]:
-    """The three as float64 arrays, or one InvalidInput with all that is wrong."""
-    times = np.asarray(times_s, np.float64)
-    goals = np.asarray(positions, np.float64)
-    rates = None if velocities is None else np.asarray(velocities, np.float64)
-    problems = _time_problems(times) + _table_problems('positions', goals, times.size)
-    if rates is not None:
-        problems += _table_problems('velocities', rates, times.size)
-        if rates.ndim == 2 and rates.size and np.abs(rates[-1]).max() > np.finfo(np.float32).eps:
-            problems.append(Problem('velocities', 'the last row is not at rest', repr(rates[-1].tolist()), 'zeros'))
-    if problems:
-        raise InvalidInput('joint trajectory', problems)
-    return times, goals, rates
-
-
-def _time_problems(times: Floats) -> list[Problem]:
-    if times.ndim != 1 or not times.size:
-        return [Problem('times_s', 'wrong shape', str(times.shape), '[K] with at least one point')]
-    if not np.isfinite(times).all() or times[0] < 0 or (np.diff(times) <= 0).any():
-        return [Problem('times_s', 'out of order', repr(times.tolist()), 'finite, not negative, strictly increasing')]
-    return []
-
-
-def _table_problems(name: str, table: Floats, rows: int) -> list[Problem]:
-    if table.shape != (rows, 7):
-        return [Problem(name, 'wrong shape', str(table.shape), f'({rows}, 7)')]
-    bad = np.argwhere(~np.isfinite(table))
-    return [
-        Problem(f'{name}[{row}]', 'not a finite number', str(table[row, joint]), '', f'{scene.ARM_JOINTS[joint]}')
-        for row, joint in bad
-    ]
 
 
 def _start_poses(seed: int) -> dict[str, Floats]:

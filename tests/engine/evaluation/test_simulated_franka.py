@@ -15,7 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from engine.errors import CosmosError, InvalidInput
 from engine.evaluation import franka_scene, simulated_franka
-from engine.evaluation.simulated_franka import JointPath, SimulatedFranka, choose_gl_backend
+from engine.evaluation.joint_path import JointPath
+from engine.evaluation.simulated_franka import SimulatedFranka, choose_gl_backend
 
 HOME = np.array([0, -np.pi / 5, 0, -4 * np.pi / 5, 0, 3 * np.pi / 5, 0])
 # Denavit-Hartenberg parameters (Craig's convention) from the arm maker's public documentation; the last is the flange.
