@@ -2,7 +2,8 @@
 
 A network with random weights denoises nothing: what it hands back is noise of one radian per row, which every guard
 must refuse. For the embedded default to exercise the whole chain, a few lanes of the residual stream of the tiny
-checkpoint are therefore set by hand, for one action domain. The network then computes, for every joint and row `r`,
+checkpoint are therefore set by hand, for two action domains. For the one whose rows are joint positions, the network
+then computes, for every joint and row `r`,
 
     target = state + f(r) * (noise of nearby video tokens - (state - home)),    velocity = (x - target) / sigma
 
@@ -10,13 +11,17 @@ with `f` close to 0 at the first rows and rising to about one half: a chunk star
 smoothly and at the whim of the seed, around the home pose. It means nothing; but it depends on the measured state
 through attention, passes through every layer and is denoised by the real sampler. All other weights stay random.
 
+The other is that of two arms whose rows are deltas of poses, without a state row: `target` is the row that stands still
+and, for each arm, a small motion and a gripper that follow the noise of the same video tokens.
+
 How it is done (H hidden size, gen tower only):
 
 * Lane C holds a constant far larger than everything else, so RMS norms become division by a known number. Noisy tokens
   get `C * sigma` there from the time embedding, which turns the last norm into the division by sigma above.
 * Head 0 of layer 0 attends to the one token that is an action and clean (the state row), copies the state to lanes S.
 * Head 2 of layer 0 divides its attention between the state row, at a logit that falls with the distance in time (rotary
-  frequency of one radian per unit), and the noisy video tokens: that ratio is `f`.
+  frequency of one radian per unit), and the noisy video tokens: that ratio is `f`. Where there is no state row, all of
+  it goes to the video.
 """
 
 from __future__ import annotations
@@ -25,18 +30,27 @@ import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from engine.actions import PoseCodec, Poses, codec
 
 DOMAIN = 8  # droid_lerobot
 HOME = (0.0, -math.pi / 5, 0.0, -4 * math.pi / 5, 0.0, 3 * math.pi / 5, 0.0, 0.5)
 REACH = (0.35, 0.12, 0.2, 0.25, 0.35, 0.35, 0.4, 0.5)
 """Spread (rad; the gripper in openings) of the random target that each channel is drawn towards."""
 
+PAIR_DOMAIN = 12  # robomind-franka-dual
+PAIR_STEP_M, PAIR_TURN_RAD, PAIR_GRIP = 0.003, 0.01, 0.5
+"""Spread of what a row asks of each of two arms: way along and turn about each axis, closed fraction."""
+
 CHANNELS = len(HOME)
 CONSTANT = 256.0
 LANE_X, LANE_S = 0, 16
 LANE_C, LANE_ACTION, LANE_VISION, LANE_NOISY = 32, 33, 34, 35
+PAIR_LANES = (*range(LANE_X, 16), *range(24, 28))
+"""Where the twenty channels of the pair enter: lanes X, and those of S that the eight joint channels leave over."""
 FREE = 36
 """First lane of the residual stream that stays random."""
 
@@ -83,6 +97,7 @@ def apply(tensors: MutableMapping[str, Tensor], config: Mapping[str, int]) -> No
     _time(tensors)
     _attend(tensors, hidden)
     _read_out(tensors, hidden)
+    _move_pair(tensors, hidden)
 
 
 def _isolate_lanes(tensors: MutableMapping[str, Tensor], layers: int) -> None:
@@ -205,3 +220,46 @@ def _read_out(tensors: MutableMapping[str, Tensor], hidden: int) -> None:
         weight[LANE_X + channel, channel] = gain
         weight[LANE_S + channel, channel] = -gain
     tensors['action_proj_out.bias.weight'][DOMAIN] = 0
+
+
+def _move_pair(tensors: MutableMapping[str, Tensor], hidden: int) -> None:
+    """Velocity = (X - target) / sigma; the lanes S hold nothing but noise where there is no state row."""
+    still, motions = _pair_rows()
+    enter = tensors['action_proj_in.fc.weight'][PAIR_DOMAIN].view(-1, hidden)
+    leave = tensors['action_proj_out.fc.weight'][PAIR_DOMAIN].view(hidden, -1)
+    enter[:] = leave[:] = 0
+    bias = tensors['action_proj_in.bias.weight'][PAIR_DOMAIN]
+    bias[:] = 0
+    bias[LANE_C] = CONSTANT
+    gain = CONSTANT / math.sqrt(hidden)
+    for channel, lane in enumerate(PAIR_LANES):
+        enter[channel, lane] = 1
+        leave[lane, channel] = gain
+    leave[LANE_ACTION, : len(still)] = -2 * gain * still  # the lane is 0.5 on every row
+    for number, (motion, reach) in enumerate(zip(motions, REACH, strict=True)):
+        leave[LANE_S + number, : len(still)] = -gain / reach * motion
+    tensors['action_proj_out.bias.weight'][PAIR_DOMAIN] = 0
+
+
+def _pair_rows() -> tuple[Tensor, Tensor]:
+    """The row that stands still [20], and what is added to it for each of eight motions [8, 20]; scaled as in training.
+
+    The motions are each arm along and about each of its axes, then each gripper.
+    """
+    of = codec('robomind-franka-dual', 'ee_delta', 'quantile')
+    if not isinstance(of, PoseCodec):
+        raise TypeError(f'{of.embodiment.name} has no public frames')
+    rest, grip = Poses.identity((1, 2)), np.full((1, 2), 0.5)
+    still = of.encode_trajectory(Poses.identity((2, 2)), grip)[0]
+    rows = []
+    for arm, axis in ((arm, axis) for arm in range(2) for axis in range(3)):
+        way, turn = np.zeros((1, 2, 3)), np.zeros((1, 2, 3))
+        way[0, arm, axis], turn[0, arm, axis] = PAIR_STEP_M, PAIR_TURN_RAD
+        moved = Poses.from_rpy(way, turn)
+        path = Poses(np.concatenate([rest.position, moved.position]), np.concatenate([rest.rotation, moved.rotation]))
+        rows.append(of.encode_trajectory(path, grip)[0])
+    for arm in range(2):
+        closing = grip.copy()
+        closing[0, arm] += PAIR_GRIP
+        rows.append(of.encode_trajectory(Poses.identity((2, 2)), closing)[0])
+    return torch.from_numpy(still).float(), torch.from_numpy(np.stack(rows) - still).float()
