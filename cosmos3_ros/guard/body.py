@@ -263,15 +263,22 @@ class Body:
             what is known of the last instant.
         """
         samples = motion.sample(times_ns)
-        margins = self.margins(samples.positions, samples.velocities)
+        margins, floor, sure, kept = self._kernel.look(
+            samples.times_ns,
+            samples.positions,
+            samples.velocities,
+            samples.accelerations,
+            acceleration,
+            jerk,
+            self.tolerance,
+            _INSIDE,
+            _ROUNDING,
+            stopping,
+            speeds,
+        )
         last = Known(samples.positions[-1], margins[: self._distances, -1])
-        if not self._lines:
+        if kept:
             return None, last
-        floor = np.minimum(margins[:, 0], 0.0)
-        if not (stopping and speeds):
-            floor[self._distances :] = 0.0 if speeds else -np.inf
-        sure = np.where(floor < -self.tolerance, floor - _INSIDE * self.tolerance, -self.tolerance)
-        floor -= _ROUNDING
         bounds = acceleration, jerk
         found = self._worst(samples.times_ns, margins, floor)
         begin, end = _chosen(samples, slice(None, -1)), _chosen(samples, slice(1, None))

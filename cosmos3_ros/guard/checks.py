@@ -227,7 +227,7 @@ def splice(
         verdict = _check_jump(motion, limits, options) or check_motion(motion, limits, state, braker)
         if verdict is None:
             dropped = max(0, (start_ns - chunk.due_ns(0)) // chunk.step_ns + 1)
-            return Acceptance(motion, int(dropped), rows, float(motion.jump.max()))
+            return Acceptance(motion, int(dropped), rows, motion.largest_jump)
         if verdict.reason is Reason.SPLICE_JUMP or motion.window_ns < rows * chunk.step_ns:
             break  # a longer window cannot mend it
     return verdict or reject(Reason.SPLICE_JUMP, 'no blend window is configured')
@@ -310,7 +310,7 @@ def _fade_grid(motion: ChunkMotion) -> Times:
 
 
 def _check_jump(motion: ChunkMotion, limits: RobotLimits, options: CheckOptions) -> Rejection | None:
-    if motion.jump.max() <= options.splice_jump_rad:
+    if motion.largest_jump <= options.splice_jump_rad:
         return None
     row = np.array([motion.chunk.row_at(motion.start_ns)])
     allowed = np.full(len(motion.jump), options.splice_jump_rad)

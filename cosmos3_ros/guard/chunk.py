@@ -16,6 +16,7 @@ Array = NDArray[np.float64]
 JOINT_POSITION = 'joint_position'
 MINIMUM_ROWS = 2
 MAXIMUM_ROWS = 1024  # over a minute at policy rates; anything longer is a mistake and would only cost time to check
+_INTEGERS = (int, np.integer)
 _LARGEST_INTEGER = 2**62  # leaves room to add a chunk's length in 64-bit arithmetic
 _LONGEST_STEP_NS = 1_000_000_000  # slower than 1 Hz is no policy that this guard was made for
 
@@ -94,7 +95,7 @@ class Chunk:
 
     def row_at(self, time_ns: int) -> int:
         """Index of the row being approached at a time; clipped to the rows there are."""
-        return int(self.rows_at(np.array([time_ns], dtype=np.int64))[0])
+        return min(max(-((self.due_ns(0) - time_ns) // self.step_ns), 0), self.rows - 1)  # rounded up
 
     def rows_at(self, times_ns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Index of the row being approached at each of the times [S]; clipped to the rows there are."""
@@ -139,13 +140,15 @@ def arrange(
     gripper = _gripper(received, gripper_names, len(positions))
     if isinstance(gripper, Rejection):
         return gripper
-    positions = _frozen(positions[:, order])
+    positions = _frozen(positions.take(order, axis=1))
     return _finite(
         Chunk(**header, joint_names=joint_names, positions=positions, gripper=gripper, gripper_names=gripper_names)
     )
 
 
 def _column_order(given: tuple[str, ...], wanted: tuple[str, ...], of: str = '') -> list[int] | Rejection:
+    if given == wanted:  # as most policies have them
+        return list(range(len(wanted)))
     missing = [name for name in wanted if name not in given]
     extra = [name for name in given if name not in wanted]
     twice = [name for name in dict.fromkeys(given) if given.count(name) > 1]
@@ -161,7 +164,7 @@ def _header(received: ReceivedChunk) -> dict[str, int] | Rejection:
     header: dict[str, int] = {}
     for name, smallest in (('stamp_ns', 0), ('epoch', 0), ('sequence', 0), ('step_ns', 1)):
         value = getattr(received, name)
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        if isinstance(value, bool) or not isinstance(value, _INTEGERS):
             return reject(Reason.CHUNK_SHAPE, f'{name} is not an integer')
         if not smallest <= value <= _LARGEST_INTEGER:
             return reject(Reason.CHUNK_SHAPE, f'{name} is {value}, allowed {smallest}..{_LARGEST_INTEGER}')
@@ -198,9 +201,8 @@ def _gripper(received: ReceivedChunk, wanted: tuple[str, ...], rows: int) -> Arr
 
 
 def _finite(chunk: Chunk) -> Chunk | Rejection:
-    bad = np.argwhere(~np.isfinite(chunk.positions))
-    if len(bad):
-        row, column = (int(i) for i in bad[0])
+    if not np.isfinite(chunk.positions).all():
+        row, column = (int(i) for i in np.argwhere(~np.isfinite(chunk.positions))[0])
         what = f'position is {chunk.positions[row, column]}'
         return reject(Reason.CHUNK_NOT_FINITE, what, joint=chunk.joint_names[column], row=row)
     if chunk.gripper is not None and not np.isfinite(chunk.gripper).all():

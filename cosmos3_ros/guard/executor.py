@@ -52,6 +52,7 @@ class ChunkMotion:
         )
         #: Distance between the motion in progress and the chunk at the splice, rad [J].
         self.jump: Array = self._spline.jump
+        self.largest_jump = self._spline.largest_jump
 
     def sample(self, times_ns: Times) -> Samples:
         """States at the given instants, clipped to [start, end]."""

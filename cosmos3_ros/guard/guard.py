@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos3_ros.guard import kernels
 from cosmos3_ros.guard.checks import Acceptance, Observed, SpliceContext, check_chunk, splice
 from cosmos3_ros.guard.chunk import Chunk, ReceivedChunk, arrange
 from cosmos3_ros.guard.emergency_stop import EmergencyStop
@@ -41,6 +42,8 @@ _NOT_BOOKED = frozenset(
         Reason.CHUNK_EXPIRED,
     }
 )
+# What is in the way while nothing is.
+_NOTHING = reject(Reason.NONE, Reason.NONE.sentence)
 
 
 class Guard:
@@ -390,7 +393,7 @@ class Guard:
         self._motion.adopt(accepted.motion)
         self._played = accepted.motion
         self._state = GuardState.TRACKING
-        self._cause = reject(Reason.NONE, Reason.NONE.sentence)
+        self._cause = _NOTHING
         self._late = self._quiet = False
         self._apart_since_ns = None
 
@@ -512,14 +515,14 @@ class Guard:
         if not moving or measured is None or stamp_ns is None:
             self._apart_since_ns = None
             return
-        apart = np.abs(self._motion.state(stamp_ns).positions - measured.positions)
-        joint, limit = int(apart.argmax()), self.options.tracking_error_rad
-        if apart[joint] <= limit:
+        joint, apart = kernels.farthest(self._motion.state(stamp_ns).positions, measured.positions)
+        limit = self.options.tracking_error_rad
+        if apart <= limit:
             self._apart_since_ns = None
             return
         self._apart_since_ns = stamp_ns if self._apart_since_ns is None else self._apart_since_ns
         if stamp_ns - self._apart_since_ns >= self.options.tracking_error_hold_ns:
-            name, value = self.limits.joint_names[joint], float(apart[joint])
+            name, value = self.limits.joint_names[joint], apart
             what = 'distance between commanded and measured position'
             cause = reject(Reason.TRACKING_ERROR, what, joint=name, value=value, limit=limit, unit='rad')
             self._latch(cause, now_ns)

@@ -36,6 +36,20 @@ class BodyKernel:
         couplings: Array,
     ) -> None: ...
     def margins(self, positions: Array, velocities: Array) -> Array: ...
+    def look(
+        self,
+        times_ns: Times,
+        positions: Array,
+        velocities: Array,
+        accelerations: Array,
+        acceleration: Array,
+        jerk: Array,
+        tolerance: Array,
+        inside: float,
+        rounding: float,
+        stopping: bool,
+        speeds: bool,
+    ) -> tuple[Array, Array, Array, bool]: ...
     def keeps(self, positions: Array, margins: Array, lowest: Array, highest: Array, speed: Array) -> bool: ...
     def doubtful(
         self,

@@ -6,7 +6,7 @@ loops no index is checked. The scratch memory of a class is safe because no meth
 done with it. All comparisons are written so that not-a-number fails them.
 """
 
-from libc.math cimport cos, fabs, sin, sqrt
+from libc.math cimport INFINITY, cos, fabs, sin, sqrt
 from libc.stdint cimport int64_t
 
 import numpy as np
@@ -27,11 +27,12 @@ cdef inline double _most(double a, double b) noexcept:
 
 
 cdef inline double _within(double fraction) noexcept:
-    return _least(_most(fraction, 0.0), 1.0)
+    fraction = 0.0 if 0.0 > fraction else fraction
+    return 1.0 if 1.0 < fraction else fraction
 
 
 cdef inline double segment_distance(
-    const double *apart, const double *d1, const double *d2, double a, double e
+    const double *apart, const double *d1, const double *d2, double a, double e, double per_a, double per_e
 ) noexcept:
     """Distance of two line segments (C. Ericson, "Real-Time Collision Detection", 5.1.9).
 
@@ -41,20 +42,27 @@ cdef inline double segment_distance(
         d2: From the start of the second to its end [3], m.
         a: Square of the length of the first, m².
         e: Square of the length of the second, m².
+        per_a: 1 / a, finite for a point.
+        per_e: 1 / e, finite for a point.
     """
     cdef double b = d1[0] * d2[0] + d1[1] * d2[1] + d1[2] * d2[2]
     cdef double c = d1[0] * apart[0] + d1[1] * apart[1] + d1[2] * apart[2]
     cdef double f = d2[0] * apart[0] + d2[1] * apart[1] + d2[2] * apart[2]
     # The point of the first segment that is nearest to the line of the second; then the point of the second that is
     # nearest to it; and once more, in case that one was cut off at an end.
-    cdef double first = _within((b * f - c * e) / _most(a * e - b * b, TINY))
-    cdef double second = _within((b * first + f) / _most(e, TINY))
+    cdef double area = a * e - b * b
+    cdef double first = _within((b * f - c * e) / (TINY if area < TINY else area))
+    cdef double second = _within((b * first + f) * per_e)
     cdef double x, y, z
-    first = _within((b * second - c) / _most(a, TINY))
+    first = _within((b * second - c) * per_a)
     x = apart[0] + d1[0] * first - d2[0] * second
     y = apart[1] + d1[1] * first - d2[1] * second
     z = apart[2] + d1[2] * first - d2[2] * second
     return sqrt(x * x + y * y + z * z)
+
+
+cdef inline double _inverse(double square) noexcept:
+    return 1.0 / (TINY if square < TINY else square)
 
 
 def segment_distances(
@@ -84,13 +92,16 @@ def segment_distances(
     _indices('second', second, segments)
     found = np.empty((count, samples))
     cdef double[:, ::1] distances = found
+    cdef double a, e, per_a, per_e
     for k in range(count):
+        a, e = squares[first[k]], squares[second[k]]
+        per_a, per_e = _inverse(a), _inverse(e)
         for s in range(samples):
             for i in range(3):
                 apart[i] = starts[first[k], i, s] - starts[second[k], i, s]
                 d1[i] = ways[first[k], i, s]
                 d2[i] = ways[second[k], i, s]
-            distances[k, s] = segment_distance(apart, d1, d2, squares[first[k]], squares[second[k]])
+            distances[k, s] = segment_distance(apart, d1, d2, a, e, per_a, per_e)
     return found
 
 
@@ -132,7 +143,8 @@ cdef class ChainKernel:
     cdef void place_one(self, const double[:, :] positions, Py_ssize_t sample) noexcept:
         """Place the arm at one of the samples: fills the frames and the points."""
         cdef Py_ssize_t k, p, r, i
-        cdef double cosine, sine, x, y
+        cdef double angle, cosine, sine, x, y
+        cdef double *point
         cdef double *link
         cdef double *ahead
         cdef const double *step
@@ -144,16 +156,17 @@ cdef class ChainKernel:
                     ahead[3 * r + i] = (
                         step[3 * r] * link[i] + step[3 * r + 1] * link[3 + i] + step[3 * r + 2] * link[6 + i]
                     )
-            cosine, sine = cos(positions[sample, self._columns[k]]), sin(positions[sample, self._columns[k]])
+            angle = positions[sample, self._columns[k]]
+            cosine, sine = cos(angle), sin(angle)
             for i in range(3):
                 x, y = ahead[i], ahead[3 + i]
                 ahead[i] = cosine * x + sine * y
                 ahead[3 + i] = cosine * y - sine * x
                 ahead[9 + i] += link[9 + i]
         for p in range(self.points):
-            link, local = &self._frames[self._links[p], 0, 0], &self._local[p, 0]
+            link, local, point = &self._frames[self._links[p], 0, 0], &self._local[p, 0], &self._placed[p, 0]
             for i in range(3):
-                self._placed[p, i] = link[9 + i] + local[0] * link[i] + local[1] * link[3 + i] + local[2] * link[6 + i]
+                point[i] = link[9 + i] + local[0] * link[i] + local[1] * link[3 + i] + local[2] * link[6 + i]
 
     cdef void tool_speed(
         self, const double[:, :] velocities, Py_ssize_t sample, Py_ssize_t point, double *linear, double *angular
@@ -238,11 +251,13 @@ cdef class BodyKernel:
     cdef Py_ssize_t _pairs, _speeds, _tool
     cdef bint _walls, _translation
     cdef Py_ssize_t[:, ::1] _ends
-    cdef double[::1] _squares, _close, _lower, _upper, _limits
-    cdef double[:, ::1] _influence, _levers
+    cdef double[:, ::1] _squares  # a, e, 1 / a and 1 / e of each pair
+    cdef double[::1] _close, _lower, _upper, _limits
+    cdef double[:, ::1] _influence, _levers  # by joints, then lines
     cdef double[:, :, ::1] _couplings
-    # Of the interval in hand, by joints of the chain.
-    cdef double[:, ::1] _joint
+    # Of the interval in hand.
+    cdef double[:, ::1] _joint  # bounds by joints of the chain
+    cdef double[::1] _changes  # of each line
 
     def __init__(self, chain, tool, ends, squares, close, box, limits, translation, influence, levers, couplings):
         """Prepare.
@@ -266,7 +281,7 @@ cdef class BodyKernel:
         self._tool, self._translation = tool, translation
         self._ends = np.array(ends, dtype=np.intp).reshape(-1, 4)
         both = np.array(squares, dtype=np.float64).reshape(-1, 2)
-        self._squares = both.ravel()
+        self._squares = np.concatenate([both, 1.0 / np.maximum(both, TINY)], axis=1)
         self._close = np.array(close, dtype=np.float64)
         self._limits = np.array(limits, dtype=np.float64)
         self._walls = box is not None
@@ -275,14 +290,14 @@ cdef class BodyKernel:
         self._pairs, self._speeds = self._ends.shape[0], self._limits.shape[0]
         self.distances = self._pairs + self._walls
         self.lines = self.distances + self._speeds
-        self._influence = np.array(influence, dtype=np.float64).reshape(-1, joints)
-        self._levers = np.array(levers, dtype=np.float64).reshape(-1, joints)
+        self._influence = np.array(influence, dtype=np.float64).reshape(-1, joints).T.copy()
+        self._levers = np.array(levers, dtype=np.float64).reshape(-1, joints).T.copy()
         self._couplings = np.array(couplings, dtype=np.float64).reshape(-1, joints, joints)
-        self._joint = np.empty((3, joints))
+        self._joint, self._changes = np.empty((3, joints)), np.empty(self.lines)
         _same('squares', len(both), self._pairs)
         _same('close', self._close.shape[0], self._pairs)
-        _same('influence', self._influence.shape[0], self.distances)
-        _same('levers', self._levers.shape[0], self._speeds)
+        _same('influence', self._influence.shape[1], self.distances)
+        _same('levers', self._levers.shape[1], self._speeds)
         _same('couplings', self._couplings.shape[0], self._speeds)
         _same('corners of the box', corners.shape[1], 3)
         _indices('ends', np.append(self._ends, tool), self._chain.points)
@@ -300,22 +315,29 @@ cdef class BodyKernel:
         cdef double apart[3]
         cdef double d1[3]
         cdef double d2[3]
-        cdef double *one
-        cdef double *other
+        cdef const double *one
+        cdef const double *other
         _same('columns of positions', positions.shape[1], chain.width)
         _same('columns of velocities', velocities.shape[1], chain.width)
         _same('rows of velocities', velocities.shape[0], samples)
         found = np.empty((self.lines, samples))
         cdef double[:, ::1] margins = found
-        cdef double[:, ::1] placed = chain._placed
+        cdef const double[:, ::1] placed = chain._placed
+        cdef const Py_ssize_t *ends
+        cdef const double *square
+        cdef const double *one_end
+        cdef const double *other_end
         for s in range(samples):
             chain.place_one(positions, s)
             for k in range(self._pairs):
+                ends, square = &self._ends[k, 0], &self._squares[k, 0]
+                one, other = &placed[ends[0], 0], &placed[ends[2], 0]
+                one_end, other_end = &placed[ends[1], 0], &placed[ends[3], 0]
                 for i in range(3):
-                    apart[i] = placed[self._ends[k, 0], i] - placed[self._ends[k, 2], i]
-                    d1[i] = placed[self._ends[k, 1], i] - placed[self._ends[k, 0], i]
-                    d2[i] = placed[self._ends[k, 3], i] - placed[self._ends[k, 2], i]
-                nearest = segment_distance(apart, d1, d2, self._squares[2 * k], self._squares[2 * k + 1])
+                    apart[i] = one[i] - other[i]
+                    d1[i] = one_end[i] - one[i]
+                    d2[i] = other_end[i] - other[i]
+                nearest = segment_distance(apart, d1, d2, square[0], square[1], square[2], square[3])
                 margins[k, s] = nearest - self._close[k]
             if self._walls:
                 nearest = placed[self._tool, 0] - self._lower[0]
@@ -329,6 +351,79 @@ cdef class BodyKernel:
                     nearest = linear if self._translation and k == 0 else angular
                     margins[self.distances + k, s] = self._limits[k] - nearest
         return found
+
+    def look(
+        self,
+        const int64_t[:] times_ns,
+        const double[:, :] positions,
+        const double[:, :] velocities,
+        const double[:, :] accelerations,
+        const double[:] acceleration,
+        const double[:] jerk,
+        const double[:] tolerance,
+        double inside,
+        double rounding,
+        bint stopping,
+        bint speeds,
+    ):
+        """Look at a motion at S >= 1 instants and between them.
+
+        What is outside its limit at the first instant may stay so but not get worse; for the speeds of the tool this
+        holds while `stopping` only.
+
+        Args:
+            times_ns: Instants, rising [S].
+            positions: There [S, width], rad.
+            velocities: [S, width], rad/s.
+            accelerations: [S, width], rad/s².
+            acceleration: Largest acceleration of each joint in the motion [width], rad/s².
+            jerk: Largest jerk of each joint [width], rad/s³.
+            tolerance: What may be lost of each line between the instants [lines].
+            inside: Share of that for a line that is outside its limit from the start.
+            rounding: What may be lost at the instants.
+            stopping: Whether the motion is a stop.
+            speeds: Whether the speeds of the tool count.
+
+        Returns:
+            Margins [lines, S]; the floor of each line at the instants [lines]; what is sure to be kept of it between
+            them [lines]; and whether the whole motion keeps the limits for sure.
+        """
+        cdef Py_ssize_t samples = times_ns.shape[0], width = self._chain.width, k, n
+        cdef double h, first
+        _rows('accelerations', accelerations, samples, width)
+        _same('rows of positions', positions.shape[0], samples)
+        _same('instants', 1 if samples else 0, 1)
+        _same('acceleration', acceleration.shape[0], width)
+        _same('jerk', jerk.shape[0], width)
+        _same('tolerance', tolerance.shape[0], self.lines)
+        found = self.margins(positions, velocities)
+        floors, surely = np.empty(self.lines), np.empty(self.lines)
+        cdef const double[:, ::1] margins = found
+        cdef double[::1] floor = floors, sure = surely
+        for k in range(self.lines):
+            first = _least(margins[k, 0], 0.0)
+            if k >= self.distances and not (stopping and speeds):
+                first = 0.0 if speeds else -INFINITY
+            sure[k] = first - inside * tolerance[k] if first < -tolerance[k] else -tolerance[k]
+            floor[k] = first - rounding
+        if any_below(margins, floor):
+            return found, floors, surely, False
+        for n in range(samples - 1):
+            h = (times_ns[n + 1] - times_ns[n]) * HALF_PER_NS
+            self._bound_joints(
+                h,
+                velocities[n],
+                velocities[n + 1],
+                accelerations[n],
+                accelerations[n + 1],
+                acceleration,
+                jerk,
+            )
+            self._bound_lines(h)
+            for k in range(self.lines):
+                if not margins[k, n] + margins[k, n + 1] - self._changes[k] >= 2 * sure[k]:
+                    return found, floors, surely, False
+        return found, floors, surely, True
 
     def keeps(
         self,
@@ -358,7 +453,7 @@ cdef class BodyKernel:
             change = 0.0
             for j in range(joints):
                 column = self._chain._columns[j]
-                change += self._influence[k, j] * _most(
+                change += self._influence[j, k] * _most(
                     highest[column] - positions[column], positions[column] - lowest[column]
                 )
             if not change <= margins[k]:
@@ -366,7 +461,7 @@ cdef class BodyKernel:
         for k in range(self._speeds):
             change = 0.0
             for j in range(joints):
-                change += self._levers[k, j] * speed[self._chain._columns[j]]
+                change += self._levers[j, k] * speed[self._chain._columns[j]]
             if not change <= self._limits[k]:
                 return False
         return True
@@ -424,22 +519,28 @@ cdef class BodyKernel:
         for n in range(count):
             h = (end_ns[n] - begin_ns[n]) * HALF_PER_NS  # half of it, which is what is needed
             self._bound_joints(
-                n, h, begin_velocities, end_velocities, begin_accelerations, end_accelerations, acceleration, jerk
+                h,
+                begin_velocities[n],
+                end_velocities[n],
+                begin_accelerations[n],
+                end_accelerations[n],
+                acceleration,
+                jerk,
             )
+            self._bound_lines(h)
             for k in range(self.lines):
-                if not begin_margins[k, n] + end_margins[k, n] - self._change(k, h) >= 2 * sure[k]:
+                if not begin_margins[k, n] + end_margins[k, n] - self._changes[k] >= 2 * sure[k]:
                     marks[n] = some = True
                     break
         return found if some else None
 
     cdef void _bound_joints(
         self,
-        Py_ssize_t n,
         double h,
-        const double[:, :] v0,
-        const double[:, :] v1,
-        const double[:, :] a0,
-        const double[:, :] a1,
+        const double[:] v0,
+        const double[:] v1,
+        const double[:] a0,
+        const double[:] a1,
         const double[:] acceleration,
         const double[:] jerk,
     ) noexcept:
@@ -448,32 +549,39 @@ cdef class BodyKernel:
         cdef double speed, gain, rate
         for j in range(self._chain.joints):
             column = self._chain._columns[j]
-            speed = fabs(v0[n, column]) + fabs(v1[n, column])
+            speed = fabs(v0[column]) + fabs(v1[column])
             gain = h * acceleration[column]
-            rate = fabs(a0[n, column]) + fabs(a1[n, column])
+            rate = fabs(a0[column]) + fabs(a1[column])
             self._joint[0, j] = h * (speed + gain)
             self._joint[1, j] = _least(h * (rate + h * jerk[column]), 2 * gain)
             self._joint[2, j] = speed / 2 + gain
 
-    cdef double _change(self, Py_ssize_t line, double h) noexcept:
-        """How far a margin moves at most, there and back, within the interval whose joints have been bounded."""
-        cdef Py_ssize_t joints = self._chain.joints, i, j, k
-        cdef double change = 0.0, turned = 0.0, one
-        if line < self.distances:
+    cdef void _bound_lines(self, double h) noexcept:
+        """How far each margin moves at most, there and back, within the interval whose joints have been bounded."""
+        cdef Py_ssize_t joints = self._chain.joints, count = self.distances, i, j, k
+        cdef double one, turned
+        cdef double *change = &self._changes[0]
+        cdef const double *influence
+        for k in range(self.lines):
+            change[k] = 0.0
+        for j in range(joints):  # by lines inside, because none of these sums has to wait for another
+            one = self._joint[0, j]
+            if count:
+                influence = &self._influence[j, 0]
+                for k in range(count):
+                    change[k] += influence[k] * one
+        for k in range(self._speeds):
+            turned = 0.0
             for j in range(joints):
-                change += self._influence[line, j] * self._joint[0, j]
-            return change
-        k = line - self.distances
-        for j in range(joints):
-            change += self._levers[k, j] * self._joint[1, j]
-            one = 0.0
-            for i in range(joints):
-                one += self._joint[2, i] * self._couplings[k, i, j]
-            turned += one * self._joint[2, j]
-        return change + 2 * h * turned
+                change[count + k] += self._levers[j, k] * self._joint[1, j]
+                one = 0.0
+                for i in range(joints):
+                    one += self._joint[2, i] * self._couplings[k, i, j]
+                turned += one * self._joint[2, j]
+            change[count + k] += 2 * h * turned
 
 
-def any_below(const double[:, :] margins, const double[:] floor):
+cpdef any_below(const double[:, :] margins, const double[:] floor):
     """Whether a margin [K, S] is below its floor [K] at any instant, or not a number."""
     cdef Py_ssize_t k, s
     _same('floor', floor.shape[0], margins.shape[0])

@@ -11,6 +11,7 @@ def times_between(start_ns: int, end_ns: int, origin_ns: int, step_ns: int, per_
 
 class FadedSpline:
     jump: Array
+    largest_jump: float
     def __init__(
         self,
         rows: Array,
@@ -89,6 +90,17 @@ def command_keeps(
     rounding: float,
 ) -> bool: ...
 def interpolated(times_ns: Times, positions: Array, velocities: Array, time_ns: int) -> tuple[Array, float]: ...
+def farthest(one: Array, other: Array) -> tuple[int, float]: ...
+def joined(
+    piece_ns: Times,
+    piece_positions: Array,
+    piece_velocities: Array,
+    piece_accelerations: Array,
+    stop_ns: Times,
+    stop_positions: Array,
+    stop_velocities: Array,
+    stop_accelerations: Array,
+) -> tuple[Times, Array, Array, Array]: ...
 def continues(
     positions: Array, velocities: Array, before: Array, jerk: Array, span: float, rounding: float
 ) -> bool: ...

@@ -75,6 +75,7 @@ cdef class FadedSpline:
     """A uniform cubic B-spline through a chunk's rows, and a difference to it that fades away; see executor.py."""
 
     cdef readonly object jump
+    cdef readonly double largest_jump
     cdef double[:, ::1] _controls, _apart
     cdef Py_ssize_t _rows, _joints
     cdef int64_t _due_ns, _step_ns, _start_ns, _end_ns, _window_ns
@@ -127,6 +128,7 @@ cdef class FadedSpline:
         cdef double[::1] jump = self.jump
         for j in range(joints):
             jump[j] = fabs(own[0, j] - positions[j])
+            self.largest_jump = _most(self.largest_jump, jump[j])
             self._apart[0, j] = positions[j] - own[0, j]
             self._apart[1, j] = (velocities[j] - own[1, j]) * self._window
             self._apart[2, j] = (accelerations[j] - own[2, j]) * self._window * self._window
@@ -543,6 +545,58 @@ def interpolated(
             + s * (3 * s - 2) * velocities[index + 1, j]
         )
     return found, span
+
+
+def farthest(const double[:] one, const double[:] other):
+    """Index of the entry [J] by which both differ most, and how much; the first that is no number, if there is one."""
+    cdef Py_ssize_t worst = 0, j
+    cdef double most = -1.0, apart
+    _same('other', other.shape[0], one.shape[0])
+    for j in range(one.shape[0]):
+        apart = fabs(one[j] - other[j])
+        if not apart <= most:
+            worst, most = j, apart
+            if apart != apart:
+                break
+    return worst, most
+
+
+def joined(
+    const int64_t[:] piece_ns,
+    const double[:, :] piece_positions,
+    const double[:, :] piece_velocities,
+    const double[:, :] piece_accelerations,
+    const int64_t[:] stop_ns,
+    const double[:, :] stop_positions,
+    const double[:, :] stop_velocities,
+    const double[:, :] stop_accelerations,
+):
+    """A piece of motion and the stop that begins with its last point: times [S], and the three [S, J]."""
+    cdef Py_ssize_t first = piece_ns.shape[0], second = stop_ns.shape[0], joints = piece_positions.shape[1], n, j
+    if second < 1:
+        raise ValueError('stop_ns: no instant')
+    _points('piece_positions', piece_positions, first, joints)
+    _points('piece_velocities', piece_velocities, first, joints)
+    _points('piece_accelerations', piece_accelerations, first, joints)
+    _points('stop_positions', stop_positions, second, joints)
+    _points('stop_velocities', stop_velocities, second, joints)
+    _points('stop_accelerations', stop_accelerations, second, joints)
+    all_times, states = np.empty(first + second - 1, dtype=np.int64), np.empty((3, first + second - 1, joints))
+    cdef int64_t[::1] times = all_times
+    cdef double[:, :, ::1] values = states
+    for n in range(first):
+        times[n] = piece_ns[n]
+        for j in range(joints):
+            values[0, n, j] = piece_positions[n, j]
+            values[1, n, j] = piece_velocities[n, j]
+            values[2, n, j] = piece_accelerations[n, j]
+    for n in range(1, second):
+        times[first + n - 1] = stop_ns[n]
+        for j in range(joints):
+            values[0, first + n - 1, j] = stop_positions[n, j]
+            values[1, first + n - 1, j] = stop_velocities[n, j]
+            values[2, first + n - 1, j] = stop_accelerations[n, j]
+    return all_times, states[0], states[1], states[2]
 
 
 def continues(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos3_ros.guard import kernels
 from cosmos3_ros.guard.executor import ChunkExecutor, ChunkMotion
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.motion import Hold, JointsState, Motion, Samples, instants
@@ -168,8 +169,14 @@ class CommandedMotion:
 def _joined(piece: Samples, stop: Samples) -> Samples:
     """A piece of motion and the stop that begins with its last point."""
     return Samples(
-        np.concatenate([piece.times_ns, stop.times_ns[1:]]),
-        np.concatenate([piece.positions, stop.positions[1:]]),
-        np.concatenate([piece.velocities, stop.velocities[1:]]),
-        np.concatenate([piece.accelerations, stop.accelerations[1:]]),
+        *kernels.joined(
+            piece.times_ns,
+            piece.positions,
+            piece.velocities,
+            piece.accelerations,
+            stop.times_ns,
+            stop.positions,
+            stop.velocities,
+            stop.accelerations,
+        )
     )

@@ -192,6 +192,27 @@ def test_there_is_room_to_stop_only_where_the_longest_stop_ends_inside(seed, poi
     assert not (poison is not None and expected)
 
 
+@quick
+@given(seeds)
+def test_a_piece_and_the_stop_that_begins_with_its_last_point_become_one_command(seed):
+    rng = np.random.default_rng(seed)
+    piece, stop = samples_of(rng, rng.integers(1, 5)), samples_of(rng, rng.integers(1, 5))
+    arrays = [(s.times_ns, s.positions, s.velocities, s.accelerations) for s in (piece, stop)]
+    for one, first, second in zip(kernels.joined(*arrays[0], *arrays[1]), *arrays, strict=True):
+        np.testing.assert_array_equal(one, np.concatenate([first, second[1:]]))
+
+
+@quick
+@given(seeds, poisons)
+def test_the_joint_that_is_furthest_apart_is_the_one_with_the_largest_difference(seed, poison):
+    rng = np.random.default_rng(seed)
+    one, other = poisoned(rng, rng.normal(0, 1, (2, JOINTS)), poison)
+    joint, apart = kernels.farthest(one, other)
+    differences = np.abs(one - other)
+    assert joint == differences.argmax()
+    np.testing.assert_array_equal(apart, differences[joint])
+
+
 # Instants and motions
 
 
@@ -308,6 +329,36 @@ def test_intervals_are_doubtful_where_the_bound_on_the_change_says_so(seed, pois
         jerk,
     )
     np.testing.assert_array_equal(np.zeros(5, bool) if found is None else found, expected)
+
+
+@quick
+@given(seeds, poisons, st.booleans(), st.booleans())
+def test_a_motion_is_only_waved_through_where_neither_an_instant_nor_an_interval_is_in_doubt(
+    seed, poison, stopping, speeds
+):
+    rng = np.random.default_rng(seed)
+    s = samples_of(rng, 6)
+    s.positions[:] = 0.1 * s.positions + [0, -0.6, 0, -2.5, 0, 1.9, 0]
+    s.velocities[:] *= 10.0 ** rng.uniform(-2, 1)
+    poisoned(rng, (s.positions, s.velocities, s.accelerations)[rng.integers(3)], poison)
+    acceleration, jerk = rng.uniform(1, 9, JOINTS), rng.uniform(10, 90, JOINTS)
+    arrays = s.times_ns, s.positions, s.velocities, s.accelerations
+    tolerance, distances = BODY.tolerance, BODY._distances
+    with np.errstate(invalid='ignore'):
+        margins, floor, sure, kept = BODY._kernel.look(
+            *arrays, acceleration, jerk, tolerance, 0.1, 1e-9, stopping, speeds
+        )
+        np.testing.assert_array_equal(margins, BODY.margins(s.positions, s.velocities))
+        expected = np.minimum(margins[:, 0], 0.0)
+        if not (stopping and speeds):
+            expected[distances:] = 0.0 if speeds else -np.inf
+        wanted = np.where(expected < -tolerance, expected - 0.1 * tolerance, -tolerance)
+    np.testing.assert_array_equal(floor, expected - 1e-9)
+    np.testing.assert_array_equal(sure, wanted)
+    pairs = (part for x in (s.times_ns, s.velocities, s.accelerations) for part in (x[:-1], x[1:]))
+    doubtful = BODY._kernel.doubtful(*pairs, margins[:, :-1], margins[:, 1:], sure, acceleration, jerk)
+    assert kept == (doubtful is None and not kernels.any_below(margins, floor))
+    assert not (poison is not None and speeds and kept and not np.isfinite(s.velocities).all())
 
 
 @quick
