@@ -329,7 +329,7 @@ def _imagined(
 
 def _verdict(record: RunRecord, contract: Contract, options: DemoOptions, console: Console) -> int:
     closest = []
-    if contract.embodiment.action_space == 'joint_position':
+    if record.commands:
         from cosmos3_ros.guard_node import limits_of
 
         closest = closest_to_limits(record.commands, limits_of(contract))

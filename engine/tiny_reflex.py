@@ -42,7 +42,7 @@ REACH = (0.35, 0.12, 0.2, 0.25, 0.35, 0.35, 0.4, 0.5)
 """Spread (rad; the gripper in openings) of the random target that each channel is drawn towards."""
 
 PAIR_DOMAIN = 12  # robomind-franka-dual
-PAIR_STEP_M, PAIR_TURN_RAD, PAIR_GRIP = 0.003, 0.01, 0.5
+PAIR_STEP_M, PAIR_TURN_RAD, PAIR_GRIP = 0.0015, 0.005, 0.5
 """Spread of what a row asks of each of two arms: way along and turn about each axis, closed fraction."""
 
 CHANNELS = len(HOME)
