@@ -18,9 +18,11 @@ from PIL import Image
 
 import engine
 from engine import tiny_configs
+from engine.backends.base import Step
 from engine.backends.torch_reference import TorchReference
 from engine.network.config import TransformerConfig
-from engine.network.transformer import CosmosTransformer, Prefix, Velocities
+from engine.network.placement import Tokens
+from engine.network.transformer import CosmosTransformer, Prefix
 from engine.network.vae import VideoVae
 from engine.observation.tokenizer import PromptTokenizer
 from engine.policy import Policy
@@ -131,10 +133,15 @@ class ForgetfulBackend(TorchReference):
         self.prompts.append((found, ids))
         return found
 
-    def denoise(self, prefix: Prefix, layout: Layout, **inputs: Any) -> Velocities:
-        """One step with a prefix computed anew."""
+    def step(self, prefix: Prefix, layout: Layout) -> Step:
+        """A step with a prefix computed anew each time."""
         ids = next(ids for known, ids in self.prompts if known is prefix)
-        return super().denoise(super().prefix(ids), layout, **inputs)
+        whole = super()
+
+        def run(tokens: Tokens, timestep: float) -> Tokens:
+            return whole.step(whole.prefix(ids), layout)(tokens, timestep)
+
+        return run
 
 
 class WholeClipVae(VideoVae):

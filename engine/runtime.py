@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.errors import CosmosError
+from engine.network.heads import patchify, unpatchify
+from engine.network.placement import Tokens
 from engine.sampler import Guidance, Schedule, UniPc, combine
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.backends.base import Backend
-    from engine.network.transformer import Prefix, Velocities
+    from engine.backends.base import Backend, Step
+    from engine.network.transformer import Prefix
     from engine.network.vae import VideoVae
     from engine.observation.tokenizer import PromptTokenizer
     from engine.sequence import Layout
@@ -119,30 +121,45 @@ class Runtime:
             conditional = self.prefix(task.caption)
             guided = task.guidance.scale != 1
             unconditional = self.prefix('') if guided else None
-        sampler = UniPc(task.schedule)
-        sample = tuple(part for part in (task.vision, task.action) if part is not None)
         with watch.stage('denoise'):
-            for step, timestep in enumerate(task.schedule.timesteps):
-                if cancelled():
-                    raise Cancelled(f'given up before step {step + 1} of {len(task.schedule.timesteps)}')
-                velocity = self._velocity(task, sample, conditional, timestep)
-                if unconditional is not None and task.guidance.active(timestep):
-                    other = self._velocity(task, sample, unconditional, timestep)
-                    velocity = combine(velocity, other, task.guidance.scale)
-                sample = sampler.step(step, velocity, sample)
-        parts = iter(sample)
-        return (
-            next(parts) if task.vision is not None else None,
-            next(parts) if task.action is not None else None,
-        )
+            steps = [self.backend.step(prefix, task.layout) for prefix in (conditional, unconditional) if prefix]
+            sample = self._sample(task, _to_tokens(task, self.backend.patch), steps, cancelled)
+            return _from_tokens(task, sample, self.backend.patch)
 
-    def _velocity(self, task: Task, sample: tuple[Tensor, ...], prefix: Prefix, timestep: float) -> tuple[Tensor, ...]:
-        parts = iter(sample)
-        velocities: Velocities = self.backend.denoise(
-            prefix,
-            task.layout,
-            vision=next(parts) if task.vision is not None else None,
-            action=next(parts) if task.action is not None else None,
-            timestep=timestep,
-        )
-        return tuple(v for v in (velocities.vision, velocities.action) if v is not None)
+    def _sample(
+        self, task: Task, sample: tuple[Tensor, ...], steps: list[Step], cancelled: Callable[[], bool]
+    ) -> tuple[Tensor, ...]:
+        """Run the solver on tokens. Its updates are weighted sums, number by number, so cutting may come first."""
+        sampler = UniPc(task.schedule)
+        for index, timestep in enumerate(task.schedule.timesteps):
+            if cancelled():
+                raise Cancelled(f'given up before step {index + 1} of {len(task.schedule.timesteps)}')
+            velocity = _velocity(steps[0], task, sample, timestep)
+            if len(steps) > 1 and task.guidance.active(timestep):
+                velocity = combine(velocity, _velocity(steps[1], task, sample, timestep), task.guidance.scale)
+            sample = sampler.step(index, velocity, sample)
+        return sample
+
+
+def _to_tokens(task: Task, patch: int) -> tuple[Tensor, ...]:
+    """What is denoised, modality by modality, cut into tokens."""
+    vision = None if task.vision is None else patchify(task.vision, patch)
+    return tuple(part for part in (vision, task.action) if part is not None)
+
+
+def _from_tokens(task: Task, sample: tuple[Tensor, ...], patch: int) -> tuple[Tensor | None, Tensor | None]:
+    parts = iter(sample)
+    item = task.layout.vision
+    vision = None if task.vision is None or item is None else unpatchify(next(parts), item, patch)
+    return vision, None if task.action is None else next(parts)
+
+
+def _velocity(step: Step, task: Task, sample: tuple[Tensor, ...], timestep: float) -> tuple[Tensor, ...]:
+    parts = iter(sample)
+    tokens = Tokens(
+        vision=None if task.vision is None else next(parts),
+        action=None if task.action is None else next(parts),
+        sound=None,
+    )
+    # Guidance reads the velocities of both branches, and a backend may use one buffer for both.
+    return tuple(part.clone() for part in step(tokens, timestep) if part is not None)

@@ -1,4 +1,12 @@
-"""The one interface that every way of running the network has: a prefix once per prompt, then fixed-shape steps."""
+"""The one interface that every way of running the network has: a prefix once per prompt, then fixed-shape steps.
+
+    prefix = backend.prefix(ids)                 # once per prompt
+    step = backend.step(prefix, layout)          # once per request: everything that is the same in all of its steps
+    for t in timesteps:
+        velocities = step(tokens, t)
+
+A step works on tokens, as the network does, so that a request is cut into patches once and put together once.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +14,30 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
-    from engine.network.transformer import Prefix, Velocities
+    from engine.network.placement import Tokens
+    from engine.network.transformer import Prefix
     from engine.sequence import Layout
 
 
+class Step(Protocol):
+    """One forward pass of the generation tower, for one prompt and one layout."""
+
+    def __call__(self, tokens: Tokens, timestep: float) -> Tokens:
+        """Run it.
+
+        Args:
+            tokens: The generation segment, float32, on the backend's device, in the shapes of the layout.
+            timestep: Sampler time in [0, 1000).
+
+        Returns:
+            Velocities (noise minus clean) of the same shapes, float32, exactly 0 where nothing may change. They may be
+            overwritten by the next call of any step of this backend.
+        """
+
+
 class Backend(Protocol):
-    """Runs the two towers. Inputs and outputs live on `device`; latents stay float32 outside."""
+    """Runs the two towers. Inputs and outputs live on `device`; samples stay float32 outside."""
 
     name: str
 
@@ -21,29 +45,20 @@ class Backend(Protocol):
     def device(self) -> torch.device:
         """Where inputs are expected and outputs appear."""
 
+    @property
+    def patch(self) -> int:
+        """Edge of a vision token, in latent cells."""
+
     def prefix(self, ids: list[int]) -> Prefix:
         """Keys and values of the understanding tower for one prompt; constant for these ids and weights."""
 
-    def denoise(
-        self,
-        prefix: Prefix,
-        layout: Layout,
-        *,
-        vision: Tensor | None = None,
-        action: Tensor | None = None,
-        sound: Tensor | None = None,
-        timestep: float = 0.0,
-    ) -> Velocities:
-        """One forward pass of the generation tower.
+    def step(self, prefix: Prefix, layout: Layout) -> Step:
+        """Prepare the denoising step for a prompt and a layout.
 
         Args:
             prefix: From :meth:`prefix`.
             layout: Which tokens there are and which of them are clean.
-            vision: Latents [1, 48, T, h, w].
-            action: Rows [rows, 64].
-            sound: Latents [64, T].
-            timestep: Sampler time in [0, 1000).
 
-        Returns:
-            Velocities (noise minus clean) of the same shapes, exactly 0 on clean positions.
+        Raises:
+            InvalidInput: The backend was not made for this layout; says how they differ.
         """

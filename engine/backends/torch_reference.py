@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from engine.network.transformer import CosmosTransformer, Prefix, Velocities
+from engine.backends.base import Step
+from engine.network.placement import Tokens
+from engine.network.transformer import CosmosTransformer, Prefix
 from engine.sequence import Layout
 
 
@@ -21,23 +22,25 @@ class TorchReference:
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return next(self.transformer.parameters()).device
+        return self.transformer.device
+
+    @property
+    def patch(self) -> int:
+        """See :attr:`Backend.patch`."""
+        return self.transformer.config.latent_patch_size
 
     def prefix(self, ids: list[int]) -> Prefix:
         """See :meth:`Backend.prefix`."""
         with torch.inference_mode():
             return self.transformer.prefix(torch.tensor(ids, dtype=torch.long, device=self.device))
 
-    def denoise(
-        self,
-        prefix: Prefix,
-        layout: Layout,
-        *,
-        vision: Tensor | None = None,
-        action: Tensor | None = None,
-        sound: Tensor | None = None,
-        timestep: float = 0.0,
-    ) -> Velocities:
-        """See :meth:`Backend.denoise`."""
-        with torch.inference_mode():
-            return self.transformer.denoise(prefix, layout, vision, action, sound, timestep)
+    def step(self, prefix: Prefix, layout: Layout) -> Step:
+        """See :meth:`Backend.step`."""
+        placement = self.transformer.place(layout, prefix.length)
+
+        def run(tokens: Tokens, timestep: float) -> Tokens:
+            with torch.inference_mode():
+                time = torch.full((1,), timestep, dtype=torch.float32, device=self.device)
+                return self.transformer.denoise_tokens(tokens, prefix.keys, prefix.values, placement, time)
+
+        return run

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import engine
+from engine.backends.base import Step
 from engine.backends.torch_reference import TorchReference
-from engine.network.transformer import Prefix, Velocities
+from engine.network.placement import Tokens
+from engine.network.transformer import Prefix
 from engine.sequence import Layout
 
 
@@ -35,10 +37,15 @@ class Recorder(TorchReference):
         self.prompts.append(ids)
         return super().prefix(ids)
 
-    def denoise(self, prefix: Prefix, layout: Layout, **inputs: Any) -> Velocities:
-        self.steps.append((prefix.length, inputs['timestep']))
-        self.actions.append(inputs['action'].clone())
-        return super().denoise(prefix, layout, **inputs)
+    def step(self, prefix: Prefix, layout: Layout) -> Step:
+        inner = super().step(prefix, layout)
+
+        def run(tokens: Tokens, timestep: float) -> Tokens:
+            self.steps.append((prefix.length, timestep))
+            self.actions.append(tokens.action.clone())
+            return inner(tokens, timestep)
+
+        return run
 
 
 @pytest.fixture(scope='session')
