@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos3_ros.guard import kernels
 from cosmos3_ros.guard.reasons import Reason, Rejection, reject
 
 Array = NDArray[np.float64]
@@ -140,10 +141,11 @@ def arrange(
     gripper = _gripper(received, gripper_names, len(positions))
     if isinstance(gripper, Rejection):
         return gripper
-    positions = _frozen(positions.take(order, axis=1))
-    return _finite(
-        Chunk(**header, joint_names=joint_names, positions=positions, gripper=gripper, gripper_names=gripper_names)
+    positions, finite = kernels.arranged(positions, np.array(order, dtype=np.intp))
+    chunk = Chunk(
+        **header, joint_names=joint_names, positions=_frozen(positions), gripper=gripper, gripper_names=gripper_names
     )
+    return chunk if finite and (gripper is None or np.isfinite(gripper).all()) else _not_finite(chunk)
 
 
 def _column_order(given: tuple[str, ...], wanted: tuple[str, ...], of: str = '') -> list[int] | Rejection:
@@ -200,16 +202,17 @@ def _gripper(received: ReceivedChunk, wanted: tuple[str, ...], rows: int) -> Arr
     return _frozen(gripper[:, order])
 
 
-def _finite(chunk: Chunk) -> Chunk | Rejection:
-    if not np.isfinite(chunk.positions).all():
-        row, column = (int(i) for i in np.argwhere(~np.isfinite(chunk.positions))[0])
+def _not_finite(chunk: Chunk) -> Rejection:
+    """Which number of a chunk is none."""
+    bad = np.argwhere(~np.isfinite(chunk.positions))
+    if len(bad):
+        row, column = (int(i) for i in bad[0])
         what = f'position is {chunk.positions[row, column]}'
         return reject(Reason.CHUNK_NOT_FINITE, what, joint=chunk.joint_names[column], row=row)
-    if chunk.gripper is not None and not np.isfinite(chunk.gripper).all():
-        row, column = (int(i) for i in np.argwhere(~np.isfinite(chunk.gripper))[0])
-        what = f'gripper is {chunk.gripper[row, column]}'
-        return reject(Reason.CHUNK_NOT_FINITE, what, joint=chunk.gripper_names[column], row=row)
-    return chunk
+    gripper = np.zeros((0, 0)) if chunk.gripper is None else chunk.gripper
+    row, column = (int(i) for i in np.argwhere(~np.isfinite(gripper))[0])
+    what = f'gripper is {gripper[row, column]}'
+    return reject(Reason.CHUNK_NOT_FINITE, what, joint=chunk.gripper_names[column], row=row)
 
 
 def _numbers(data: Any) -> Array | None:

@@ -10,6 +10,7 @@ try:
     from cosmos3_ros.guard.kernels_body import BodyKernel, ChainKernel, any_below, segment_distances
     from cosmos3_ros.guard.kernels_motion import (
         FadedSpline,
+        arranged,
         command_keeps,
         continues,
         farthest,
@@ -38,6 +39,7 @@ __all__ = [
     'ChainKernel',
     'FadedSpline',
     'any_below',
+    'arranged',
     'command_keeps',
     'continues',
     'farthest',

@@ -1,9 +1,9 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: language_level=3, boundscheck=True, wraparound=False, initializedcheck=False, cdivision=True
 """Compiled arithmetic of the arm as a body: where its links are, how far apart, how fast its tool, and what may change.
 
-Each class holds what was prepared for one arm and checks the shapes of what it is given before it computes: inside the
-loops no index is checked. The scratch memory of a class is safe because no method calls back into Python before it is
-done with it. All comparisons are written so that not-a-number fails them.
+Each class holds what was prepared for one arm, and checks the shapes of what it is given before it computes. The
+scratch memory of a class is safe because no method calls back into Python before it is done with it. All comparisons
+are written so that not-a-number fails them.
 """
 
 from libc.math cimport INFINITY, cos, fabs, sin, sqrt
@@ -140,7 +140,7 @@ cdef class ChainKernel:
         self._frames = frames
         self._placed = np.empty((self.points, 3))
 
-    cdef void place_one(self, const double[:, :] positions, Py_ssize_t sample) noexcept:
+    cdef int place_one(self, const double[:, :] positions, Py_ssize_t sample) except -1:
         """Place the arm at one of the samples: fills the frames and the points."""
         cdef Py_ssize_t k, p, r, i
         cdef double angle, cosine, sine, x, y
@@ -167,10 +167,11 @@ cdef class ChainKernel:
             link, local, point = &self._frames[self._links[p], 0, 0], &self._local[p, 0], &self._placed[p, 0]
             for i in range(3):
                 point[i] = link[9 + i] + local[0] * link[i] + local[1] * link[3 + i] + local[2] * link[6 + i]
+        return 0
 
-    cdef void tool_speed(
+    cdef int tool_speed(
         self, const double[:, :] velocities, Py_ssize_t sample, Py_ssize_t point, double *linear, double *angular
-    ) noexcept:
+    ) except -1:
         """Speed of a point of the last link, m/s, and of its rotation, rad/s, of the arm as it was last placed.
 
         The columns of the geometric Jacobian, `axis x (point - origin)` and `axis`, times the joints' velocities.
@@ -195,6 +196,7 @@ cdef class ChainKernel:
             way[2] += speed * (axis[0] * arm[1] - axis[1] * arm[0])
         linear[0] = sqrt(way[0] * way[0] + way[1] * way[1] + way[2] * way[2])
         angular[0] = sqrt(turn[0] * turn[0] + turn[1] * turn[1] + turn[2] * turn[2])
+        return 0
 
     def place(self, const double[:, :] positions):
         """Place the arm at positions [S, width], rad.
@@ -534,7 +536,7 @@ cdef class BodyKernel:
                     break
         return found if some else None
 
-    cdef void _bound_joints(
+    cdef int _bound_joints(
         self,
         double h,
         const double[:] v0,
@@ -543,7 +545,7 @@ cdef class BodyKernel:
         const double[:] a1,
         const double[:] acceleration,
         const double[:] jerk,
-    ) noexcept:
+    ) except -1:
         """Bounds for each joint in one interval of 2 h seconds: its way there and back, its speed's, its peak speed."""
         cdef Py_ssize_t j, column
         cdef double speed, gain, rate
@@ -555,13 +557,17 @@ cdef class BodyKernel:
             self._joint[0, j] = h * (speed + gain)
             self._joint[1, j] = _least(h * (rate + h * jerk[column]), 2 * gain)
             self._joint[2, j] = speed / 2 + gain
+        return 0
 
-    cdef void _bound_lines(self, double h) noexcept:
+    cdef int _bound_lines(self, double h) except -1:
         """How far each margin moves at most, there and back, within the interval whose joints have been bounded."""
         cdef Py_ssize_t joints = self._chain.joints, count = self.distances, i, j, k
         cdef double one, turned
-        cdef double *change = &self._changes[0]
+        cdef double *change
         cdef const double *influence
+        if not self.lines:
+            return 0
+        change = &self._changes[0]
         for k in range(self.lines):
             change[k] = 0.0
         for j in range(joints):  # by lines inside, because none of these sums has to wait for another
@@ -579,6 +585,7 @@ cdef class BodyKernel:
                     one += self._joint[2, i] * self._couplings[k, i, j]
                 turned += one * self._joint[2, j]
             change[count + k] += 2 * h * turned
+        return 0
 
 
 cpdef any_below(const double[:, :] margins, const double[:] floor):

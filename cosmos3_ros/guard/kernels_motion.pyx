@@ -1,12 +1,11 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: language_level=3, boundscheck=True, wraparound=False, initializedcheck=False, cdivision=True
 """Compiled arithmetic of motions: splines and fades, and whether states, rows and commands keep the joints' limits.
 
-Every function checks the shapes of what it is given before it computes: inside the loops no index is checked. The
-functions that judge answer yes or no; whoever wants to know where and why looks again, slowly. All comparisons are
-written so that not-a-number fails them.
+Every function checks the shapes of what it is given before it computes. Those that judge answer yes or no; whoever
+wants to know where and why looks again, slowly. All comparisons are written so that not-a-number fails them.
 """
 
-from libc.math cimport fabs
+from libc.math cimport fabs, isfinite
 from libc.stdint cimport int64_t
 
 import numpy as np
@@ -149,7 +148,7 @@ cdef class FadedSpline:
         self._evaluate(time_ns, &values[0, 0])
         return found
 
-    cdef void _evaluate(self, int64_t time_ns, double *values) noexcept:
+    cdef int _evaluate(self, int64_t time_ns, double *values) except -1:
         cdef int64_t time = min(max(time_ns, self._start_ns), self._end_ns)
         cdef int64_t since_first = time - self._due_ns, since = time - self._start_ns, segment
         cdef Py_ssize_t joints = self._joints, order, j
@@ -173,7 +172,7 @@ cdef class FadedSpline:
                     + weight[2] * (control[3 * joints + j] - one)
                 )
         if since >= self._window_ns:
-            return
+            return 0
         _fade_weights(<double>since / self._window_ns, self._window, fade)
         for order in range(ORDERS):
             weight = fade[order]
@@ -181,6 +180,7 @@ cdef class FadedSpline:
                 values[order * joints + j] += (
                     weight[0] * self._apart[0, j] + weight[1] * self._apart[1, j] + weight[2] * self._apart[2, j]
                 )
+        return 0
 
 
 cdef void _spline_weights(double s, double step, double weights[4][3]) noexcept:
@@ -220,6 +220,33 @@ cdef void _fade_weights(double x, double window, double weights[4][3]) noexcept:
         for k in range(3):
             weights[order][k] *= scale
         scale /= window
+
+
+# Chunks
+
+
+def arranged(const double[:, :] values, const Py_ssize_t[:] order):
+    """The columns of an array [N, K] in another order.
+
+    Args:
+        values: What to arrange.
+        order: For each column of the result, where it is in `values` [J].
+
+    Returns:
+        A new array [N, J], and whether all of it are finite numbers.
+    """
+    cdef Py_ssize_t rows = values.shape[0], columns = order.shape[0], n, j
+    cdef bint finite = True
+    for j in range(columns):
+        if not 0 <= order[j] < values.shape[1]:
+            raise IndexError(f'order: {order[j]}, must be in 0..{values.shape[1] - 1}')
+    found = np.empty((rows, columns))
+    cdef double[:, ::1] result = found
+    for n in range(rows):
+        for j in range(columns):
+            result[n, j] = values[n, order[j]]
+            finite = finite and isfinite(result[n, j])
+    return found, finite
 
 
 # Whether limits are kept

@@ -213,6 +213,18 @@ def test_the_joint_that_is_furthest_apart_is_the_one_with_the_largest_difference
     np.testing.assert_array_equal(apart, differences[joint])
 
 
+@quick
+@given(seeds, poisons)
+def test_columns_are_sorted_and_what_is_no_number_is_noticed(seed, poison):
+    rng = np.random.default_rng(seed)
+    values, order = poisoned(rng, rng.normal(0, 1, (5, JOINTS)), poison), rng.permutation(JOINTS)
+    found, finite = kernels.arranged(values, order)
+    np.testing.assert_array_equal(found, values[:, order])
+    assert finite == (poison is None)
+    with pytest.raises(IndexError, match=r'must be in 0\.\.6'):
+        kernels.arranged(values, order + 1)
+
+
 # Instants and motions
 
 
