@@ -187,6 +187,96 @@ def test_end_effector_actions_need_a_measured_pose() -> None:
     assert faults(changed({'state.end_effector': None}, 'droid_ee_delta')) == ['state.end_effector']
 
 
+def arms_of_two() -> dict[str, Any]:
+    arms: dict[str, Any] = document('robomind_dual')['robot']['arms']
+    return arms
+
+
+def test_arms_have_names_joints_grippers_and_frames_in_the_order_of_a_row() -> None:
+    robot = load_contract('robomind_dual').robot
+    assert [(arm.name, arm.prefix, len(arm.joints)) for arm in robot.arms] == [
+        ('left', 'left/', 7),
+        ('right', 'right/', 7),
+    ]
+    assert robot.joints == (*robot.arms[0].joints, *robot.arms[1].joints)
+    assert robot.gripper_joints == ('left_panda_finger_joint1', 'right_panda_finger_joint1')
+    assert robot.end_effector_frames == ('left_panda_link8', 'right_panda_link8')
+    assert [stream.topic for stream in load_contract('robomind_dual').state.end_effectors] == [
+        'left/end_effector_pose',
+        'right/end_effector_pose',
+    ]
+    alone = load_contract('droid_ee_delta').robot
+    assert [(arm.name, arm.prefix) for arm in alone.arms] == [('', '')]
+
+
+def test_one_arm_may_have_a_name_too() -> None:
+    robot = document()['robot']
+    arm = {name: robot[name] for name in ('joints', 'gripper', 'end_effector_frame')}
+    named = changed({'robot': {'description': 'panda', 'arms': {'main': arm}}})
+    assert parse_contract(named, 'test.yaml').robot.joints == load_contract('demo_joint_pos').robot.joints
+
+
+FAULTS_OF_TWO: list[tuple[str, dict[str, Any]]] = [
+    # where it is reported, and what is wrong
+    ('robot.arms', {'robot.arms': {}}),
+    ('robot.arms', {'robot.arms': ['left', 'right']}),
+    ('robot.arms', {'robot.arms.left': ABSENT, 'state.end_effector.left': ABSENT}),
+    ('robot.arms', {'robot.arms': dict(reversed(arms_of_two().items()))}),
+    ('robot.arms', {'robot.arms.right.joints': arms_of_two()['left']['joints']}),
+    ('robot.arms', {'robot.arms.right.gripper.joint': 'left_panda_finger_joint1'}),
+    ('robot.arms', {'robot.arms.right.gripper.joint': 'left_panda_joint7'}),
+    ('robot.arms', {'robot.arms.right.end_effector_frame': 'left_panda_link8'}),
+    ('robot.arms.left', {'robot.arms.left': 'arm'}),
+    ('robot.arms.left.joints', {'robot.arms.left.joints': []}),
+    ('robot.arms.left.gripper', {'robot.arms.left.gripper': None}),
+    ('robot.arms.right.gripper.open', {'robot.arms.right.gripper.open': 0.0}),
+    ('robot.arms.right.wheels', {'robot.arms.right.wheels': 4}),
+    ('robot.arms.left arm', {'robot.arms.left arm': arms_of_two()['left']}),
+    ('robot.joints', {'robot.joints': ['left_panda_joint1']}),
+    ('state.end_effector', {'state.end_effector': None}),
+    ('state.end_effector.right', {'state.end_effector.right': ABSENT}),
+    ('state.end_effector.left', {'state.end_effector': {'topic': 'end_effector_pose', 'max_age_s': 0.1}}),
+    ('state.end_effector.middle', {'state.end_effector.middle': {'topic': 'pose', 'max_age_s': 0.1}}),
+    ('state.end_effector', {'state.end_effector.right.topic': 'left/end_effector_pose'}),
+]
+
+
+@pytest.mark.parametrize(('where', 'changes'), FAULTS_OF_TWO)
+def test_a_fault_of_several_arms_is_reported_by_its_key(where: str, changes: dict[str, Any]) -> None:
+    assert where in faults(changed(changes, 'robomind_dual'))
+
+
+def test_all_faults_of_several_arms_are_reported_at_once() -> None:
+    wrong = {
+        'robot.arms.left.gripper.joint': ABSENT,
+        'robot.arms.right.joints': 'all',
+        'robot.arms.right.wheels': 4,
+        'state.end_effector.left.topic': '/pose',
+    }
+    assert set(faults(changed(wrong, 'robomind_dual'))) == set(wrong)
+
+
+def test_one_arm_is_refused_where_rows_move_two() -> None:
+    robot, state = (document('droid_ee_delta')[key] for key in ('robot', 'state'))
+    assert faults(changed({'robot': robot, 'state': state}, 'robomind_dual')) == ['robot.joints']
+
+
+def test_each_arm_must_have_the_joints_that_a_row_has_for_it() -> None:
+    arms = arms_of_two()
+    six = {name: {**arm, 'joints': arm['joints'][:6]} for name, arm in arms.items()}
+    changes = {
+        'embodiment': {**document('robomind_dual')['embodiment'], 'domain': 'robotwin', 'raw_action_dim': 14},
+        'embodiment.action_space': 'joint_position',
+        'embodiment.normalization': 'none',
+        'robot.arms': six,
+    }
+    assert (
+        parse_contract(changed(changes, 'robomind_dual'), 'test.yaml').robot.arms[1].joints[0] == 'right_panda_joint1'
+    )
+    uneven = {**changes, 'robot.arms.right.joints': arms['right']['joints']}
+    assert faults(changed(uneven, 'robomind_dual')) == ['robot.arms.right.joints']
+
+
 def test_history_needs_a_state_row() -> None:
     assert faults(changed({'embodiment.state_row': False, 'embodiment.history_rows': 2})) == ['embodiment.history_rows']
 

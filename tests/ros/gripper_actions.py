@@ -18,7 +18,16 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from cosmos3_msgs.msg import GuardStatus
 from cosmos3_ros.middleware_events import QuietEvents
 from cosmos3_ros.node_base import NodeExecutor
-from tests.ros.guard_bench import HOME, ROWS, Bench, bench, contract, travel  # noqa: F401 (fixtures among them)
+from tests.ros.guard_bench import (  # noqa: F401 (fixtures among them)
+    ARMS,
+    HOME,
+    ROWS,
+    Bench,
+    bench,
+    contract,
+    contract_of_two,
+    travel,
+)
 
 CLOSING = np.where(np.arange(ROWS) < 10, 0.0, 1.0)
 ACTIONS = {'parallel_gripper_command': ParallelGripperCommand, 'gripper_command': GripperCommand}
@@ -31,16 +40,17 @@ class Gripper:
     answer.
     """
 
-    def __init__(self, interface: str, kind: str) -> None:
+    def __init__(self, interface: str, kind: str, name: str = '') -> None:
         self.kind, self.positions, self.cancelled = kind, [], 0
         self._parallel = interface == 'parallel_gripper_command'
         self._action = ACTIONS[interface]
         self._ending = threading.Event()
-        self._node, self._executor = QuietEvents('gripper_driver'), NodeExecutor(num_threads=8)
+        self._node = QuietEvents(f'{name}gripper_driver')
+        self._executor = NodeExecutor(num_threads=8)
         self._server = ActionServer(
             self._node,
             self._action,
-            f'{kind}/{interface}',
+            f'{name or kind}/{interface}',
             self._execute,
             goal_callback=self._on_goal,
             cancel_callback=self._on_cancel,
@@ -82,8 +92,8 @@ class Gripper:
 def gripper(graph) -> Iterator[Callable[..., Gripper]]:
     made: list[Gripper] = []
 
-    def make(interface: str, kind: str) -> Gripper:
-        made.append(Gripper(interface, kind))
+    def make(interface: str, kind: str, name: str = '') -> Gripper:
+        made.append(Gripper(interface, kind, name))
         return made[-1]
 
     yield make
@@ -151,3 +161,17 @@ def test_the_gripper_never_blocks_the_arm(graph, bench, gripper, kind, text):
     said_of_the_gripper(graph, text)
     assert b.node.transition('deactivate')
     assert b.node.transition('cleanup'), 'and it does not keep the node from ending'
+
+
+def test_a_gripper_that_hangs_holds_up_neither_the_arms_nor_the_other_gripper(graph, bench, gripper, contract_of_two):
+    interface = 'gripper_command'
+    gripper(interface, 'deaf', 'left')
+    right = gripper(interface, 'good', 'right')
+    b = bench(contract_of_two, arms=ARMS, gripper_interface=interface, gripper_action='/{arm}/gripper_command').up()
+    course = np.hstack([travel(0.1), travel(-0.1)])
+    assert b.send(course, gripper=np.column_stack([CLOSING, CLOSING])).accepted
+    b.until(GuardStatus.HOLDING)
+    graph.eventually(lambda: len(right.positions) == 2, what='both goals of the right gripper')
+    np.testing.assert_allclose(right.positions, [0.04, 0.0], atol=1e-9)
+    graph.eventually(b.is_at_rest)
+    np.testing.assert_allclose(b.arm.position, [*HOME + 0.1, *HOME - 0.1], atol=0.01)

@@ -27,6 +27,8 @@ FINGER = 'panda_finger_joint1'
 HOME = np.array([0.0, -0.5, 0.0, -2.2, 0.0, 1.8, 0.8])
 ROWS, STEP_S = 32, 1 / 15
 LIMITS = load_limits('panda')
+ARMS = ('left', 'right')
+"""Of the contract robomind_dual."""
 
 
 def travel(distance: np.ndarray | float, rows: int = ROWS) -> np.ndarray:
@@ -48,7 +50,7 @@ class Motion:
         )
 
     def at(self, time_ns: int) -> np.ndarray:
-        """Positions [7] at a time; at rest after the end."""
+        """Positions [J] at a time; at rest after the end."""
         seconds = (time_ns - self.stamp_ns) * 1e-9
         return np.array([np.interp(seconds, self.times, column) for column in self.positions.T])
 
@@ -63,12 +65,16 @@ class Arm:
         clock_ns: Simulated time; None to live by the wall clock. Set it to make the clock jump.
     """
 
-    def __init__(self, graph: Any, clock_ns: int | None = None, namespace: str = '') -> None:
+    def __init__(
+        self, graph: Any, clock_ns: int | None = None, namespace: str = '', prefixes: tuple[str, ...] = ('',)
+    ) -> None:
+        self.joints = tuple(prefix + joint for prefix in prefixes for joint in JOINTS)
+        self.fingers = tuple(prefix + FINGER for prefix in prefixes)
         self.reports = True
         self.spoil: Callable[[JointState], JointState] = lambda message: message
         self.policy: int | None = PolicyStatus.RUNNING
         self.clock_ns = clock_ns
-        self.position = HOME.copy()
+        self.position = np.tile(HOME, len(prefixes))
         self.motions: list[Motion] = []
         self._node = graph.node('arm', namespace=namespace)
         self._clock = self._node.create_publisher(ClockMessage, '/clock', qos.sensor())
@@ -96,10 +102,10 @@ class Arm:
             if self.motions:
                 self.position = self.motions[-1].at(now)
             if self.reports:
-                positions = np.append(self.position, 0.04)
-                self._joints.publish(
-                    self.spoil(joint_state((*JOINTS, FINGER), positions, ns_to_stamp(now), np.zeros(8)))
-                )
+                names = (*self.joints, *self.fingers)
+                positions = np.append(self.position, [0.04] * len(self.fingers))
+                state = joint_state(names, positions, ns_to_stamp(now), np.zeros(len(names)))
+                self._joints.publish(self.spoil(state))
             count += 1
             if self.policy is not None and count % 3 == 0:
                 self._policy.publish(PolicyStatus(state=self.policy))
@@ -118,7 +124,13 @@ class Bench:
     """A guard node on its graph between a policy's chunks and an arm, and everything that was said."""
 
     def __init__(
-        self, graph: Any, contract: Path, clock_ns: int | None = None, namespace: str = '', **parameters: object
+        self,
+        graph: Any,
+        contract: Path,
+        clock_ns: int | None = None,
+        namespace: str = '',
+        arms: tuple[str, ...] = (),
+        **parameters: object,
     ) -> None:
         values = {
             'contract': str(contract),
@@ -130,7 +142,7 @@ class Bench:
         }
         overrides = [RosParameter(name, value=value) for name, value in values.items()]
         self.graph = graph
-        self.arm = Arm(graph, clock_ns, namespace)
+        self.arm = Arm(graph, clock_ns, namespace, tuple(f'{arm}_' for arm in arms) or ('',))
         self.node = graph.add(GuardNode(parameter_overrides=overrides, namespace=namespace))
         self.observer = graph.node('observer', namespace=namespace)
         self.decisions: list[ChunkDecision] = []
@@ -161,11 +173,11 @@ class Bench:
             epoch=self.epoch,
             sequence=self.sequence,
             step_dt=STEP_S,
-            joint_names=list(JOINTS),
+            joint_names=list(self.arm.joints),
             rows=len(course),
             positions=np.asarray(course, np.float64).ravel().tolist(),
-            gripper_names=[FINGER] if len(gripper) else [],
-            grippers=[float(value) for value in gripper],
+            gripper_names=list(self.arm.fingers) if len(gripper) else [],
+            grippers=[float(value) for value in np.ravel(gripper)],
         )
         message.header.stamp = ns_to_stamp(self.arm.now_ns())
         for name, value in fields.items():
@@ -217,9 +229,9 @@ class Bench:
         return self.arm.now_ns() > last.stamp_ns + last.times[-1] * 1e9
 
 
-def contract_file(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy of the demonstration's contract, changed."""
-    shipped = Path(__file__).resolve().parents[2] / 'config' / 'contracts' / 'demo_joint_pos.yaml'
+def contract_file(folder: Path, change: Callable[[dict[str, Any]], None], name: str = 'demo_joint_pos') -> Path:
+    """A copy of a contract that ships, changed."""
+    shipped = Path(__file__).resolve().parents[2] / 'config' / 'contracts' / f'{name}.yaml'
     data = yaml.safe_load(shipped.read_text(encoding='utf-8'))
     change(data)
     path = folder / 'contract.yaml'
@@ -236,6 +248,18 @@ def contract(tmp_path) -> Path:
             stream['max_age_s'] = 1.0
 
     return contract_file(tmp_path, change)
+
+
+@pytest.fixture
+def contract_of_two(tmp_path) -> Path:
+    """The contract of two arms with the same patience."""
+
+    def change(data: dict[str, Any]) -> None:
+        state = data['state']
+        for stream in (*data['views']['streams'].values(), state['joint_states'], *state['end_effector'].values()):
+            stream['max_age_s'] = 1.0
+
+    return contract_file(tmp_path, change, 'demo_dual')
 
 
 @pytest.fixture
