@@ -220,12 +220,13 @@ def test_every_interface_is_explained_where_nodes_are():
 
 
 def keys(tree: object, prefix: str = '') -> Iterator[str]:
-    """Dotted names of all leaves; names of views, which are the user's, as NAME."""
+    """Dotted names of all leaves; names of views and arms, which are the user's, as NAME."""
     if not isinstance(tree, dict):
         yield prefix
         return
     for name, value in tree.items():
-        own = 'NAME' if prefix == 'views.streams' else name
+        by_arm = prefix == 'state.end_effector' and isinstance(value, dict)
+        own = 'NAME' if by_arm or prefix in ('views.streams', 'robot.arms') else name
         yield from keys(value, f'{prefix}.{own}' if prefix else own)
 
 
