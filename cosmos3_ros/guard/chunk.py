@@ -13,6 +13,7 @@ from cosmos3_ros.guard import kernels
 from cosmos3_ros.guard.reasons import Reason, Rejection, reject
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 JOINT_POSITION = 'joint_position'
 MINIMUM_ROWS = 2
@@ -141,16 +142,21 @@ def arrange(
     gripper = _gripper(received, gripper_names, len(positions))
     if isinstance(gripper, Rejection):
         return gripper
-    positions, finite = kernels.arranged(positions, np.array(order, dtype=np.intp))
+    sorted_positions, finite = _sorted(positions, order)
+    sorted_gripper, finite_too = (None, True) if gripper is None else _sorted(*gripper)
     chunk = Chunk(
-        **header, joint_names=joint_names, positions=_frozen(positions), gripper=gripper, gripper_names=gripper_names
+        **header,
+        joint_names=joint_names,
+        positions=sorted_positions,
+        gripper=sorted_gripper,
+        gripper_names=gripper_names,
     )
-    return chunk if finite and (gripper is None or np.isfinite(gripper).all()) else _not_finite(chunk)
+    return chunk if finite and finite_too else _not_finite(chunk)
 
 
-def _column_order(given: tuple[str, ...], wanted: tuple[str, ...], of: str = '') -> list[int] | Rejection:
+def _column_order(given: tuple[str, ...], wanted: tuple[str, ...], of: str = '') -> Indices | Rejection:
     if given == wanted:  # as most policies have them
-        return list(range(len(wanted)))
+        return np.arange(len(wanted))
     missing = [name for name in wanted if name not in given]
     extra = [name for name in given if name not in wanted]
     twice = [name for name in dict.fromkeys(given) if given.count(name) > 1]
@@ -158,7 +164,7 @@ def _column_order(given: tuple[str, ...], wanted: tuple[str, ...], of: str = '')
     if any(names for _, names in faults):
         what = '; '.join(f'{of}{fault}: {", ".join(names)}' for fault, names in faults if names)
         return reject(Reason.CHUNK_JOINT_NAMES, what, joint=(missing + extra + twice)[0])
-    return [given.index(name) for name in wanted]
+    return np.array([given.index(name) for name in wanted], dtype=np.intp)
 
 
 def _header(received: ReceivedChunk) -> dict[str, int] | Rejection:
@@ -187,7 +193,8 @@ def _positions(data: Any, joints: int) -> Array | Rejection:
     return positions
 
 
-def _gripper(received: ReceivedChunk, wanted: tuple[str, ...], rows: int) -> Array | Rejection | None:
+def _gripper(received: ReceivedChunk, wanted: tuple[str, ...], rows: int) -> tuple[Array, Indices] | Rejection | None:
+    """The gripper values [rows, G] as they arrived, and where the robot's grippers are among their columns."""
     if received.gripper is None and not len(received.gripper_names):
         return None
     order = _column_order(tuple(received.gripper_names), wanted, 'grippers ')
@@ -199,7 +206,7 @@ def _gripper(received: ReceivedChunk, wanted: tuple[str, ...], rows: int) -> Arr
     if gripper.shape != (rows, len(wanted)):
         what = f'gripper has shape {list(gripper.shape)}, must be [{rows}, {len(wanted)}]'
         return reject(Reason.CHUNK_SHAPE, what)
-    return _frozen(gripper[:, order])
+    return gripper, order
 
 
 def _not_finite(chunk: Chunk) -> Rejection:
@@ -223,6 +230,8 @@ def _numbers(data: Any) -> Array | None:
         return None
 
 
-def _frozen(array: Array) -> Array:
-    array.setflags(write=False)
-    return array
+def _sorted(values: Array, order: Indices) -> tuple[Array, bool]:
+    """The columns in another order, read-only, and whether all of it are finite numbers."""
+    found, finite = kernels.arranged(values, order)
+    found.setflags(write=False)
+    return found, finite
