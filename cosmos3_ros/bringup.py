@@ -15,12 +15,10 @@ from typing import Any
 
 from engine.contract import Contract, load_contract
 from engine.errors import InvalidInput, Problem
+from engine.evaluation.franka_scene import PANDA_PAIR
 from engine.resources import config_folders
 
 PACKAGE = 'cosmos3_ros'
-PAIR = 'panda_pair'
-"""What the simulated robot is called when it has two arms."""
-PAIR_JOINTS = tuple(f'{arm}_panda_joint{number}' for arm in ('left', 'right') for number in range(1, 8))
 _TRUTH = {'true': True, 'false': False}
 _LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 _FASTDDS_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
@@ -217,10 +215,10 @@ def _robot(options: Options, contract: Contract, common: Mapping[str, Any]) -> t
         module = f'{PACKAGE}.sim_robot_node'
         if len(contract.robot.arms) > 1:
             # No more cameras than the contract looks through: each costs time to draw.
-            parameters |= {
-                'robot': PAIR,
-                'views': [_camera(stream.topic) for stream in contract.views.streams.values()],
-            }
+            looked_through = {f'camera/{camera}/image_raw': camera for camera in PANDA_PAIR.cameras}
+            topics = [stream.topic for stream in contract.views.streams.values()]
+            views = [looked_through[topic] for topic in topics if topic in looked_through]
+            parameters |= {'robot': PANDA_PAIR.name, **({'views': views} if views else {})}
         return (ProcessSpec('sim_robot', 'sim_robot', module, parameters, environment=environment, **common),)
     if options.robot == 'replay':
         module = f'{PACKAGE}.replay_robot_node'
@@ -239,18 +237,13 @@ def _instruction(options: Options, common: Mapping[str, Any]) -> tuple[ProcessSp
     return (ProcessSpec('instruct', 'instruct', module, parameters, lifecycle=False, transient=True, **common),)
 
 
-def _camera(topic: str) -> str:
-    """The camera of the simulated robot whose pictures are on a topic: `front` for `camera/front/image_raw`."""
-    return topic.removeprefix('camera/').removesuffix('/image_raw')
-
-
 def _sim_problems(options: Options, contract: Contract) -> list[Problem]:
     """Why the simulated robot is not the one that a contract of several arms is made for."""
     arms = contract.robot.arms
-    if options.robot != 'sim' or len(arms) == 1 or contract.robot.joints == PAIR_JOINTS:
+    if options.robot != 'sim' or len(arms) == 1 or contract.robot.joints == PANDA_PAIR.joints:
         return []
     what, given = 'has no simulated robot for the arms of this contract', ', '.join(contract.robot.joints)
-    return [Problem('robot', what, given, ', '.join(PAIR_JOINTS), 'start your own driver, with robot:=none')]
+    return [Problem('robot', what, given, ', '.join(PANDA_PAIR.joints), 'start your own driver, with robot:=none')]
 
 
 def _shared(options: Options) -> dict[str, Any]:

@@ -44,6 +44,9 @@ def cross_check(contract: Contract, note: Callable[[Problem], None]) -> None:
         else:
             for problem in _arms_of_rows(contract, space):
                 note(problem)
+        if terms.state_row and not space.state_row:
+            what = 'is not part of these rows: training put no measured state before them'
+            note(Problem('embodiment.state_row', what, 'true', 'false'))
     if terms.action_space == 'joint_position' and contract.state.joint_states is None:
         note(Problem('state.joint_states', 'is needed by action_space joint_position', 'null'))
     if terms.action_space == 'ee_delta' and not contract.state.end_effectors:

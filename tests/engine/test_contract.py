@@ -233,6 +233,7 @@ FAULTS_OF_TWO: list[tuple[str, dict[str, Any]]] = [
     ('robot.arms.right.wheels', {'robot.arms.right.wheels': 4}),
     ('robot.arms.left arm', {'robot.arms.left arm': arms_of_two()['left']}),
     ('robot.joints', {'robot.joints': ['left_panda_joint1']}),
+    ('embodiment.state_row', {'embodiment.state_row': True}),
     ('state.end_effector', {'state.end_effector': None}),
     ('state.end_effector.right', {'state.end_effector.right': ABSENT}),
     ('state.end_effector.left', {'state.end_effector': {'topic': 'end_effector_pose', 'max_age_s': 0.1}}),

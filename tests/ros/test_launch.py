@@ -91,6 +91,21 @@ def test_an_instruction_adds_a_process_that_may_end():
     assert (spec.transient, spec.parameters['instruction']) == (True, 'wave')
 
 
+def test_a_contract_of_two_arms_has_a_simulated_robot_of_two_with_the_cameras_it_looks_through():
+    parameters = by_name(contract='robomind_dual')['sim_robot'].parameters
+    assert (parameters['robot'], parameters['views']) == ('panda_pair', ['front', 'left', 'right'])
+    assert 'robot' not in by_name()['sim_robot'].parameters
+
+
+def test_two_arms_that_cannot_be_simulated_are_refused_unless_they_are_real(tmp_path, repository):
+    text = (repository / 'config/contracts/robomind_dual.yaml').read_text()
+    path = tmp_path / 'others.yaml'
+    path.write_text(text.replace('_panda_joint', '_fr3_joint'))
+    with pytest.raises(InvalidInput, match='robot:=none'):
+        by_name(contract=str(path))
+    assert 'guard' in by_name(contract=str(path), robot='none')
+
+
 def test_the_contract_names_the_checkpoint_if_none_is_given():
     assert by_name(checkpoint='')['policy'].parameters['checkpoint'] == 'nvidia/Cosmos3-Nano-Policy-DROID'
 

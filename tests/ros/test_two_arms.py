@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from cosmos3_ros.conversions import Pose
 from cosmos3_ros.guard.kinematics import frame_poses
 from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.inputs import JOINT_STATES, Inputs, pose_streams
-from cosmos3_ros.policy_loop import TimedChunk
+from cosmos3_ros.policy_loop import PolicyLoop, TimedChunk
 from cosmos3_ros.policy_node import chunk_message, joint_state_reader
 from cosmos3_ros.pose_bridge import PoseBridge
 from engine.actions import matrix_to_quaternion
@@ -143,6 +144,37 @@ def test_a_chunk_of_poses_names_the_frame_of_each_arm():
     np.testing.assert_allclose(np.reshape(message.grippers, (ROWS, 2)), GRIPPERS, atol=1e-6)
 
 
+def test_poses_in_frames_of_their_own_make_no_chunk(policy_of_two):
+    """A chunk of poses has one frame: what was measured in two cannot be sent, and is not sent as if it were one."""
+    dropped, sent = threading.Event(), []
+    texts = []
+
+    def on_error(text, _error):
+        texts.append(text)
+        dropped.set()
+
+    inputs = Inputs(DUAL)
+    loop = PolicyLoop(policy_of_two, inputs, lambda: 10**9, sent.append, on_error)
+    try:
+        for view in DUAL.views.streams:
+            inputs.push(view, 10**9, 10**9, np.zeros((36, 64, 3), np.uint8))
+        for name, frame in zip(pose_streams(DUAL), ('left_panda_link0', 'right_panda_link0'), strict=True):
+            inputs.push(name, 10**9, 10**9, Pose(np.array([0.3, 0.0, 0.5]), np.array([1.0, 0, 0, 0]), frame))
+        loop.begin('go')
+        assert dropped.wait(20.0)
+    finally:
+        loop.close()
+    assert "end_effector.left in 'left_panda_link0'" in texts[0]
+    assert sent == []
+
+
+@pytest.fixture(scope='module')
+def policy_of_two(tiny_checkpoint):
+    import engine
+
+    return engine.load(tiny_checkpoint).policy(DUAL)
+
+
 # The guard
 
 
@@ -206,6 +238,20 @@ def can_simulate() -> bool:
     except Exception:
         return False
     return True
+
+
+def test_the_simulated_pair_stands_where_the_robot_file_says():
+    pytest.importorskip('mujoco', reason='MuJoCo is not installed')
+    from engine.evaluation.franka_scene import PANDA_PAIR
+    from engine.evaluation.simulated_franka import SimulatedFranka
+
+    robot = SimulatedFranka(render_views=(), robot=PANDA_PAIR)
+    assert PANDA_PAIR.joints == PAIR.joint_names == DUAL.robot.joints
+    state = robot.joint_state()
+    joints = np.array([state.positions[state.names.index(name)] for name in DUAL.robot.joints])
+    for arm, expected in zip(ARMS, poses(joints)[0].reshape(2, 7), strict=True):
+        np.testing.assert_allclose(robot.end_effector_pose(arm).position, expected[:3], atol=1e-6)
+    assert {arm.chain.base for arm in PAIR.arms} == {PANDA_PAIR.base}
 
 
 @pytest.mark.skipif(not can_simulate(), reason='pictures cannot be drawn here')

@@ -78,6 +78,41 @@ def filmed() -> SimulatedFranka:
     robot.close()
 
 
+@pytest.fixture
+def pair() -> SimulatedFranka:
+    return SimulatedFranka(seed=0, render_views=(), robot=franka_scene.PANDA_PAIR)
+
+
+def test_two_arms_stand_side_by_side_each_at_the_start_pose(pair):
+    state = pair.joint_state()
+    assert len(state.names) == 18
+    assert state.names[:9] == (*(f'left_panda_joint{i}' for i in range(1, 8)), *pair.kind.arms[0].fingers)
+    np.testing.assert_allclose(state.positions, np.tile([*HOME, 0.04, 0.04], 2), atol=1e-9)
+    expected = flange_by_dh(HOME)[:3, 3]
+    for name, side in (('left', 0.4), ('right', -0.4)):
+        np.testing.assert_allclose(pair.end_effector_pose(name).position, expected + np.array([0, side, 0]), atol=1e-6)
+
+
+def test_each_arm_and_each_hand_of_a_pair_moves_by_itself(pair):
+    target = np.concatenate([HOME + 0.1, HOME])
+    pair.set_trajectory([0.5], target[None])
+    pair.set_gripper(1.0, 'right')
+    pair.advance(1.5)
+    state = pair.joint_state().positions
+    np.testing.assert_allclose(state[:7], HOME + 0.1, atol=0.03)
+    np.testing.assert_allclose(state[9:16], HOME, atol=0.03)
+    np.testing.assert_allclose(state[[7, 8]], 0.04, atol=1e-3)
+    np.testing.assert_allclose(state[[16, 17]], 0.0, atol=1e-3)
+
+
+def test_an_arm_that_a_robot_has_not_is_refused(pair, robot):
+    for call in (lambda: pair.set_gripper(0.5), lambda: robot.end_effector_pose('left')):
+        with pytest.raises(InvalidInput, match='no such arm'):
+            call()
+    with pytest.raises(InvalidInput, match=r'\(1, 14\)'):
+        pair.set_trajectory([0.5], HOME[None])
+
+
 def arm(robot: SimulatedFranka) -> np.ndarray:
     return robot.joint_state().positions[:7]
 
