@@ -29,6 +29,8 @@ class VideoVae:
         spatial: Pixels to a latent position, in height and in width (16).
         temporal: Frames to a latent frame after the first (4).
         latent_channels: Channels of a latent position (48).
+        frame_encoder: The encoder for a single frame, with the weights of the whole one.
+        patch: Edge of the squares of pixels that become channels before the first convolution (2).
     """
 
     def __init__(self, autoencoder: Any) -> None:
@@ -49,8 +51,13 @@ class VideoVae:
         # framework both do, and in bfloat16 the difference is visible.
         self._mean = self._statistic(config.latents_mean)
         self._inverse_std: torch.Tensor = 1.0 / self._statistic(config.latents_std)
-        self._frame_encoder = _single_frame_encoder(autoencoder.encoder)
-        self._patch = int(config.patch_size)
+        self.frame_encoder = _single_frame_encoder(autoencoder.encoder)
+        self.patch = int(config.patch_size)
+
+    @property
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and inverse standard deviation of the latents [1, C, 1, 1, 1], in the autoencoder's type."""
+        return self._mean, self._inverse_std
 
     def _statistic(self, values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=self.dtype, device=self.device).view(1, -1, 1, 1, 1)
@@ -73,7 +80,7 @@ class VideoVae:
         """
         _raise('picture to encode', [*_rank(rgb, 3, '[3, H, W]'), *self._multiples(rgb)])
         pixels = rgb[None, :, None].to(self.device, self.dtype)
-        moments = self.autoencoder.quant_conv(self._frame_encoder(_space_to_channels(pixels, self._patch)))
+        moments = self.autoencoder.quant_conv(self.frame_encoder(space_to_channels(pixels, self.patch)))
         return self._normalise(moments[:, : self.latent_channels])
 
     @torch.no_grad()
@@ -179,7 +186,7 @@ def _single_frame_encoder(encoder: nn.Module) -> nn.Module:
     return twin
 
 
-def _space_to_channels(pixels: torch.Tensor, patch: int) -> torch.Tensor:
+def space_to_channels(pixels: torch.Tensor, patch: int) -> torch.Tensor:
     """[B, C, F, H, W] to [B, C * patch**2, F, H / patch, W / patch]; channel = (c, column in patch, row in patch)."""
     b, c, f, h, w = pixels.shape
     tiles = pixels.view(b, c, f, h // patch, patch, w // patch, patch)

@@ -130,7 +130,7 @@ def test_nothing_tracks_gradients(vae: VideoVae, video: torch.Tensor):
 
 def test_the_single_frame_encoder_copies_no_weights(vae: VideoVae):
     originals = {id(parameter) for parameter in vae.autoencoder.parameters()}
-    twins = list(vae._frame_encoder.parameters())
+    twins = list(vae.frame_encoder.parameters())
     assert twins
     assert all(id(parameter) in originals for parameter in twins)
 

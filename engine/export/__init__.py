@@ -1,0 +1,1 @@
+"""From a checkpoint to files that run without PyTorch: ONNX graphs, TensorRT engines, and the card to go with them."""
