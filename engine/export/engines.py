@@ -111,7 +111,6 @@ def _configured(tensorrt: TensorRt, builder: Any, network: Any, targets: Sequenc
 
 def _monitor(tensorrt: TensorRt, report: Callable[[str, float], None]) -> Any:
     """Translate TensorRT's nested phases into a share of the outermost one."""
-
     base: Any = tensorrt.api.IProgressMonitor
 
     class Monitor(base):
