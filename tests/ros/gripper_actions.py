@@ -112,13 +112,13 @@ def largest_gap_ms(b: Bench) -> float:
     return float(np.diff(stamps).max() / 1e6)
 
 
-def said_of_the_gripper(graph: Any, text: str) -> None:
+def said_of_the_gripper(graph: Any, text: str, gripper: str = 'gripper') -> None:
     """Wait until diagnostics say something of the gripper."""
     told: list[str] = []
     graph.node('listener').create_subscription(
         DiagnosticArray,
         '/diagnostics',
-        lambda message: told.extend(s.message for s in message.status if s.name == 'guard: gripper'),
+        lambda message: told.extend(s.message for s in message.status if s.name == f'guard: {gripper}'),
         10,
     )
     graph.eventually(lambda: any(text in one for one in told), 10.0, f'diagnostics say {text!r}')
@@ -175,3 +175,5 @@ def test_a_gripper_that_hangs_holds_up_neither_the_arms_nor_the_other_gripper(gr
     np.testing.assert_allclose(right.positions, [0.04, 0.0], atol=1e-9)
     graph.eventually(b.is_at_rest)
     np.testing.assert_allclose(b.arm.position, [*HOME + 0.1, *HOME - 0.1], atol=0.01)
+    said_of_the_gripper(graph, 'answer', 'left gripper')
+    said_of_the_gripper(graph, 'goals go to /right/gripper_command', 'right gripper')

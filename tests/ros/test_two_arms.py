@@ -18,12 +18,14 @@ from trajectory_msgs.msg import JointTrajectory
 from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus
 from cosmos3_ros import qos
 from cosmos3_ros.conversions import Pose
+from cosmos3_ros.gripper_output import action_name
 from cosmos3_ros.guard.kinematics import frame_poses
 from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.inputs import JOINT_STATES, Inputs, pose_streams
 from cosmos3_ros.policy_loop import PolicyLoop, TimedChunk
 from cosmos3_ros.policy_node import chunk_message, joint_state_reader
 from cosmos3_ros.pose_bridge import PoseBridge
+from cosmos3_ros.replay_robot import check_recording
 from engine.actions import matrix_to_quaternion
 from engine.contract import load_contract
 from engine.errors import ContractError, InvalidInput, ObservationError
@@ -218,6 +220,42 @@ def test_grippers_of_another_robot_are_refused_and_nothing_moves(guarded, names,
     assert guarded.arm.motions == []
 
 
+def test_a_dry_run_previews_each_gripper_apart(graph, bench, contract_of_two):
+    b = bench(contract_of_two, arms=ARMS, dry_run=True)
+    told = {arm: [] for arm in ARMS}
+    for arm, messages in told.items():
+        b.observer.create_subscription(
+            JointState, f'guard/preview/{arm}/gripper/command', messages.append, qos.status()
+        )
+    b.up()
+    assert b.send(both(0.1, 0.1), gripper=GRIPPERS).accepted, b.decisions[-1].text
+    graph.eventually(lambda: all(told.values()), what='a preview for each')
+    assert [list(told[arm][0].name) for arm in ARMS] == [[finger] for finger in FINGERS]
+    assert b.arm.motions == []
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'names'),
+    [
+        ('gripper/gripper_cmd', ['left/gripper/gripper_cmd', 'right/gripper/gripper_cmd']),
+        ('/{arm}_hand/gripper_cmd', ['/left_hand/gripper_cmd', '/right_hand/gripper_cmd']),
+    ],
+)
+def test_the_action_of_each_gripper_has_the_name_of_its_arm(pattern, names):
+    assert [action_name(pattern, arm) for arm in DUAL.robot.arms] == names
+    alone = replace(DUAL.robot.arms[0], name='')
+    if '{arm}' in pattern:
+        with pytest.raises(InvalidInput, match='no name'):
+            action_name(pattern, alone)
+    else:
+        assert action_name(pattern, alone) == pattern
+
+
+def test_a_recording_of_one_arm_is_refused_for_two():
+    with pytest.raises(InvalidInput, match='arms of contract demo_dual'):
+        check_recording(None, None, DUAL)
+
+
 def test_one_action_for_the_grippers_of_both_arms_is_refused(bench, contract_of_two):
     b = bench(contract_of_two, arms=ARMS, gripper_interface='gripper_command', gripper_action='/hand/gripper_cmd')
     assert not b.node.transition('configure')
@@ -290,6 +328,13 @@ def test_a_policy_moves_two_simulated_arms_through_the_guard(graph, policy_bench
         return travelled.max() > 0.02
 
     graph.eventually(lambda: moved(0) and moved(1) and heard['left'] and heard['right'], 20.0, 'motion of both arms')
+    at_rest = {finger: heard['joints'][0].position[heard['joints'][0].name.index(finger)] for finger in FINGERS}
+
+    def gripped(finger):
+        newest = heard['joints'][-1]
+        return abs(newest.position[newest.name.index(finger)] - at_rest[finger]) > 0.002
+
+    graph.eventually(lambda: all(map(gripped, FINGERS)), 20.0, 'motion of both grippers')
     assert not outcome.done(), 'the run goes on'
     assert policy.chunks[0].action_space == ActionChunk.JOINT_POSITION
     assert list(policy.chunks[0].joint_names) == list(DUAL.robot.joints)
