@@ -208,14 +208,15 @@ def with_processor_time(run: Callable[[int], Mapping[str, float]], seed: int) ->
 
 def make_observation(contract: engine.Contract) -> engine.Observation:
     """Noise in every camera; what is seen does not change the time."""
-    generator = np.random.default_rng(0)
+    generator, arms = np.random.default_rng(0), len(contract.robot.arms)
+    several = (lambda pose: np.tile(pose, (arms, 1))) if arms > 1 else np.asarray
     return engine.Observation(
         images={name: generator.integers(0, 256, (180, 320, 3), np.uint8) for name in contract.views.streams},
         instruction=INSTRUCTION,
-        joint_positions=np.array([0.0, -0.6, 0.0, -2.5, 0.0, 1.9, 0.0]),
-        gripper_position=0.0,
-        end_effector_position=np.array([0.45, 0.0, 0.4]),
-        end_effector_quaternion=np.array([1.0, 0.0, 0.0, 0.0]),
+        joint_positions=np.tile([0.0, -0.6, 0.0, -2.5, 0.0, 1.9, 0.0], arms),
+        gripper_position=np.zeros(arms) if arms > 1 else 0.0,
+        end_effector_position=several([0.45, 0.0, 0.4]),
+        end_effector_quaternion=several([1.0, 0.0, 0.0, 0.0]),
     )
 
 

@@ -156,7 +156,7 @@ class PolicyNode(CosmosLifecycleNode):
             bridge.joints if bridge else None,
         )
         self._open_outputs()
-        self._open_inputs(contract, bridge is not None)
+        self._open_inputs(contract, bridge)
         self.diagnostics.add('policy', self._report_policy)
 
     def activate_node(self) -> None:
@@ -203,15 +203,17 @@ class PolicyNode(CosmosLifecycleNode):
 
     # Inputs
 
-    def _open_inputs(self, contract: Contract, needs_arm: bool) -> None:
+    def _open_inputs(self, contract: Contract, bridge: PoseBridge | None) -> None:
         for name, terms in contract.views.streams.items():
             self.subscribe(Image, terms.topic, partial(self._on_image, name, terms.topic), qos.sensor())
         if contract.state.joint_states is not None:
             topic = contract.state.joint_states.topic
-            read = joint_state_reader(contract, topic, needs_arm)
+            read = joint_state_reader(contract, topic, bridge is not None)
             self.subscribe(JointState, topic, partial(self._on_joints, read), qos.sensor(depth=50))
-        for name, terms in pose_streams(contract).items():
-            self.subscribe(PoseStamped, terms.topic, partial(self._on_pose, name, terms.topic), qos.sensor(depth=50))
+        for number, (name, terms) in enumerate(pose_streams(contract).items()):
+            place = partial(bridge.in_base, number) if bridge else lambda pose: pose
+            on_pose = partial(self._on_pose, name, terms.topic, place)
+            self.subscribe(PoseStamped, terms.topic, on_pose, qos.sensor(depth=50))
         self.subscribe(GuardStatus, 'guard/status', self._on_guard, qos.latched())
         self.subscribe(ChunkDecision, 'guard/decision', self._on_decision, qos.status())
 
@@ -235,8 +237,8 @@ class PolicyNode(CosmosLifecycleNode):
     def _on_joints(self, read: Callable[[JointState], Any], message: JointState) -> None:
         self._take(JOINT_STATES, lambda: read(message), message.header.stamp)
 
-    def _on_pose(self, name: str, topic: str, message: PoseStamped) -> None:
-        self._take(name, lambda: message_to_pose(message, topic), message.header.stamp)
+    def _on_pose(self, name: str, topic: str, place: Callable[[Any], Any], message: PoseStamped) -> None:
+        self._take(name, lambda: place(message_to_pose(message, topic)), message.header.stamp)
 
     def _on_guard(self, message: GuardStatus) -> None:
         if self.loop is None:

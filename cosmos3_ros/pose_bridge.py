@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos3_ros.conversions import Pose
+from cosmos3_ros.guard.kinematics import Place, places
 from cosmos3_ros.guard.limits import RobotLimits, load_limits
 from cosmos3_ros.inverse_kinematics import InverseKinematics
-from engine.actions import quaternion_to_matrix
+from engine.actions import matrix_to_quaternion, quaternion_to_matrix
 from engine.contract import ArmTerms, Contract
 from engine.errors import ContractError, InvalidInput, ObservationError, Problem
 from engine.policy import POSE_COLUMNS, Observation, PolicyChunk
@@ -30,6 +32,7 @@ class _Arm:
         poses: Its columns among the poses of all arms.
         inverse: Its kinematics, in the contract's order of joints.
         base: Frame of the poses.
+        fixed: Frames that do not move in it, by name: its own base may be mounted on that of the robot.
     """
 
     name: str
@@ -37,6 +40,7 @@ class _Arm:
     poses: slice
     inverse: InverseKinematics
     base: str
+    fixed: Mapping[str, Place]
 
     def named(self, error: InvalidInput) -> list[Problem]:
         """The faults of this arm under its name."""
@@ -70,6 +74,20 @@ class PoseBridge:
             first = joints.stop
         if problems:
             raise ContractError(f'contract {contract.name}', [replace(problem, remedy=remedy) for problem in problems])
+
+    def in_base(self, number: int, pose: Pose) -> Pose:
+        """A measured pose of arm `number` in the base of the robot file.
+
+        Drivers measure in the base of their own arm. One that is given in a frame that the robot file does not fix to
+        the base is handed back as it is: whether it is where the joints are shows when it is compared with them.
+        """
+        arm = self._arms[number]
+        place = arm.fixed.get(pose.frame_id)
+        if place is None or pose.frame_id == arm.base:
+            return pose
+        rotation = place.rotation @ quaternion_to_matrix(pose.quaternion)
+        position = place.translation + place.rotation @ pose.position
+        return Pose(position, matrix_to_quaternion(rotation), arm.base)
 
     def joints(self, chunk: PolicyChunk, observation: Observation) -> PolicyChunk:
         """The same chunk, its rows as joint positions.
@@ -138,4 +156,5 @@ def _arm(terms: ArmTerms, joints: slice, poses: slice, limits: RobotLimits) -> _
     except InvalidInput as error:
         faults = [replace(problem, where=f'{key}.end_effector_frame') for problem in error.problems]
         raise InvalidInput(error.subject, faults) from error
-    return _Arm(terms.name, joints, poses, inverse, chain.base)
+    fixed = {name: place for name, place in places(chain).items() if place.link == 0}
+    return _Arm(terms.name, joints, poses, inverse, chain.base, fixed)

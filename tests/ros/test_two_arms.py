@@ -81,6 +81,20 @@ def test_each_arm_follows_its_own_poses_in_the_frame_that_both_stand_on(bridge):
     np.testing.assert_allclose(translated[:, 14:], GRIPPERS, atol=1e-6)
 
 
+def test_a_pose_in_the_base_of_its_own_arm_is_brought_into_the_common_one(bridge):
+    wanted = poses(np.tile(HOME, 2))[0]
+    for number, (arm, side) in enumerate((('left', 0.4), ('right', -0.4))):
+        expected = wanted[7 * number : 7 * number + 7]
+        own = Pose(expected[:3] - [0, side, 0], expected[3:], f'{arm}_panda_link0')
+        found = bridge.in_base(number, own)
+        np.testing.assert_allclose(found.position, expected[:3], atol=1e-9)
+        np.testing.assert_allclose(np.abs(found.quaternion @ expected[3:]), 1.0, atol=1e-9)
+        assert found.frame_id == 'base'
+        for frame in ('base', 'world', f'{arm}_panda_link3'):
+            kept = replace(own, frame_id=frame)
+            assert bridge.in_base(number, kept) is kept
+
+
 def test_poses_of_arms_that_were_exchanged_are_refused_by_the_name_of_each(bridge):
     start = np.tile(HOME, 2)
     exchanged = poses(start)[0].reshape(2, 7)[::-1]
