@@ -222,6 +222,7 @@ def conclude(soak: Soak) -> dict[str, Any]:
         'minutes': round(soak.elapsed_s / 60, 2),
         'broken': broken,
         'audit': soak.watcher.audit.result(),
+        'starts_judged': soak.watcher.judged_starts,
         'decisions': dict(soak.watcher.decisions),
         'stops': dict(soak.watcher.stops),
         'unexplained': soak.watcher.unexplained[:10],
@@ -242,7 +243,8 @@ def report(found: dict[str, Any]) -> str:
         f'# Soak of {found["minutes"]} minutes',
         facts(found['machine']) + '.',
         table(('promise broken', 'times'), list(found['broken'].items())),
-        f'{audit["commands"]:,} commands with {audit["points"]:,} points were judged.',
+        f'{audit["commands"]:,} commands with {audit["points"]:,} points were judged, '
+        f'{found["starts_judged"]} of them as the first after a silence.',
         table(
             ('fault', 'times', 'moves again after, mean s', 'longest s'),
             [(name, len(s), f'{sum(s) / len(s):.1f}', f'{max(s):.1f}') for name, s in sorted(by_fault.items())],

@@ -189,7 +189,7 @@ class PolicyLoop:
         self._on_error = on_error
         self._record = record
         self._translate = translate
-        self._least_epoch = 0
+        self._guard_epoch = 0
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name='policy', daemon=True)
@@ -216,17 +216,21 @@ class PolicyLoop:
             return self.run
 
     def _new_epoch(self, now_ns: int = 0) -> None:
-        """Void all earlier chunks. Epochs follow the clock, so they also grow across restarts of this process."""
-        self.epoch = max(self.epoch + 1, self._least_epoch, now_ns // 1_000_000_000 & 0xFFFFFFFF)
+        """Void all earlier chunks. Epochs follow the clock, so they also grow across restarts of this process.
+
+        They do not where the clock was set back. So a new epoch is always later than that of the guard, which may have
+        seen chunks of its own epoch from a process before this one, with higher numbers.
+        """
+        self.epoch = max(self.epoch, self._guard_epoch, (now_ns // 1_000_000_000 & 0xFFFFFFFF) - 1) + 1
         self.sequence = 0
         self.continuation.forget()
 
     def follow_epoch(self, epoch: int) -> None:
-        """The guard refuses chunks of epochs before `epoch`: make none of those any more."""
+        """The guard has begun `epoch` and refuses chunks of earlier ones: from now on make chunks of a later one."""
         with self._changed:
-            if epoch <= max(self.epoch, self._least_epoch):
+            if epoch <= max(self.epoch, self._guard_epoch):
                 return
-            self._least_epoch = epoch
+            self._guard_epoch = epoch
             if self.run is not None and self.run.end is None:
                 self._new_epoch()
 

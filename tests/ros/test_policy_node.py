@@ -221,15 +221,15 @@ def test_a_fault_of_the_guard_ends_the_run_with_the_guards_words(graph, sensors,
     assert 'the arm hit something' in outcome.result.text
 
 
-def test_a_guard_that_began_a_newer_epoch_gets_chunks_of_that_epoch(graph, sensors, policy_bench):
+def test_a_guard_that_began_a_newer_epoch_gets_chunks_of_a_later_one(graph, sensors, policy_bench):
     sensors()
     bench = policy_bench().up()
     guard = bench.client.create_publisher(GuardStatus, 'guard/status', qos.latched())
     bench.run()
     epoch = bench.have_chunks(1)[0].epoch
     guard.publish(GuardStatus(state=GuardStatus.WAITING, epoch=epoch + 5))
-    graph.eventually(lambda: bench.chunks[-1].epoch == epoch + 5)
-    assert next(chunk.sequence for chunk in bench.chunks if chunk.epoch == epoch + 5) == 1
+    graph.eventually(lambda: bench.chunks[-1].epoch == epoch + 6)
+    assert next(chunk.sequence for chunk in bench.chunks if chunk.epoch == epoch + 6) == 1
 
 
 # One at a time
