@@ -376,7 +376,8 @@ class GuardNode(CosmosLifecycleNode):
         # It takes a few milliseconds: between two ticks, so that none has to wait for it.
         verdict, now = judge() if loop is None else loop.after_tick(judge)
         reports.decision(message, verdict, now)
-        if isinstance(verdict, Rejection):
+        # While the arm is stopped the log says why already; the decision is told on its topic in any case.
+        if isinstance(verdict, Rejection) and verdict.reason is not guard.cause.reason:
             self.get_logger().warning(
                 f'chunk {message.epoch}/{message.sequence} rejected. {verdict.text}', throttle_duration_sec=1.0
             )

@@ -11,7 +11,7 @@ from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, LimitsInFo
 from cosmos3_ros import qos
 from cosmos3_ros.gripper_output import TOPIC, GripperOutput, action_name, open_gripper
 from cosmos3_ros.guard.checks import Acceptance
-from cosmos3_ros.guard.guard import Command
+from cosmos3_ros.guard.guard import Command, GuardState
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.reasons import Rejection
 from cosmos3_ros.guard_messages import (
@@ -166,8 +166,11 @@ class Reports:
     def status(self, view: GuardView, now_ns: int) -> None:
         """Tell what the guard is doing; on a change, into the log as well."""
         if self.is_news(view.state, view.cause):
+            # The end of a stop says nothing that its beginning has not said.
+            known = view.state is GuardState.HOLDING and self._told == (GuardState.BRAKING, view.cause.reason)
             self._told = (view.state, view.cause.reason)
-            self._node.get_logger().info(f'{view.state}: {view.cause.text}')
+            if not known:
+                self._node.get_logger().info(f'{view.state}: {view.cause.text}')
         mode = view.mode(self._dry_run)
         if mode != self._told_mode:
             self._told_mode = mode
