@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.errors import CosmosError
 
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_make_tiny(commands)
     _add_inspect(commands)
+    _add_compile(commands)
     return parser
 
 
@@ -135,6 +137,58 @@ def _inspect(arguments: argparse.Namespace) -> int:
         if problems:
             raise ContractError(f'contract {contract.name} and checkpoint {checkpoint.root}', problems)
         print(f'  fits contract {contract.name}')
+    return 0
+
+
+def _add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    compile_ = commands.add_parser('compile', help='compile a checkpoint for a contract: ONNX graphs, TensorRT engines')
+    compile_.add_argument('checkpoint', help='directory or hub id')
+    compile_.add_argument('--contract', required=True, help='name in config/contracts or a path')
+    compile_.add_argument('--precision', default='bf16', help='fp32, fp16, bf16 or fp8 (default: bf16)')
+    compile_.add_argument(
+        '--target',
+        default='',
+        help='GPUs the engines are for, such as sm_89,sm_120 or native; left out: graphs alone, for ONNX Runtime',
+    )
+    compile_.add_argument('--flavour', help='tensorrt or tensorrt_rtx; left out: the first that is installed')
+    compile_.add_argument('--segments', type=int, help='pieces of the step; left out: as few as memory allows')
+    compile_.add_argument('-o', '--output', type=Path, required=True, help='folder to make')
+    compile_.set_defaults(run=_compile)
+
+
+def _compile(arguments: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from engine.checkpoint import open_checkpoint
+    from engine.contract import load_contract
+    from engine.export.compiling import Order, compile_checkpoint
+
+    targets = tuple(target for target in arguments.target.split(',') if target)
+    order = Order(
+        open_checkpoint(arguments.checkpoint),
+        load_contract(arguments.contract),
+        arguments.precision,
+        targets,
+        arguments.flavour,
+        arguments.segments,
+    )
+    columns = (TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        bars: dict[str, Any] = {}
+
+        def report(what: str, share: float) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=1.0)
+            progress.update(bars[what], completed=share)
+
+        made = compile_checkpoint(order, arguments.output, report)
+    card = made.card
+    print(f'{made.folder}: {"already there" if made.cached else "made"}, {card.precision}, key {card.key[:12]}')
+    print(f'  {card.builder["flavour"]} {card.builder["version"]}, for {", ".join(card.targets) or "ONNX Runtime"}')
+    for part in card.parts.values():
+        size = sum(file.bytes for file in part.files.values()) / 1e6
+        took = ', '.join(f'{stage} {seconds:g} s' for stage, seconds in part.seconds.items())
+        print(f'  {part.name:<14} {size:8.1f} MB  {part.layers or "-":>5} layers  {took}')
     return 0
 
 

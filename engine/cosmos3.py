@@ -85,19 +85,28 @@ def contract_differences(checkpoint: Checkpoint, contract: Contract) -> list[Pro
     return problems
 
 
-def load(source: str | Path, device: str | torch.device = 'cpu', dtype: str | torch.dtype = 'float32') -> Cosmos3:
+def load(
+    source: str | Path,
+    device: str | torch.device = 'cpu',
+    dtype: str | torch.dtype = 'float32',
+    *,
+    compiled: str | Path | None = None,
+) -> Cosmos3:
     """Load a checkpoint in the public layout.
 
     Args:
         source: Directory, or hub id when the network is there.
         device: Where the weights go, e.g. `cpu` or `cuda`.
         dtype: Computing precision: `float32`, `bfloat16`, `float16` or `float64`.
+        compiled: Folder that `cosmos3 compile` made of this checkpoint; its parts run in place of PyTorch, and device
+            and precision are theirs.
 
     Returns:
         The model, ready to hand out surfaces.
 
     Raises:
         CheckpointError: The checkpoint is incomplete or damaged; lists every fault by file and tensor.
+        EngineError: The compiled parts are damaged, or not of this checkpoint; lists every reason.
         CosmosError: The device or dtype is not to be had.
     """
     from engine.backends.torch_reference import TorchReference
@@ -106,6 +115,11 @@ def load(source: str | Path, device: str | torch.device = 'cpu', dtype: str | to
 
     where, precision = _device(device), _dtype(dtype)
     checkpoint = open_checkpoint(source)
+    if compiled is not None:
+        from engine.backends.opening import open_compiled
+
+        backend, vae = open_compiled(Path(compiled), checkpoint.fingerprint, checkpoint.transformer_config)
+        return Cosmos3(checkpoint, Runtime(backend, vae, checkpoint.load_tokenizer()))
     runtime = Runtime(
         TorchReference(checkpoint.load_transformer(where, precision)),
         checkpoint.load_vae(where, precision),

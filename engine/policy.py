@@ -22,7 +22,7 @@ from engine.actions import (
     quaternion_to_matrix,
 )
 from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError, Problem
-from engine.observation.geometry import choose_canvas, content_size, fit, latent_crop, to_unit
+from engine.observation.geometry import Canvas, choose_canvas, content_size, fit, latent_crop, to_unit
 from engine.observation.prompts import action_prompt
 from engine.observation.views import compose, letterbox, view_size
 from engine.runtime import Stopwatch, Task
@@ -96,29 +96,13 @@ class Policy:
         """Use :meth:`engine.Cosmos3.policy`, which checks the contract against the checkpoint first."""
         self.runtime = runtime
         self.contract = contract
-        terms, timing = contract.embodiment, contract.timing
-        self.embodiment = embodiment(terms.domain)
+        self.embodiment = embodiment(contract.embodiment.domain)
         self.codec = _policy_codec(self.embodiment, contract)
-        self.canvas = choose_canvas(timing.resolution_tier, *contract.views.size)
-        self.layout = self._layout()
+        self.canvas = canvas_of(contract)
+        self.layout = layout_of(contract)
         sampler = contract.sampler
         self.schedule = flow_unipc_schedule(sampler.steps, sampler.shift)
         self.guidance = Guidance(sampler.guidance, sampler.guidance_interval)
-
-    def _layout(self, committed: int = 0) -> Layout:
-        terms, timing = self.contract.embodiment, self.contract.timing
-        rows, columns = latent_crop(*content_size(*self.contract.views.size, self.canvas))
-        return policy_layout(
-            chunk=timing.chunk_rows,
-            height=rows,
-            width=columns,
-            fps=timing.fps,
-            domain_id=self.embodiment.domain_id,
-            raw_dim=terms.raw_action_dim,
-            state=terms.state_row,
-            history=terms.history_rows,
-            committed=committed,
-        )
 
     def caption(self, instruction: str) -> str:
         """The prompt that the checkpoint reads for an instruction, in the contract's format."""
@@ -197,7 +181,7 @@ class Policy:
         """
         check_observation(observation, self.contract)
         given = self._given_rows(observation, committed)
-        layout = self._layout(len(committed)) if committed is not None else self.layout
+        layout = layout_of(self.contract, len(committed)) if committed is not None else self.layout
         with self.runtime.lock, torch.inference_mode():
             watch = Stopwatch(self.runtime.backend.device)
             with watch.stage('total'):
@@ -331,6 +315,28 @@ class Policy:
         quaternion = np.asarray(observation.end_effector_quaternion, np.float64)
         shapes = _pose_shape(self.contract, rows, 3), _pose_shape(self.contract, rows, 4)
         return Poses(position.reshape(shapes[0]), quaternion_to_matrix(quaternion.reshape(shapes[1])))
+
+
+def canvas_of(contract: Contract) -> Canvas:
+    """The canvas that a contract's composite is fitted to."""
+    return choose_canvas(contract.timing.resolution_tier, *contract.views.size)
+
+
+def layout_of(contract: Contract, committed: int = 0) -> Layout:
+    """The tokens of a contract's policy, with the first `committed` rows of the chunk given."""
+    terms, timing = contract.embodiment, contract.timing
+    rows, columns = latent_crop(*content_size(*contract.views.size, canvas_of(contract)))
+    return policy_layout(
+        chunk=timing.chunk_rows,
+        height=rows,
+        width=columns,
+        fps=timing.fps,
+        domain_id=embodiment(terms.domain).domain_id,
+        raw_dim=terms.raw_action_dim,
+        state=terms.state_row,
+        history=terms.history_rows,
+        committed=committed,
+    )
 
 
 def check_observation(observation: Observation, contract: Contract) -> None:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from engine.backends.base import Backend, Step
     from engine.network.transformer import Prefix
-    from engine.network.vae import VideoVae
     from engine.observation.tokenizer import PromptTokenizer
     from engine.sequence import Layout
 
@@ -74,10 +73,20 @@ class Task:
     action: Tensor | None = None
 
 
+class FrameCodec(Protocol):
+    """The video autoencoder, as far as a policy needs it."""
+
+    def encode_frame(self, rgb: Tensor) -> Tensor:
+        """[3, H, W] in -1..1 to normalised latents [1, C, 1, h, w] float32."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents [1, C, T, h, w] to pixels, uint8 [F, H, W, 3]."""
+
+
 class Runtime:
     """Weights, prompt cache and denoising loop. One request at a time; callers on other threads wait their turn."""
 
-    def __init__(self, backend: Backend, vae: VideoVae, tokenizer: PromptTokenizer) -> None:
+    def __init__(self, backend: Backend, vae: FrameCodec, tokenizer: PromptTokenizer) -> None:
         """Take charge of a loaded backend, video autoencoder and tokenizer."""
         self.backend = backend
         self.vae = vae

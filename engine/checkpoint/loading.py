@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +29,30 @@ def fill(module: nn.Module, stored: Mapping[str, StoredTensor], device: torch.de
     state = {name: _read(name, stored[name], device, dtype) for name in module.state_dict()}
     module.load_state_dict(state, strict=True, assign=True)
     module.requires_grad_(False).eval()
+
+
+def fill_some(
+    module: nn.Module,
+    stored: Mapping[str, StoredTensor],
+    names: Iterable[str],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> None:
+    """Give some of a module's tensors their weights; the others stay as they are.
+
+    Raises:
+        CheckpointError: A file can no longer be read as it was when it was verified.
+    """
+    state = {name: _read(name, stored[name], device, dtype) for name in names}
+    module.load_state_dict(state, strict=False, assign=True)
+    module.requires_grad_(False).eval()
+
+
+def forget(module: nn.Module, names: Iterable[str]) -> None:
+    """Give back the memory of some of a module's tensors, which are on the meta device from then on."""
+    own = module.state_dict()
+    state = {name: torch.empty_like(own[name], device='meta') for name in names}
+    module.load_state_dict(state, strict=False, assign=True)
 
 
 def sample(tensor: StoredTensor) -> bytes:

@@ -14,7 +14,7 @@ import torch
 
 from engine.checkpoint.expected import LANGUAGE_HEAD, build_transformer, build_vae
 from engine.checkpoint.inspection import Inspection
-from engine.checkpoint.loading import fill, sample
+from engine.checkpoint.loading import fill, fill_some, sample
 from engine.checkpoint.shards import StoredTensor
 from engine.checkpoint.source import resolve
 from engine.checkpoint.verifying import (
@@ -130,6 +130,20 @@ class Checkpoint:
         )
         fill(model, self.tensors, device, dtype)
         return model
+
+    def transformer_skeleton(self) -> CosmosTransformer:
+        """The transformer without memory for its weights, to be filled in pieces by :meth:`fill`; no language head."""
+        return build_transformer(self.transformer_config, sound=self.has_sound, action=self.has_action, lm_head=False)
+
+    def fill(
+        self, skeleton: CosmosTransformer, names: Iterable[str], device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        """Load some tensors of a skeleton; `engine.checkpoint.loading.forget` gives their memory back.
+
+        Raises:
+            CheckpointError: A file has changed since the checkpoint was opened.
+        """
+        fill_some(skeleton, self.tensors, names, device, dtype)
 
     def load_vae(self, device: torch.device | str = 'cpu', dtype: torch.dtype = torch.bfloat16) -> VideoVae:
         """Load the video autoencoder straight to its device and type.

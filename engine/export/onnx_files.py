@@ -9,6 +9,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,33 +32,50 @@ _TYPES = {
 }
 
 
-def write_onnx(part: Part, folder: Path) -> Path:
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX file with what goes into it and comes out of it."""
+
+    path: Path
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+def write_onnx(part: Part, folder: Path) -> Graph:
     """Write `part.name`.onnx and `part.name`.onnx.data into a folder that exists.
 
     Args:
         part: The piece; its module is traced with its examples.
         folder: Where the two files go.
 
-    Returns:
-        Path of the graph.
-
     Raises:
         CosmosError: The packages for it are not installed, or PyTorch cannot export the piece.
         InvalidInput: The file's inputs and outputs are not those of the part; lists every difference.
     """
     path = folder / f'{part.name}.onnx'
-    program = _exported(part)
+    traced, program = _exported(part)
     program.save(str(path), external_data=True)
+    outputs = tuple(_outputs(part, traced))
     problems = [
         *_differences('input', part.inputs, _graph(path).input),
-        *_differences('output', part.outputs, _graph(path).output),
+        *_differences('output', outputs, _graph(path).output),
     ]
     if problems:
         raise InvalidInput(f'{path.name}', problems)
-    return path
+    return Graph(path, part.inputs, outputs)
 
 
-def _exported(part: Part) -> Any:
+def _outputs(part: Part, traced: torch.export.ExportedProgram) -> Iterator[Port]:
+    """What PyTorch knows of the outputs."""
+    (node,) = traced.graph.find_nodes(op='output')
+    for name, value in zip(part.outputs, node.args[0], strict=True):
+        tensor = value.meta['val']
+        shape = tuple(size if isinstance(size, int) else LENGTH for size in tensor.shape)
+        yield Port(name, shape, tensor.dtype)
+
+
+def _exported(part: Part) -> tuple[torch.export.ExportedProgram, Any]:
+    """A part as PyTorch traces it, and as an ONNX program."""
     try:
         import onnxscript  # noqa: F401, the exporter needs it
     except ImportError as error:
@@ -69,13 +87,13 @@ def _exported(part: Part) -> Any:
     variable: Any = (axes,) if _takes_any_number(part) else axes
     with _quiet(), torch.no_grad():
         try:
-            program = torch.export.export(part.module, part.examples, dynamic_shapes=variable if any(axes) else None)
-            return torch.onnx.export(
-                program,
+            traced = torch.export.export(part.module, part.examples, dynamic_shapes=variable if any(axes) else None)
+            return traced, torch.onnx.export(
+                traced,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[port.name for port in part.inputs],
-                output_names=[port.name for port in part.outputs],
+                output_names=list(part.outputs),
                 verbose=False,
             )
         except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:

@@ -12,10 +12,10 @@ velocities, latents) is float32 at every boundary; what only the towers read is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from engine.errors import InvalidInput, Problem
 from engine.network.heads import DomainLinear
 from engine.network.layers import KeysValues, Layer, Rotary
-from engine.network.placement import Placement
+from engine.network.placement import Placement, make_placement
 from engine.network.rope import rotary, text_positions
 from engine.network.vae import space_to_channels
 
 if TYPE_CHECKING:
+    from engine.network.config import TransformerConfig
     from engine.network.transformer import CosmosTransformer
     from engine.network.vae import VideoVae
     from engine.sequence import Layout
@@ -63,14 +64,14 @@ class Part:
         name: Its file name, without an ending.
         module: Takes the inputs in order and returns a tuple of the outputs.
         inputs: What it takes.
-        outputs: What it returns.
+        outputs: Names of what it returns; their shapes follow from the inputs.
         examples: Inputs to trace it with and to check it by.
     """
 
     name: str
     module: nn.Module
     inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    outputs: tuple[str, ...]
     examples: tuple[Tensor, ...]
 
 
@@ -101,10 +102,10 @@ class StepPart(nn.Module):
     own. The domain of the actions is fixed: of the heads for all embodiments only one is kept.
     """
 
-    def __init__(self, transformer: CosmosTransformer, domain: int, first: int, last: int) -> None:
+    def __init__(self, transformer: CosmosTransformer, dtype: torch.dtype, domain: int, first: int, last: int) -> None:
         super().__init__()
         self.first, self.last, self.count = first, last, len(transformer.layers)
-        self.dtype = transformer.dtype
+        self.dtype = dtype
         self.timestep_scale = transformer.config.timestep_scale
         self.layers = nn.ModuleList(list(transformer.layers)[first:last])
         if first == 0:
@@ -196,36 +197,136 @@ def step_ports(begins: bool, ends: bool) -> tuple[tuple[str, ...], tuple[str, ..
     return (*entry, *common, *exit_), ('vision_velocity', 'action_velocity') if ends else ('hidden_out',)
 
 
-def prompt_part(transformer: CosmosTransformer, ids: Tensor) -> Part:
-    """The understanding tower, traced with a prompt of two tokens or more."""
-    cos, sin = (part.to(ids.device) for part in rotary(text_positions(len(ids)), transformer.config, transformer.dtype))
-    given = {'ids': ids, 'rotary_cos': cos, 'rotary_sin': sin}
-    return _part('prefix', PromptPart(transformer).eval(), given, ('keys', 'values'), dict.fromkeys(given, 0), 1)
+class Weights(Protocol):
+    """Where the weights of a network come from that is built without memory for them."""
+
+    def load(self, names: Sequence[str]) -> None:
+        """Fill these tensors."""
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Give their memory back."""
 
 
-def step_parts(transformer: CosmosTransformer, layout: Layout, prompt: int, segments: int = 1) -> Iterator[Part]:
-    """The denoising step of a layout, cut into segments of layers as equal as can be.
+class _Loaded:
+    """Weights that are there already."""
+
+    def load(self, names: Sequence[str]) -> None:
+        """Nothing is left to do."""
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Whoever loaded them keeps them."""
+
+
+LOADED = _Loaded()
+
+
+@contextmanager
+def prompt_part(
+    transformer: CosmosTransformer, dtype: torch.dtype, prompt: int, weights: Weights = LOADED
+) -> Iterator[Part]:
+    """The understanding tower, while the context lasts.
 
     Args:
         transformer: The network.
-        layout: Vision and actions.
-        prompt: Length of the prompt it is traced with; other lengths will do as well.
-        segments: Number of pieces, from 1 to the number of layers.
+        dtype: Type it calculates in.
+        prompt: Length of the prompt it is traced with, 2 or more; other lengths will do as well.
+        weights: Loads the tower's weights for as long as they are needed.
     """
-    config, placement = transformer.config, transformer.place(layout, prompt)
-    if layout.action is None or placement.action is None or placement.vision is None:
-        what = 'needs vision and actions; other tasks run on PyTorch'
-        raise InvalidInput('compiled step', [Problem('layout', what, str(layout))])
-    if not 1 <= segments <= config.num_hidden_layers:
-        allowed = f'1 to {config.num_hidden_layers}'
-        raise InvalidInput('compiled step', [Problem('segments', 'out of range', str(segments), allowed)])
-    cuts = [config.num_hidden_layers * index // segments for index in range(segments + 1)]
-    for index, (first, last) in enumerate(pairwise(cuts)):
-        module = StepPart(transformer, layout.action.domain_id, first, last).eval()
-        names, outputs = step_ports(first == 0, last == config.num_hidden_layers)
-        given = _step_examples(transformer, placement, prompt, last - first)
-        name = 'step' if segments == 1 else f'step_{index + 1}_of_{segments}'
-        yield _part(name, module, {key: given[key] for key in names}, outputs, {'keys': 1, 'values': 1})
+    names = _names(transformer, lambda name: not _is_generation(name))
+    weights.load(names)
+    try:
+        ids = torch.arange(prompt, device=transformer.embed_tokens.weight.device) % transformer.config.vocab_size
+        cos, sin = (part.to(ids.device) for part in rotary(text_positions(prompt), transformer.config, dtype))
+        given = {'ids': ids, 'rotary_cos': cos, 'rotary_sin': sin}
+        yield _part('prefix', PromptPart(transformer).eval(), given, ('keys', 'values'), dict.fromkeys(given, 0))
+    finally:
+        weights.forget(names)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What a denoising step is made for: its tokens, and into how many segments of layers it is cut."""
+
+    layout: Layout
+    prompt: int
+    segments: int = 1
+
+    def names(self) -> list[str]:
+        """Names of the segments, in order."""
+        if self.segments == 1:
+            return ['step']
+        return [f'step_{index + 1}_of_{self.segments}' for index in range(self.segments)]
+
+
+@contextmanager
+def step_part(
+    transformer: CosmosTransformer, dtype: torch.dtype, plan: StepPlan, index: int, weights: Weights = LOADED
+) -> Iterator[Part]:
+    """One segment of the denoising step, while the context lasts; layers are dealt out as equally as can be.
+
+    Args:
+        transformer: The network.
+        dtype: Type it calculates in.
+        plan: What it is made for.
+        index: Which segment, from 0.
+        weights: Loads the segment's weights for as long as they are needed.
+
+    Raises:
+        InvalidInput: The layout lacks vision or actions, or there are more segments than layers.
+    """
+    config, count = transformer.config, transformer.config.num_hidden_layers
+    if plan.layout.action is None or plan.layout.vision is None or plan.layout.sound is not None:
+        what = 'needs vision and actions without sound; other tasks run on PyTorch'
+        raise InvalidInput('compiled step', [Problem('layout', what, str(plan.layout))])
+    if not 1 <= plan.segments <= count:
+        problem = Problem('segments', 'out of range', str(plan.segments), f'1 to {count}, the number of layers')
+        raise InvalidInput('compiled step', [problem])
+    first, last = (count * cut // plan.segments for cut in (index, index + 1))
+    names = _step_names(transformer, first, last)
+    weights.load(names)
+    try:
+        device = transformer.state_dict()[names[0]].device
+        placement = make_placement(config, plan.layout, plan.prompt, device, dtype)
+        module = StepPart(transformer, dtype, plan.layout.action.domain_id, first, last).eval()
+        inputs, outputs = step_ports(first == 0, last == count)
+        given = _step_examples(config, placement, plan.prompt, last - first)
+        yield _part(plan.names()[index], module, {key: given[key] for key in inputs}, outputs, {'keys': 1, 'values': 1})
+    finally:
+        weights.forget(names)
+
+
+def generation_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:
+    """Memory of the generation tower's layers."""
+    hidden, heads, keys = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    attention = hidden * config.head_dim * (2 * heads + 2 * keys)
+    matrices = 2 if config.hidden_act == 'relu2' else 3
+    return config.num_hidden_layers * (attention + matrices * hidden * config.intermediate_size) * dtype.itemsize
+
+
+_GENERATION = ('moe_gen', 'add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out', 'norm_added_')
+_ENTRY = ('proj_in.', 'time_embedder.', 'action_proj_in.', 'action_modality_embed')
+_EXIT = ('proj_out.', 'norm_moe_gen.', 'action_proj_out.')
+
+
+def _is_generation(name: str) -> bool:
+    """Whether a tensor is of no use to the understanding tower's keys and values."""
+    heads = name.startswith((*_ENTRY, *_EXIT, 'audio_', 'lm_head.', 'norm.'))
+    return heads or any(part in name for part in _GENERATION)
+
+
+def _step_names(transformer: CosmosTransformer, first: int, last: int) -> list[str]:
+    heads = (*(_ENTRY if first == 0 else ()), *(_EXIT if last == transformer.config.num_hidden_layers else ()))
+    layers = tuple(f'layers.{index}.' for index in range(first, last))
+
+    def wanted(name: str) -> bool:
+        of_layer = name.startswith(layers) and any(part in name for part in _GENERATION)
+        return of_layer or name.startswith(heads)
+
+    return _names(transformer, wanted)
+
+
+def _names(transformer: CosmosTransformer, wanted: Callable[[str], bool]) -> list[str]:
+    return [name for name in transformer.state_dict() if wanted(name)]
 
 
 def encoder_part(vae: VideoVae, height: int, width: int) -> Part:
@@ -240,8 +341,8 @@ def decoder_part(vae: VideoVae, frames: int, height: int, width: int) -> Part:
     return _part('decoder', DecoderPart(vae).eval(), {'latents': latents.to(vae.device)}, ('pixels',))
 
 
-def _step_examples(transformer: CosmosTransformer, placement: Placement, prompt: int, layers: int) -> dict[str, Tensor]:
-    config, device, dtype = transformer.config, transformer.device, transformer.dtype
+def _step_examples(config: TransformerConfig, placement: Placement, prompt: int, layers: int) -> dict[str, Tensor]:
+    device, dtype = placement.cos.device, placement.cos.dtype
     vision, action = placement.vision, placement.action
     if vision is None or action is None:
         raise InvalidInput('compiled step', [Problem('placement', 'lacks vision or actions')])
@@ -273,19 +374,11 @@ def _part(
     given: Mapping[str, Tensor],
     outputs: Sequence[str],
     lengths: Mapping[str, int] | None = None,
-    output_length: int | None = None,
 ) -> Part:
-    """Run the module once to see what comes out of it."""
-    with torch.inference_mode():
-        found = module(*given.values())
+    """A part by its example inputs; `lengths` names the axis of the prompt's tokens in each input that has one."""
     axes = lengths or {}
-    return Part(
-        name,
-        module,
-        tuple(Port.of(key, tensor, axes.get(key)) for key, tensor in given.items()),
-        tuple(Port.of(key, tensor, output_length) for key, tensor in zip(outputs, found, strict=True)),
-        tuple(given.values()),
-    )
+    ports = tuple(Port.of(key, tensor, axes.get(key)) for key, tensor in given.items())
+    return Part(name, module, ports, tuple(outputs), tuple(given.values()))
 
 
 def _generator() -> torch.Generator:

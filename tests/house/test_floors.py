@@ -15,12 +15,12 @@ FLOORS = (
     {'contract', 'sequence', 'sampler'},
     {'network'},
     {'backends', 'checkpoint'},
-    {'tiny', 'export'},
+    {'tiny'},
     {'runtime'},
     {'policy', 'dynamics', 'reasoner', 'generator'},
     {'cosmos3'},
     {'engine'},
-    {'serving', 'evaluation', 'training'},
+    {'serving', 'evaluation', 'training', 'export'},
     {'cosmos3_ros'},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
