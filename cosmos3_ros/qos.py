@@ -157,8 +157,9 @@ def publisher_events(events: TopicEvents, logger: RcutilsLogger) -> PublisherEve
 
 
 def _incompatible(events: TopicEvents, logger: RcutilsLogger, info: Any, other: str, verb: str) -> None:
-    events.incompatible = info.total_count
+    # The count last: whoever sees it from another thread finds the name.
     events.last_incompatible_policy = policy_name(info.last_policy_kind)
+    events.incompatible = info.total_count
     logger.error(
         f'{events.topic}: a {other} {verb} an incompatible {events.last_incompatible_policy}; nothing will be '
         f'exchanged with it. Change its profile, or ours by the parameters qos_overrides.{events.topic}.*'

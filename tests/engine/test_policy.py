@@ -18,7 +18,7 @@ from torch import Tensor
 import engine
 from engine.actions import Poses, framewise_deltas, quaternion_to_matrix
 from engine.errors import ObservationError
-from engine.policy import Policy
+from engine.policy import Policy, layout_of
 from engine.runtime import Cancelled, Runtime
 from engine.sampler import framework_noise
 
@@ -270,7 +270,7 @@ def test_committed_rows_reach_the_network_as_clean_tokens_behind_the_state_in_ev
 
 def test_a_state_row_and_committed_rows_are_the_clean_ones(policy: Policy) -> None:
     assert policy.layout.action.clean == (0,)
-    assert policy._layout(5).action.clean == (0, 1, 2, 3, 4, 5)
+    assert layout_of(policy.contract, 5).action.clean == (0, 1, 2, 3, 4, 5)
 
 
 def test_committed_poses_come_back_as_they_were_given(
