@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cosmos3_ros.guard.figures import Workspace
-from cosmos3_ros.guard.robot_file import SCHEMA, Reader
+from cosmos3_ros.guard.robot_file import POSE_UNITS, SCHEMA, Reader
 from cosmos3_ros.guard.several_arms import BetweenArms, Mount
 from engine.actions.rotations import rpy_to_matrix
 
 _TOP_LEVEL = ('schema', 'name', 'description', 'base', 'arms', 'between_arms', 'workspaces')
-_POSE_UNITS = {'xyz': 'm', 'rpy': 'rad'}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +60,10 @@ def read_arms(document: object, *, where: str) -> ArmsFile:
     root = reader.mapping('(top level)', document, _TOP_LEVEL)
     reader.equal('schema', root.get('schema'), SCHEMA)
     name, base = reader.text('name', root.get('name')), reader.text('base', root.get('base'))
-    block = reader.block(root, 'arms', _POSE_UNITS, ('mounted',))
+    block = reader.block(root, 'arms', POSE_UNITS, ('mounted',))
     entries = []
     for index, item in enumerate(reader.listed('arms.mounted', block.get('mounted'), 'arms')):
-        keys = ('arm', 'robot', 'prefix', *_POSE_UNITS)
+        keys = ('arm', 'robot', 'prefix', *POSE_UNITS)
         entries.append(reader.mapping(f'arms.mounted[{index}]', item, keys))
     names = _distinct(reader, entries, 'arm')
     _distinct(reader, entries, 'prefix')

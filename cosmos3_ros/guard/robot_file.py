@@ -24,7 +24,7 @@ _CARTESIAN_UNITS = {'translation': 'm', 'rotation': 'rad', 'elbow': 'rad'}
 _BODY = ('kinematics', 'capsules', 'workspace')
 _TOP_LEVEL = ('schema', 'name', 'description', 'joints', *_UNITS, 'cartesian', *_BODY)
 _NEAR_ENDS = {'gain': 'rad/s^2', 'offset': 'rad/s', 'lower': 'rad', 'upper': 'rad'}
-_POSE_UNITS = {'xyz': 'm', 'rpy': 'rad'}
+POSE_UNITS = {'xyz': 'm', 'rpy': 'rad'}
 _NO_POSE = (np.zeros(3), np.eye(3))
 
 
@@ -255,13 +255,13 @@ def _near_ends(reader: Reader, velocity: Mapping[str, Any], joints: Sequence[str
 
 
 def _chain(reader: Reader, root: Mapping[str, Any], joints: Sequence[str]) -> Chain:
-    block = reader.block(root, 'kinematics', _POSE_UNITS, ('base', 'joints', 'frames', 'tool'))
+    block = reader.block(root, 'kinematics', POSE_UNITS, ('base', 'joints', 'frames', 'tool'))
     base = reader.text('kinematics.base', block.get('base'))
     frames: list[Frame] = []
     parent = base
     for index, item in enumerate(reader.listed('kinematics.joints', block.get('joints'), 'joints')):
         where = f'kinematics.joints[{index}]'
-        entry = reader.mapping(where, item, ('joint', 'link', *_POSE_UNITS))
+        entry = reader.mapping(where, item, ('joint', 'link', *POSE_UNITS))
         joint = reader.one_of(f'{where}.joint', entry.get('joint'), joints)
         frames.append(_frame(reader, where, entry, 'link', parent, joint))
         parent = frames[-1].name
@@ -274,7 +274,7 @@ def _chain(reader: Reader, root: Mapping[str, Any], joints: Sequence[str]) -> Ch
     extra = block.get('frames', [])
     for index, item in enumerate(reader.listed('kinematics.frames', extra, 'frames') if extra else []):
         where = f'kinematics.frames[{index}]'
-        entry = reader.mapping(where, item, ('frame', 'parent', *_POSE_UNITS))
+        entry = reader.mapping(where, item, ('frame', 'parent', *POSE_UNITS))
         fixed_to = reader.one_of(f'{where}.parent', entry.get('parent'), known)
         frames.append(_frame(reader, where, entry, 'frame', fixed_to, ''))
         known.append(frames[-1].name)

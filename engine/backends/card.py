@@ -86,7 +86,7 @@ class Card:
         gpu: GPU that they were built on, or an empty text.
         versions: Of the packages that had a hand in it.
         parts: The pieces by name.
-        accuracy: What was compared with what, and by how much they differed.
+        accuracy: What was compared with what, and by how much they differed; empty if nothing was.
     """
 
     key: str

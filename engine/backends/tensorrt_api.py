@@ -1,8 +1,8 @@
 """Both flavours of TensorRT behind one small face: full TensorRT, and TensorRT for RTX.
 
 They share their interface and differ in what they can do. Full TensorRT (10.16 on Jetson, 11) builds on the GPU that
-the engine is for. TensorRT-RTX builds anywhere, without a GPU too, for consumer and workstation GPUs that are named,
-and finishes the kernels where the engine is loaded; it knows no data-centre GPU and no Jetson.
+the engine is for. TensorRT-RTX builds anywhere, without a GPU too, for the GPUs that are named, and finishes the
+kernels where the engine is loaded; it knows neither Hopper nor the data-centre Blackwells nor Jetson.
 """
 
 from __future__ import annotations

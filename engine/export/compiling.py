@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -361,10 +361,3 @@ def _card(work: _Work, key: str) -> Card:
         parts=work.parts,
         accuracy={},
     )
-
-
-def with_accuracy(compiled: Compiled, accuracy: dict[str, Any]) -> Compiled:
-    """The same compilation, whose card also says how near it is to the reference."""
-    card = replace(compiled.card, accuracy=accuracy)
-    card.write(compiled.folder)
-    return replace(compiled, card=card)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine.errors import CosmosError, InvalidInput, Problem
-from engine.export.parts import LENGTH, LONGEST, Part, Port
+from engine.export.parts import LENGTH, LONGEST, Part, Port, StepPart
 
 if TYPE_CHECKING:
     import onnx
@@ -84,7 +84,7 @@ def _exported(part: Part) -> tuple[torch.export.ExportedProgram, Any]:
     axes = tuple(
         {axis: length for axis, size in enumerate(port.shape) if size == LENGTH} or None for port in part.inputs
     )
-    variable: Any = (axes,) if _takes_any_number(part) else axes
+    variable: Any = (axes,) if isinstance(part.module, StepPart) else axes
     with _quiet(), torch.no_grad():
         try:
             traced = torch.export.export(part.module, part.examples, dynamic_shapes=variable if any(axes) else None)
@@ -98,12 +98,6 @@ def _exported(part: Part) -> tuple[torch.export.ExportedProgram, Any]:
             )
         except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:
             raise CosmosError(f'{part.name} cannot be exported: {type(error).__name__}: {error}') from error
-
-
-def _takes_any_number(part: Part) -> bool:
-    from engine.export.parts import StepPart
-
-    return isinstance(part.module, StepPart)
 
 
 @contextlib.contextmanager
