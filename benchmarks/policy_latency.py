@@ -249,9 +249,10 @@ def make_side(
     if name == 'theirs':
         prompt = tuple(dict.fromkeys(reference.prompts))
         return Side(seconds, teraflop, prompt, reference.generation, len(reference.prompts))
-    branches = (ours.caption(INSTRUCTION), '') if ours.guidance.scale != 1 else (ours.caption(INSTRUCTION),)
+    guided = ours.guidance.mask(ours.schedule)
+    branches = (ours.caption(INSTRUCTION), '') if any(guided) else (ours.caption(INSTRUCTION),)
     prompt = tuple(ours.runtime.prefix(caption).length for caption in branches)
-    forwards = sum(1 + ours.guidance.active(timestep) for timestep in ours.schedule.timesteps)
+    forwards = len(guided) + sum(guided)
     patch = ours.runtime.backend.transformer.config.latent_patch_size
     return Side(seconds, teraflop, prompt, ours.layout.tokens(patch), forwards)
 

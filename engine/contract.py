@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import yaml
 from engine.actions import GripperTravel, Method
 from engine.contract_checks import cross_check, repeated_names
 from engine.contract_reader import Reader
+from engine.contract_sampler import PRESETS, SamplerTerms, read_sampler
 from engine.errors import ContractError, InvalidInput, Problem
 from engine.resources import find_config
 
@@ -200,16 +201,6 @@ class PromptTerms:
     viewpoint: str
     description: str
     idle_frames: int | None
-
-
-@dataclass(frozen=True)
-class SamplerTerms:
-    """Denoising steps, guidance scale, the timesteps in which guidance is on (None = all), and the shift."""
-
-    steps: int
-    guidance: float
-    guidance_interval: tuple[float, float] | None
-    shift: float
 
 
 @dataclass(frozen=True)
@@ -400,25 +391,6 @@ def _prompt(reader: Reader) -> PromptTerms:
     return terms
 
 
-def _sampler(reader: Reader) -> SamplerTerms:
-    interval = reader.take('guidance_interval', list, None, optional=True)
-    if interval is not None and (
-        len(interval) != 2 or not all(isinstance(b, (int, float)) for b in interval) or not interval[0] < interval[1]
-    ):
-        reader.problem(
-            reader.key('guidance_interval'), 'must be [low, high] in timesteps', repr(interval), 'null for every step'
-        )
-        interval = None
-    terms = SamplerTerms(
-        steps=reader.integer('steps', 1, 1000),
-        guidance=reader.number('guidance', 0.0, 7.0),
-        guidance_interval=None if interval is None else (float(interval[0]), float(interval[1])),
-        shift=reader.number('shift', 0.0, 100.0, above=True),
-    )
-    reader.finish()
-    return terms
-
-
 def parse_contract(data: object, source: str) -> Contract:
     """Validate a contract already read from YAML.
 
@@ -448,7 +420,7 @@ def parse_contract(data: object, source: str) -> Contract:
         state=_state(reader.section('state'), robot.arms),
         timing=_timing(reader.section('timing')),
         prompt=_prompt(reader.section('prompt')),
-        sampler=_sampler(reader.section('sampler')),
+        sampler=read_sampler(reader.section('sampler')),
         source=source,
         fingerprint=hashlib.sha256(f'{schema}{data!r}'.encode()).hexdigest()[:16],
     )
@@ -475,3 +447,32 @@ def load_contract(name_or_path: str | Path) -> Contract:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ContractError(f'contract {path}', [Problem(path.name, 'cannot be read as YAML', str(error))]) from error
     return parse_contract(data, str(path))
+
+
+def with_preset(contract: Contract, name: str) -> Contract:
+    """The contract with its sampler run as a preset says; all else, its fingerprint too, stays as it is.
+
+    Args:
+        contract: Any contract.
+        name: `reference`: as the contract itself says. `fast`: two steps, guidance 3 in both.
+
+    Raises:
+        ContractError: There is no such preset; or `fast` is asked for where it would not be faster, or where nobody has
+            tried it: a contract without guidance, as for checkpoints that were distilled to do without.
+    """
+    if name not in PRESETS:
+        problem = Problem('preset', 'is not known', repr(name), ', '.join(PRESETS))
+        raise ContractError(f'preset for contract {contract.name}', [problem])
+    sampler, chosen = contract.sampler, PRESETS[name]
+    if not chosen:
+        return contract
+    problems = []
+    if sampler.guidance == 1.0:
+        what = f'does without guidance, and preset {name} was tried with guidance only'
+        problems.append(Problem('sampler.guidance', what, '1', 'another guidance', 'use preset reference'))
+    if sampler.steps < chosen['steps']:
+        what, allowed = f'are fewer than those of preset {name}', f'at least {chosen["steps"]}'
+        problems.append(Problem('sampler.steps', what, str(sampler.steps), allowed, 'use preset reference'))
+    if problems:
+        raise ContractError(f'preset for contract {contract.name}', problems)
+    return replace(contract, sampler=replace(sampler, **chosen))

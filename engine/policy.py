@@ -102,7 +102,7 @@ class Policy:
         self.layout = layout_of(contract)
         sampler = contract.sampler
         self.schedule = flow_unipc_schedule(sampler.steps, sampler.shift)
-        self.guidance = Guidance(sampler.guidance, sampler.guidance_interval)
+        self.guidance = Guidance(sampler.guidance, sampler.guidance_interval, steps=sampler.guidance_steps)
 
     def caption(self, instruction: str) -> str:
         """The prompt that the checkpoint reads for an instruction, in the contract's format."""
@@ -154,7 +154,7 @@ class Policy:
         self.check_instruction(instruction)
         with self.runtime.lock:
             self.runtime.prefix(self.caption(instruction))
-            if self.guidance.scale != 1:
+            if any(self.guidance.mask(self.schedule)):
                 self.runtime.prefix('')
 
     def infer(

@@ -60,7 +60,7 @@ class Task:
         layout: Tokens and which of them are clean.
         caption: Prompt; the negative prompt is the empty caption.
         schedule: Timesteps and sigmas.
-        guidance: Scale and the timesteps it is on.
+        guidance: Scale and the steps it is on.
         vision: Start sample [1, 48, T, h, w] float32, clean frames in place.
         action: Start sample [rows, 64] float32, clean rows in place and unused channels 0.
     """
@@ -128,8 +128,7 @@ class Runtime:
         """
         with watch.stage('prefix'):
             conditional = self.prefix(task.caption)
-            guided = task.guidance.scale != 1
-            unconditional = self.prefix('') if guided else None
+            unconditional = self.prefix('') if any(task.guidance.mask(task.schedule)) else None
         with watch.stage('denoise'):
             steps = [self.backend.step(prefix, task.layout) for prefix in (conditional, unconditional) if prefix]
             sample = self._sample(task, _to_tokens(task, self.backend.patch), steps, cancelled)
@@ -139,12 +138,12 @@ class Runtime:
         self, task: Task, sample: tuple[Tensor, ...], steps: list[Step], cancelled: Callable[[], bool]
     ) -> tuple[Tensor, ...]:
         """Run the solver on tokens. Its updates are weighted sums, number by number, so cutting may come first."""
-        sampler = UniPc(task.schedule)
+        sampler, guided = UniPc(task.schedule), task.guidance.mask(task.schedule)
         for index, timestep in enumerate(task.schedule.timesteps):
             if cancelled():
                 raise Cancelled(f'given up before step {index + 1} of {len(task.schedule.timesteps)}')
             velocity = _velocity(steps[0], task, sample, timestep)
-            if len(steps) > 1 and task.guidance.active(timestep):
+            if guided[index]:
                 velocity = combine(velocity, _velocity(steps[1], task, sample, timestep), task.guidance.scale)
             sample = sampler.step(index, velocity, sample)
         return sample

@@ -253,16 +253,32 @@ class Guidance:
         scale: Guidance scale; 1 means none, and then the unconditional branch is never run.
         interval: Timesteps between which guidance acts; None for all of them.
         strict: Whether the ends of the interval are outside it, as in cosmos-framework; vllm-omni includes them.
+        steps: Steps in which guidance acts, counted from 1; None for all of them. Not together with an interval.
+
+    Raises:
+        InvalidInput: An interval and steps are given.
     """
 
     scale: float = 1.0
     interval: tuple[float, float] | None = None
     strict: bool = True
+    steps: tuple[int, ...] | None = None
 
-    def active(self, timestep: float) -> bool:
-        """Whether the step at `timestep` (as the network is told it, 0..1000) needs the unconditional branch."""
-        if self.scale == 1.0:
-            return False
+    def __post_init__(self) -> None:
+        if self.interval is not None and self.steps is not None:
+            problem = Problem(
+                'steps', 'cannot be given together with interval', str(self.steps), '', 'give one of them'
+            )
+            raise InvalidInput('guidance', [problem])
+
+    def mask(self, schedule: Schedule) -> tuple[bool, ...]:
+        """For each step of a schedule, whether it needs the unconditional branch."""
+        numbered = enumerate(schedule.timesteps, start=1)
+        return tuple(self.scale != 1.0 and self._acts(step, timestep) for step, timestep in numbered)
+
+    def _acts(self, step: int, timestep: float) -> bool:
+        if self.steps is not None:
+            return step in self.steps
         if self.interval is None:
             return True
         low, high = self.interval

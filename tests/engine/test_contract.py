@@ -14,7 +14,7 @@ import yaml
 import engine
 from engine import contract as contracts
 from engine.checkpoint import open_checkpoint
-from engine.contract import load_contract, parse_contract
+from engine.contract import load_contract, parse_contract, with_preset
 from engine.cosmos3 import contract_differences
 from engine.errors import ContractError
 from engine.observation.geometry import canvases
@@ -159,6 +159,12 @@ FAULTS: list[tuple[str, Any]] = [
     ('sampler.guidance_interval', [960]),
     ('sampler.guidance_interval', [1001, 960]),
     ('sampler.guidance_interval', ['low', 'high']),
+    ('sampler.guidance_steps', [0]),
+    ('sampler.guidance_steps', [3, 5]),
+    ('sampler.guidance_steps', [2, 2]),
+    ('sampler.guidance_steps', [True]),
+    ('sampler.guidance_steps', ['last']),
+    ('sampler.guidance_steps', 4),
     ('sampler.shift', 0),
 ]
 
@@ -276,6 +282,51 @@ def test_each_arm_must_have_the_joints_that_a_row_has_for_it() -> None:
     )
     uneven = {**changes, 'robot.arms.right.joints': arms['right']['joints']}
     assert faults(changed(uneven, 'robomind_dual')) == ['robot.arms.right.joints']
+
+
+@pytest.mark.parametrize(
+    ('given', 'read'), [(None, None), (ABSENT, None), ([], ()), ([4, 3], (3, 4)), ([1, 2, 3, 4], (1, 2, 3, 4))]
+)
+def test_the_steps_with_guidance_are_read_in_order_and_need_not_be_given(given: Any, read: object) -> None:
+    assert parse_contract(changed({'sampler.guidance_steps': given}), 'test.yaml').sampler.guidance_steps == read
+
+
+def test_guidance_is_limited_by_steps_or_by_an_interval_and_not_by_both() -> None:
+    both = {'sampler.guidance_steps': [1], 'sampler.guidance_interval': [960, 1001]}
+    assert faults(changed(both)) == ['sampler.guidance_steps']
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_the_fast_preset_is_two_guided_steps_and_changes_nothing_else(name: str) -> None:
+    contract = load_contract(name)
+    fast = with_preset(contract, 'fast')
+    assert (fast.sampler.steps, fast.sampler.guidance, fast.sampler.guidance_steps) == (2, 3.0, None)
+    assert replace(fast, sampler=contract.sampler) == contract
+    assert fast.fingerprint == contract.fingerprint
+    assert with_preset(fast, 'fast') == fast
+
+
+def test_the_fast_preset_drops_a_mask_made_for_other_steps() -> None:
+    for mask in ({'sampler.guidance_steps': [3, 4]}, {'sampler.guidance_interval': [960, 1001]}):
+        masked = with_preset(parse_contract(changed(mask), 'test.yaml'), 'fast').sampler
+        assert masked == with_preset(load_contract('demo_joint_pos'), 'fast').sampler
+
+
+def test_the_reference_preset_is_the_contract_itself() -> None:
+    own = parse_contract(changed({'sampler.steps': 7, 'sampler.guidance_steps': [6, 7]}), 'test.yaml')
+    assert with_preset(own, 'reference') is own
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ContractError, match=r"'faster'.*reference, fast"):
+        with_preset(load_contract('demo_joint_pos'), 'faster')
+
+
+@pytest.mark.parametrize(('key', 'value'), [('sampler.guidance', 1), ('sampler.steps', 1)])
+def test_the_fast_preset_is_refused_where_nobody_has_tried_it_or_it_would_not_be_faster(key: str, value: int) -> None:
+    with pytest.raises(ContractError) as caught:
+        with_preset(parse_contract(changed({key: value}), 'test.yaml'), 'fast')
+    assert [problem.where for problem in caught.value.problems] == [key]
 
 
 def test_history_needs_a_state_row() -> None:

@@ -122,6 +122,7 @@ def test_the_timesteps_are_those_of_the_schedule_prompt_before_empty_prompt(
         (Guidance(3.0, (833, 999), strict=True), 5),
         (Guidance(3.0, (833, 999), strict=False), 7),
         (Guidance(3.0, (0, 100)), 4),
+        (Guidance(3.0, steps=(3, 4)), 6),
         (Guidance(1.0), 4),
     ],
     ids=str,
@@ -133,8 +134,11 @@ def test_guidance_costs_a_second_pass_only_in_the_steps_it_acts_in(
     assert len(backend.steps) == forwards
 
 
-def test_without_guidance_the_empty_prompt_is_never_read(runtime: Runtime, backend: Any, task: Task) -> None:
-    run(runtime, replace(task, guidance=Guidance(1.0)))
+@pytest.mark.parametrize('guidance', [Guidance(1.0), Guidance(3.0, (0, 100)), Guidance(3.0, steps=())], ids=str)
+def test_without_a_guided_step_the_empty_prompt_is_never_read(
+    runtime: Runtime, backend: Any, task: Task, guidance: Guidance
+) -> None:
+    run(runtime, replace(task, guidance=guidance))
     assert len(backend.prompts) == 1
 
 

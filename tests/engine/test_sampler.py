@@ -245,24 +245,44 @@ def test_velocities_of_other_modalities_are_refused():
         UniPc(flow_unipc_schedule(4, 5.0)).step(0, {'video': torch.ones(1)}, {'action': torch.ones(1)})
 
 
+FOUR_STEPS = flow_unipc_schedule(4, 5.0)  # timesteps 999, 937, 833, 624
+
+
 def test_guidance_of_scale_one_never_asks_for_the_unconditional_branch():
-    assert not Guidance(1.0).active(999)
-    assert not Guidance(1.0, (0, 1000)).active(500)
+    for guidance in (Guidance(1.0), Guidance(1.0, (0, 1000)), Guidance(1.0, steps=(1, 2))):
+        assert not any(guidance.mask(FOUR_STEPS))
 
 
 def test_guidance_without_interval_acts_at_every_step():
-    assert all(Guidance(3.0).active(t) for t in flow_unipc_schedule(4, 5.0).timesteps)
+    assert Guidance(3.0).mask(FOUR_STEPS) == (True, True, True, True)
 
 
 def test_the_edge_policys_interval_selects_only_the_first_step():
-    guidance = Guidance(3.0, (960, 1001))
-    assert [guidance.active(t) for t in flow_unipc_schedule(4, 5.0).timesteps] == [True, False, False, False]
+    assert Guidance(3.0, (960, 1001)).mask(FOUR_STEPS) == (True, False, False, False)
 
 
 def test_the_ends_of_an_interval_belong_to_it_only_when_it_is_not_strict():
-    assert not Guidance(3.0, (400, 999)).active(999)
-    assert Guidance(3.0, (400, 999), strict=False).active(999)
-    assert not Guidance(3.0, (400, 999), strict=False).active(399)
+    assert Guidance(3.0, (833, 999)).mask(FOUR_STEPS) == (False, True, False, False)
+    assert Guidance(3.0, (833, 999), strict=False).mask(FOUR_STEPS) == (True, True, True, False)
+
+
+@pytest.mark.parametrize(
+    ('steps', 'mask'),
+    [((3, 4), (False, False, True, True)), ((1,), (True, False, False, False)), ((), (False, False, False, False))],
+)
+def test_guidance_acts_in_the_steps_that_are_named(steps: tuple[int, ...], mask: tuple[bool, ...]):
+    assert Guidance(3.0, steps=steps).mask(FOUR_STEPS) == mask
+
+
+def test_steps_that_the_network_is_told_the_same_time_in_are_told_apart():
+    schedule = flow_unipc_schedule(1000, 5.0)
+    assert schedule.timesteps[0] == schedule.timesteps[1]
+    assert sum(Guidance(3.0, steps=(2,)).mask(schedule)) == 1
+
+
+def test_guidance_takes_an_interval_or_steps_and_not_both():
+    with pytest.raises(InvalidInput, match='interval'):
+        Guidance(3.0, (960, 1001), steps=(1,))
 
 
 def test_guidance_extrapolates_from_the_unconditional_velocity():
