@@ -26,8 +26,10 @@ from engine.observation.geometry import Canvas, choose_canvas, content_size, fit
 from engine.observation.prompts import action_prompt
 from engine.observation.views import compose, letterbox, view_size
 from engine.runtime import Stopwatch, Task
+from engine.runtime_lanes import hand_out
 from engine.sampler import Guidance, flow_unipc_schedule, framework_noise
 from engine.sequence import Layout, policy_layout
+from engine.turns import Priority
 
 if TYPE_CHECKING:
     from engine.contract import Contract
@@ -79,7 +81,7 @@ class PolicyChunk:
         latents: The imagined video, float32 [1, 48, T, h, w]; decode with :meth:`Policy.imagined_video`.
         instruction: The instruction it follows.
         seed: Seed of its noise.
-        seconds: Time per stage: compose, encode, prefix, denoise, decode, and total.
+        seconds: Time per stage: wait (for other requests), compose, encode, noise, prefix, denoise, decode, and total.
     """
 
     actions: NDArray[np.float32]
@@ -90,12 +92,17 @@ class PolicyChunk:
 
 
 class Policy:
-    """Turns observations into chunks for one contract. Thread-safe; requests are served one at a time."""
+    """Turns observations into chunks for one contract. Thread-safe; requests are served one at a time.
+
+    Attributes:
+        priority: Of its requests among all that share the weights.
+    """
 
     def __init__(self, runtime: Runtime, contract: Contract) -> None:
         """Use :meth:`engine.Cosmos3.policy`, which checks the contract against the checkpoint first."""
         self.runtime = runtime
         self.contract = contract
+        self.priority = Priority.POLICY
         self.embodiment = embodiment(contract.embodiment.domain)
         self.codec = _policy_codec(self.embodiment, contract)
         self.canvas = canvas_of(contract)
@@ -152,7 +159,7 @@ class Policy:
             ObservationError: The instruction is empty or too long.
         """
         self.check_instruction(instruction)
-        with self.runtime.lock:
+        with self.runtime.turn(self.priority):
             self.runtime.prefix(self.caption(instruction))
             if any(self.guidance.mask(self.schedule)):
                 self.runtime.prefix('')
@@ -169,7 +176,7 @@ class Policy:
         Args:
             observation: Must hold what the contract asks for.
             seed: Of the noise; the same seed and observation give the same chunk.
-            cancelled: Asked between denoising steps; True gives the request up.
+            cancelled: Asked between denoising steps, and while the request waits for others; True gives it up.
             committed: [K, D], K < rows: the first rows of the chunk, as in :attr:`PolicyChunk.actions`, that will be
                 executed whatever comes out. They are given to the network as clean tokens, so that the other rows
                 continue them. The published checkpoints were trained with the state (and history) rows clean, or all
@@ -182,29 +189,36 @@ class Policy:
         check_observation(observation, self.contract)
         given = self._given_rows(observation, committed)
         layout = layout_of(self.contract, len(committed)) if committed is not None else self.layout
-        with self.runtime.lock, torch.inference_mode():
-            watch = Stopwatch(self.runtime.backend.device)
-            with watch.stage('total'):
-                vision, action = self._start(observation, given, seed, watch)
-                task = Task(
-                    layout,
-                    self.caption(observation.instruction),
-                    self.schedule,
-                    self.guidance,
-                    vision=vision,
-                    action=action,
-                )
-                latents, rows = self.runtime.denoise(task, watch, cancelled)
-                if latents is None or rows is None:
-                    raise CosmosError(f'the sampler lost a modality of {self.layout}')
-                with watch.stage('decode'):
-                    actions = self._decode(rows, observation)
+        watch = Stopwatch(self.runtime.backend.device)
+        with (
+            watch.stage('total', with_waits=True),
+            torch.inference_mode(),
+            self.runtime.turn(self.priority, watch, cancelled),
+        ):
+            vision, action = self._start(observation, given, seed, watch)
+            task = Task(
+                layout,
+                self.caption(observation.instruction),
+                self.schedule,
+                self.guidance,
+                vision=vision,
+                action=action,
+            )
+            latents, rows = self.runtime.denoise(task, watch, cancelled, self.priority)
+            if latents is None or rows is None:
+                raise CosmosError(f'the sampler lost a modality of {self.layout}')
+            with watch.stage('decode'):
+                actions = self._decode(rows, observation)
+        hand_out(latents)
         return PolicyChunk(actions, latents, observation.instruction, seed, dict(watch.seconds))
 
     def imagined_video(self, chunk: PolicyChunk) -> NDArray[np.uint8]:
-        """Decode the imagined video of a chunk: uint8 [frames, H, W, 3], the composed views at the contract's rate."""
-        with self.runtime.lock, torch.inference_mode():
-            return self.runtime.vae.decode(chunk.latents).cpu().numpy()
+        """Decode the imagined video of a chunk: uint8 [frames, H, W, 3], the composed views at the contract's rate.
+
+        It is for people to see, so requests for actions go first, also while it is being decoded.
+        """
+        with torch.inference_mode():
+            return self.runtime.decode(chunk.latents).numpy()
 
     def composite(self, observation: Observation) -> NDArray[np.uint8]:
         """The one picture that the network sees, uint8 [H, W, 3] of the contract's size.

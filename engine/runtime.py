@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from engine.errors import CosmosError
 from engine.network.heads import patchify, unpatchify
 from engine.network.placement import Tokens
+from engine.runtime_lanes import hand_out, make_lanes
 from engine.sampler import Guidance, Schedule, UniPc, combine
+from engine.turns import Cancelled, Priority, Turn, Turns, give_way
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,27 +29,40 @@ PROMPTS_KEPT = 32
 """Prompts whose keys and values stay in memory; one of 190 tokens takes 28 MB on Nano."""
 
 
-class Cancelled(CosmosError):
-    """A request was given up between two denoising steps because its caller asked for it."""
-
-
 @dataclass
 class Stopwatch:
-    """Seconds spent per stage of one request, in order of first use."""
+    """Seconds spent per stage of one request, in order of first use.
+
+    Time in which other requests had the weights is stage `wait`, and no part of the stage in which it came up.
+    """
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the block to stage `name`; waits for the GPU so that each stage pays for its own kernels."""
-        start = time.perf_counter()
+    def stage(self, name: str, *, with_waits: bool = False) -> Iterator[None]:
+        """Add the time of the block to stage `name`; waits for the GPU so that each stage pays for its own kernels.
+
+        Args:
+            name: Of the stage.
+            with_waits: Whether waiting for other requests counts, as it does for the whole of a request.
+        """
+        start, waited = time.perf_counter(), self._waited
         try:
             yield
         finally:
             if self.device.type == 'cuda':
-                torch.cuda.synchronize(self.device)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+                torch.cuda.current_stream(self.device).synchronize()
+            spent = time.perf_counter() - start - (0.0 if with_waits else self._waited - waited)
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+    def wait(self, seconds: float) -> None:
+        """Add to the time in which the request waited for others."""
+        self.seconds['wait'] = self._waited + seconds
+
+    @property
+    def _waited(self) -> float:
+        return self.seconds.get('wait', 0.0)
 
 
 @dataclass(frozen=True)
@@ -79,23 +92,56 @@ class FrameCodec(Protocol):
     def encode_frame(self, rgb: Tensor) -> Tensor:
         """[3, H, W] in -1..1 to normalised latents [1, C, 1, h, w] float32."""
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [1, C, T, h, w] to pixels, uint8 [F, H, W, 3]."""
+    def decode(self, latents: Tensor, between: Callable[[], None]) -> Tensor:
+        """Normalised latents [1, C, T, h, w] to pixels, uint8 [F, H, W, 3].
+
+        `between` is called wherever other work, though not another `decode`, may be done before this goes on.
+        """
 
 
 class Runtime:
-    """Weights, prompt cache and denoising loop. One request at a time; callers on other threads wait their turn."""
+    """Weights, prompt cache and denoising loop, shared by all surfaces.
+
+    One request at a time has the turn; the policy's go first, and others give way to them before every pass of the
+    network and wherever the backend lets them in between.
+
+    Attributes:
+        turns: Who has the turn and who waits, with a count of both.
+    """
 
     def __init__(self, backend: Backend, vae: FrameCodec, tokenizer: PromptTokenizer) -> None:
         """Take charge of a loaded backend, video autoencoder and tokenizer."""
         self.backend = backend
         self.vae = vae
         self.tokenizer = tokenizer
-        self.lock = threading.Lock()
+        self.turns = Turns()
+        self._lanes = make_lanes(backend.device)
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
 
+    @contextmanager
+    def turn(
+        self, priority: Priority, watch: Stopwatch | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> Iterator[Turn]:
+        """Have the weights for the block; on a GPU its work is done in the stream of the priority, and done at the end.
+
+        Args:
+            priority: Of the request. A block within this one has to have the same.
+            watch: Receives the time of stage `wait`.
+            cancelled: Asked while the request waits for its turn, or to go on with it.
+
+        Raises:
+            Cancelled: `cancelled` returned True while the request waited.
+        """
+        lane = self._lanes[priority]
+        watch = watch or Stopwatch(self.backend.device)
+        with (
+            self.turns.take(priority, cancelled, pace=lane.pace, settle=lane.finish, waited=watch.wait) as turn,
+            lane.active(),
+        ):
+            yield turn
+
     def prefix(self, caption: str) -> Prefix:
-        """Keys and values of a prompt, from the cache if this caption was seen before.
+        """Keys and values of a prompt, from the cache if this caption was seen before. To be called within a turn.
 
         The understanding tower reads text alone, so they depend on nothing else and are exact for every later request.
 
@@ -103,22 +149,29 @@ class Runtime:
             ObservationError: The caption is longer than the checkpoint's limit.
         """
         ids = tuple(self.tokenizer.encode(caption))
-        if ids not in self._prefixes:
-            self._prefixes[ids] = self.backend.prefix(list(ids))
-            while len(self._prefixes) > PROMPTS_KEPT:
-                self._prefixes.popitem(last=False)
+        found = self._prefixes.get(ids)
+        if found is None:
+            found = self.backend.prefix(list(ids))  # may give way: the cache can be another one afterwards
+            self._prefixes[ids] = found
         self._prefixes.move_to_end(ids)
-        return self._prefixes[ids]
+        while len(self._prefixes) > PROMPTS_KEPT:
+            self._prefixes.popitem(last=False)
+        return found
 
     def denoise(
-        self, task: Task, watch: Stopwatch, cancelled: Callable[[], bool] = lambda: False
+        self,
+        task: Task,
+        watch: Stopwatch,
+        cancelled: Callable[[], bool] = lambda: False,
+        priority: Priority = Priority.POLICY,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Run the sampler.
+        """Run the sampler. Whatever else the weights were used for in between, the result is the same to the last bit.
 
         Args:
             task: What to denoise.
-            watch: Receives the time of stages `prefix` and `denoise`.
-            cancelled: Asked before every step.
+            watch: Receives the time of stages `wait`, `prefix` and `denoise`.
+            cancelled: Asked before every step, and while the request waits for others.
+            priority: More urgent requests go first, also when this one has begun.
 
         Returns:
             Clean vision latents and action rows, float32, shapes as in `task`; clean positions as they were given.
@@ -126,13 +179,39 @@ class Runtime:
         Raises:
             Cancelled: `cancelled` returned True.
         """
-        with watch.stage('prefix'):
-            conditional = self.prefix(task.caption)
-            unconditional = self.prefix('') if any(task.guidance.mask(task.schedule)) else None
-        with watch.stage('denoise'):
-            steps = [self.backend.step(prefix, task.layout) for prefix in (conditional, unconditional) if prefix]
-            sample = self._sample(task, _to_tokens(task, self.backend.patch), steps, cancelled)
-            return _from_tokens(task, sample, self.backend.patch)
+        with self.turn(priority, watch, cancelled):
+            with watch.stage('prefix'):
+                conditional = self.prefix(task.caption)
+                unconditional = self.prefix('') if any(task.guidance.mask(task.schedule)) else None
+            with watch.stage('denoise'):
+                steps = [self.backend.step(prefix, task.layout) for prefix in (conditional, unconditional) if prefix]
+                sample = self._sample(task, _to_tokens(task, self.backend.patch), steps, cancelled)
+                vision, action = _from_tokens(task, sample, self.backend.patch)
+        hand_out(vision)
+        hand_out(action)
+        return vision, action
+
+    def decode(self, latents: Tensor, cancelled: Callable[[], bool] | None = None) -> Tensor:
+        """Decode a clip for people to see: uint8 [F, H, W, 3] in the processor's memory.
+
+        It runs at the priority of imagination, always: the autoencoder has one scratch memory for whole clips, so a
+        clip may give way to requests that need none, but not to another clip. The reference autoencoder gives way
+        before every convolution. A compiled one is a single piece, which a policy's request on a processor waits for;
+        on a GPU it overtakes, since the turn is over once the piece is launched.
+
+        Args:
+            latents: Normalised, [1, C, T, h, w].
+            cancelled: Asked while the request waits for others.
+
+        Raises:
+            Cancelled: `cancelled` returned True.
+        """
+        lane = self._lanes[Priority.DYNAMICS]
+        with lane.active():
+            lane.borrow(latents)
+            with self.turns.take(Priority.DYNAMICS, cancelled, pace=lane.pace):
+                pixels = self.vae.decode(latents, give_way)
+            return pixels.cpu()
 
     def _sample(
         self, task: Task, sample: tuple[Tensor, ...], steps: list[Step], cancelled: Callable[[], bool]
@@ -140,10 +219,12 @@ class Runtime:
         """Run the solver on tokens. Its updates are weighted sums, number by number, so cutting may come first."""
         sampler, guided = UniPc(task.schedule), task.guidance.mask(task.schedule)
         for index, timestep in enumerate(task.schedule.timesteps):
+            give_way()
             if cancelled():
                 raise Cancelled(f'given up before step {index + 1} of {len(task.schedule.timesteps)}')
             velocity = _velocity(steps[0], task, sample, timestep)
             if guided[index]:
+                give_way()
                 velocity = combine(velocity, _velocity(steps[1], task, sample, timestep), task.guidance.scale)
             sample = sampler.step(index, velocity, sample)
         return sample
@@ -169,5 +250,6 @@ def _velocity(step: Step, task: Task, sample: tuple[Tensor, ...], timestep: floa
         action=None if task.action is None else next(parts),
         sound=None,
     )
-    # Guidance reads the velocities of both branches, and a backend may use one buffer for both.
+    # Guidance reads the velocities of both branches, and a backend may use one buffer for both, and for the steps of a
+    # request that this one gives way to.
     return tuple(part.clone() for part in step(tokens, timestep) if part is not None)

@@ -6,6 +6,11 @@
         velocities = step(tokens, t)
 
 A step works on tokens, as the network does, so that a request is cut into patches once and put together once.
+
+Requests take turns (:mod:`engine.turns`): between two calls of a step, steps of other requests may be made and called.
+A step therefore keeps what it was made with, or puts it back in place in every call. Where nothing but local variables
+lives, between two layers say, a backend calls :func:`engine.turns.give_way`, so that an urgent request need not wait
+for the end of the pass; not while a graph is recorded.
 """
 
 from __future__ import annotations

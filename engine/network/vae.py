@@ -8,11 +8,13 @@ the checkpoint's per-channel mean and standard deviation.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from engine.errors import CheckpointError, ObservationError, Problem
 
@@ -106,13 +108,15 @@ class VideoVae:
         return self._normalise(posterior.mode())
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, between: Callable[[], None] | None = None) -> torch.Tensor:
         """Decode normalised latents to pixels.
 
         Pixels are ``(clamp(x, -1, 1) + 1) * 127.5``, cut off to whole numbers as NVIDIA's policy server does.
 
         Args:
             latents: [1, latent_channels, T, h, w].
+            between: Called before every convolution of the decoder. It may do other work, :meth:`encode_frame` too, but
+                neither encode nor decode a clip.
 
         Returns:
             uint8 [(T - 1) * temporal + 1, h * spatial, w * spatial, 3] on the autoencoder's device.
@@ -122,9 +126,12 @@ class VideoVae:
         """
         _raise('latents to decode', self._latent_problems(latents))
         scaled = latents.to(self.device, self.dtype) / self._inverse_std + self._mean
+        hooks = [] if between is None else _call_before_convolutions(self.autoencoder.decoder, between)
         try:
             decoded = self.autoencoder.decode(scaled, return_dict=False)[0]
         finally:
+            for hook in hooks:
+                hook.remove()
             self.autoencoder.clear_cache()
         levels: torch.Tensor = (decoded[0].float().clamp(-1.0, 1.0) + 1.0) * 127.5
         return levels.to(torch.uint8).permute(1, 2, 3, 0).contiguous()
@@ -153,6 +160,11 @@ class VideoVae:
         if latents.ndim == 5 and latents.shape[:2] == (1, self.latent_channels) and min(latents.shape[2:]) > 0:
             return []
         return [Problem('shape', 'not that of latents', str(list(latents.shape)), expected)]
+
+
+def _call_before_convolutions(module: nn.Module, between: Callable[[], None]) -> list[RemovableHandle]:
+    convolutions = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))]
+    return [m.register_forward_pre_hook(lambda *_: between()) for m in convolutions]
 
 
 class _LastTap(nn.Module):

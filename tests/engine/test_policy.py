@@ -68,7 +68,7 @@ def test_a_chunk_is_rows_of_joint_targets_and_the_latents_of_the_imagined_video(
 
 
 def test_a_chunk_tells_the_time_of_each_stage_of_its_making(chunk: engine.PolicyChunk) -> None:
-    stages = ('compose', 'encode', 'noise', 'prefix', 'denoise', 'decode')
+    stages = ('wait', 'compose', 'encode', 'noise', 'prefix', 'denoise', 'decode')
     assert set(chunk.seconds) == {*stages, 'total'}
     assert all(seconds > 0 for seconds in chunk.seconds.values())
     assert sum(chunk.seconds[stage] for stage in stages) <= chunk.seconds['total']

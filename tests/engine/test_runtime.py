@@ -179,7 +179,7 @@ def test_stages_are_timed_in_order_also_when_they_fail(runtime: Runtime, task: T
     watch = Stopwatch(torch.device('cpu'))
     with pytest.raises(Cancelled):
         runtime.denoise(task, watch, lambda: True)
-    assert list(watch.seconds) == ['prefix', 'denoise']
+    assert list(watch.seconds) == ['wait', 'prefix', 'denoise']
     before = watch.seconds['prefix']
     with watch.stage('prefix'):
         runtime.prefix('another caption')
