@@ -9,7 +9,7 @@ import contextlib
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import rclpy
@@ -176,6 +176,7 @@ class CosmosLifecycleNode(QuietEvents, LifecycleNode):
         # LifecycleNode.__init__ of Jazzy cannot pass a callback group on: its services would share the default one, and
         # a long configure would block all others in it. Reentrant: the state can be asked for during a transition.
         self._serving = threading.Lock()  # of QuietEvents, whose constructor is passed over with it
+        self._turn = 0
         Node.__init__(self, name, **kwargs)
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self.sensor_group: CallbackGroup = MutuallyExclusiveCallbackGroup()
@@ -292,6 +293,19 @@ class CosmosLifecycleNode(QuietEvents, LifecycleNode):
     def _events_of(self, topic: str) -> qos.TopicEvents:
         name = self.resolve_topic_name(topic)
         return self.topic_events.setdefault(name, qos.TopicEvents(name))
+
+    @property
+    def subscriptions(self) -> Iterator[Subscription]:
+        """All subscriptions, every time beginning with another one.
+
+        rclpy serves what is ready in this order, and one callback of a group at a time. In a fixed order the last
+        subscription of a group is never served as long as there is always a message for one of those before it, which
+        is what a machine that cannot keep up with its cameras looks like.
+        """
+        found = list(super().subscriptions)
+        self._turn += 1
+        first = self._turn % len(found) if found else 0
+        yield from found[first:] + found[:first]
 
     # Transitions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import textwrap
 import threading
@@ -467,3 +468,42 @@ def test_faulty_parameters_end_the_process_with_code_2_and_their_text(program):
 
 def test_the_ros_context_is_shut_down_only_by_us():
     assert rclpy.ok()
+
+
+class Flooded(CosmosLifecycleNode):
+    """Has always a message for its first subscription, whose callback sends the next two, and now and then another."""
+
+    def configure_node(self) -> None:
+        self.heard = threading.Event()
+        self.served = 0
+        self.flood = self.advertise(String, 'flood', qos.status())
+        self.word = self.advertise(String, 'word', qos.status())
+        self.subscribe(String, 'flood', self._on_flood, qos.status())
+        self.subscribe(String, 'word', lambda message: self.heard.set(), qos.status())
+
+    def _on_flood(self, message: String) -> None:
+        self.served += 1
+        for _ in range(2):
+            self.flood.publish(message)
+        hashlib.pbkdf2_hmac('sha256', b'', b'', 10_000)  # takes its time over each, as over a picture, without the GIL
+
+
+def test_every_subscription_comes_first_in_its_turn(graph):
+    node = Flooded('flooded')
+    assert node.transition('configure')
+    topics = {subscription.topic_name for subscription in node.subscriptions}
+    assert {next(iter(node.subscriptions)).topic_name for _ in topics} == topics
+    node.destroy_node()
+
+
+def test_a_subscription_is_served_however_busy_another_of_its_group_is(graph):
+    node = graph.add(Flooded('flooded'))
+    assert node.transition('configure')
+    assert node.transition('activate')
+    graph.eventually(lambda: node.count_subscribers('flood') and node.count_subscribers('word'))
+    node.flood.publish(String(data='one picture after the other'))
+    graph.eventually(lambda: node.served > 10)
+    node.word.publish(String(data='the guard has stopped'))
+    served = node.served
+    assert node.heard.wait(5.0), f'{node.served - served} messages of the busy topic came before it'
+    assert node.transition('deactivate')
