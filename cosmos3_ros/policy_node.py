@@ -25,7 +25,7 @@ from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
-from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
@@ -204,18 +204,20 @@ class PolicyNode(CosmosLifecycleNode):
     # Inputs
 
     def _open_inputs(self, contract: Contract, bridge: PoseBridge | None) -> None:
+        # Pictures take long to read. Neither states nor the guard's word wait for them.
+        states = MutuallyExclusiveCallbackGroup()
         for name, terms in contract.views.streams.items():
             self.subscribe(Image, terms.topic, partial(self._on_image, name, terms.topic), qos.sensor())
         if contract.state.joint_states is not None:
             topic = contract.state.joint_states.topic
             read = joint_state_reader(contract, topic, bridge is not None)
-            self.subscribe(JointState, topic, partial(self._on_joints, read), qos.sensor(depth=50))
+            self.subscribe(JointState, topic, partial(self._on_joints, read), qos.sensor(depth=50), states)
         for number, (name, terms) in enumerate(pose_streams(contract).items()):
             place = partial(bridge.in_base, number) if bridge else lambda pose: pose
             on_pose = partial(self._on_pose, name, terms.topic, place)
-            self.subscribe(PoseStamped, terms.topic, on_pose, qos.sensor(depth=50))
-        self.subscribe(GuardStatus, 'guard/status', self._on_guard, qos.latched())
-        self.subscribe(ChunkDecision, 'guard/decision', self._on_decision, qos.status())
+            self.subscribe(PoseStamped, terms.topic, on_pose, qos.sensor(depth=50), states)
+        self.subscribe(GuardStatus, 'guard/status', self._on_guard, qos.latched(), self.control_group)
+        self.subscribe(ChunkDecision, 'guard/decision', self._on_decision, qos.status(), self.control_group)
 
     def _take(self, name: str, read: Callable[[], Any], stamp: Time) -> None:
         """Read one message into its buffer; one that does not fit is reported once and counts as not received."""
