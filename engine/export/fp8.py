@@ -12,9 +12,10 @@ the residual stream stay as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -22,9 +23,11 @@ from engine.errors import InvalidInput, Problem
 
 if TYPE_CHECKING:
     import onnx
+    from numpy.typing import NDArray
 
 LARGEST = 448.0
 """Largest number of the format e4m3."""
+_INLINE, _ALIGNMENT = 1024, 4096  # bytes; readers map pages into memory
 _SMALLEST = 2.0**-24  # a token of zeros has this scale, so that nothing is divided by zero
 TOWER = ('add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out', 'mlp_moe_gen')
 """Parts of the names of the weights that are quantised."""
@@ -44,24 +47,67 @@ def quantise_step(graph: Path) -> int:
     """
     import onnx
 
-    model = onnx.load(str(graph))
-    count = _Rewriter(model.graph).run()
-    if not count:
-        raise InvalidInput(str(graph.name), [Problem('graph', 'has no matrix product of the generation tower')])
+    model = onnx.load(str(graph), load_external_data=False)
     data = graph.with_name(f'{graph.name}.data')
-    data.unlink(missing_ok=True)
-    onnx.save(model, str(graph), save_as_external_data=True, location=data.name, size_threshold=1024)
+    partial = data.with_name(f'{data.name}.partial')
+    try:
+        with partial.open('wb') as stream:
+            count = _Rewriter(model.graph, _Weights(graph.parent, stream, data.name)).run()
+        if not count:
+            raise InvalidInput(str(graph.name), [Problem('graph', 'has no matrix product of the generation tower')])
+        partial.replace(data)
+    finally:
+        partial.unlink(missing_ok=True)
+    onnx.save(model, str(graph))
     return count
+
+
+class _Weights:
+    """Weights on their way from one file to another, one at a time: a network's do not fit into memory twice."""
+
+    def __init__(self, folder: Path, stream: BinaryIO, name: str) -> None:
+        """Read from files in `folder`, write to `stream`, which will be the file `name` of that folder."""
+        self.folder = folder
+        self.stream = stream
+        self.name = name
+
+    def read(self, entry: onnx.TensorProto) -> NDArray[Any]:
+        """The numbers of a tensor."""
+        from onnx import helper, numpy_helper
+
+        if not entry.external_data:
+            return numpy_helper.to_array(entry)
+        place = {item.key: item.value for item in entry.external_data}
+        dtype = helper.tensor_dtype_to_np_dtype(entry.data_type)
+        offset, count = int(place.get('offset', 0)), math.prod(entry.dims)
+        return np.fromfile(self.folder / place['location'], dtype, count, offset=offset).reshape(tuple(entry.dims))
+
+    def write(self, entry: onnx.TensorProto, values: NDArray[Any]) -> None:
+        """Give a tensor its numbers, of its own type: in the graph if they are few, else in the file."""
+        entry.dims[:] = values.shape
+        del entry.external_data[:]
+        if values.nbytes <= _INLINE:
+            entry.data_location, entry.raw_data = entry.DEFAULT, values.tobytes()
+            return
+        self.stream.write(bytes(-self.stream.tell() % _ALIGNMENT))
+        place = {'location': self.name, 'offset': self.stream.tell(), 'length': values.nbytes}
+        self.stream.write(np.ascontiguousarray(values).view(np.uint8).data)
+        entry.ClearField('raw_data')
+        entry.data_location = entry.EXTERNAL
+        for key, value in place.items():
+            entry.external_data.add(key=key, value=str(value))
 
 
 class _Rewriter:
     """One pass over a graph."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, files: _Weights) -> None:
         from onnx import TensorProto
 
         self.graph = graph
+        self.files = files
         self.weights = {entry.name: entry for entry in graph.initializer}
+        self.stored = set(self.weights)
         self.nodes: list[Any] = []
         self.quantised: dict[str, tuple[str, str]] = {}
         self.fp8 = TensorProto.FLOAT8E4M3FN
@@ -79,6 +125,9 @@ class _Rewriter:
         self.graph.node.extend(self.nodes)
         used = {name for node in self.graph.node for name in node.input}
         kept = [entry for entry in self.graph.initializer if entry.name in used]
+        for entry in kept:
+            if entry.name in self.stored and entry.external_data:
+                self.files.write(entry, self.files.read(entry))
         del self.graph.initializer[:]
         self.graph.initializer.extend(kept)
         return count
@@ -125,13 +174,15 @@ class _Rewriter:
 
     def _weight(self, node: Any, weight: Any) -> str:
         """Store a weight in FP8 with a scale for each output channel; the name of what restores it."""
-        from onnx import helper, numpy_helper
+        from onnx import helper
 
-        values = numpy_helper.to_array(weight).astype(np.float32)
+        values = self.files.read(weight).astype(np.float32)
         rows = node.op_type == 'Gemm' and any(item.name == 'transB' and item.i for item in node.attribute)
         axis = 0 if rows else 1
-        scales = np.maximum(np.abs(values).max(axis=1 - axis), _SMALLEST * LARGEST) / LARGEST
-        quantised = self._constant(f'{weight.name}_fp8', values / np.expand_dims(scales, 1 - axis), self.fp8)
+        largest = np.maximum(values.max(axis=1 - axis), -values.min(axis=1 - axis))
+        scales = np.maximum(largest, _SMALLEST * LARGEST) / LARGEST
+        values /= np.expand_dims(scales, 1 - axis)
+        quantised = self._constant(f'{weight.name}_fp8', values, self.fp8)
         scale = self._constant(f'{weight.name}_scale', scales, weight.data_type)
         zeros = self._constant(f'{weight.name}_zero', np.zeros_like(scales), self.fp8)
         restored = f'{weight.name}_restored'
@@ -145,7 +196,6 @@ class _Rewriter:
             array = np.asarray(values).astype(helper.tensor_dtype_to_np_dtype(dtype))
             entry = self.graph.initializer.add()
             entry.name, entry.data_type = name, dtype
-            entry.dims.extend(array.shape)
-            entry.raw_data = array.tobytes()
+            self.files.write(entry, array)
             self.weights[name] = entry
         return name
