@@ -145,36 +145,49 @@ def _log_snr(sigma: float) -> float:
 
 
 class _Track:
-    """The solver's memory of one tensor during one run."""
+    """The solver's memory of one tensor during one run.
+
+    Three tensors of its own, written over once they have been read for the last time: at the size of a video, memory is
+    what the updates cost.
+    """
 
     def __init__(self) -> None:
         self._base: torch.Tensor | None = None
         self._clean: torch.Tensor | None = None
         self._difference: torch.Tensor | None = None
+        self._owns_base = False
 
     def step(self, weights: _Step, velocity: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Return the sample at the next noise level, a new tensor."""
         clean = torch.sub(sample, velocity, alpha=weights.sigma)
         if weights.predict_mean == 1.0:  # the next noise level is 0: the prediction is the answer
             return clean
-        difference = None
-        if self._base is not None and self._clean is not None:
-            difference = clean - self._clean
-            sample = self._correct(weights, self._base, self._clean, difference)
+        if self._base is None or self._clean is None:
+            self._base, self._clean = sample, clean
+            return torch.lerp(sample, clean, weights.predict_mean)
+        sample, difference = self._correct(weights, self._base, self._clean, clean)
         self._base, self._clean, self._difference = sample, clean, difference
         result = torch.lerp(sample, clean, weights.predict_mean)
-        if difference is not None and weights.predict_new != 0.0:
+        if weights.predict_new != 0.0:
             result.add_(difference, alpha=weights.predict_new)
         return result
 
     def _correct(
-        self, weights: _Step, base: torch.Tensor, clean: torch.Tensor, difference: torch.Tensor
-    ) -> torch.Tensor:
-        """Estimate the sample at this noise level again, now that the network has been evaluated there."""
-        result = torch.lerp(base, clean, weights.correct_mean)
+        self, weights: _Step, base: torch.Tensor, previous: torch.Tensor, clean: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Estimate the sample at this noise level again, now that the network has been evaluated there.
+
+        Returns:
+            The estimate, and by how much the prediction of the clean tensor differs from the one before.
+        """
+        # The first base is the caller's own sample, which stays as it is.
+        into = base if self._owns_base else None
+        result = torch.lerp(base, previous, weights.correct_mean, out=into)
+        self._owns_base = True
         if self._difference is not None:
             result.add_(self._difference, alpha=weights.correct_old)
-        return result.add_(difference, alpha=weights.correct_new)
+        difference = torch.sub(clean, previous, out=previous)
+        return result.add_(difference, alpha=weights.correct_new), difference
 
 
 class UniPc:
@@ -295,7 +308,7 @@ def combine[S: Samples](conditional: S, unconditional: S, scale: float, *, norma
         normalize: Shrink the result to the norm of `conditional`, taken over all modalities of the sample together,
             where it is longer (the `normalize_cfg` option of cosmos-framework).
     """
-    guided = _map(lambda c, u: u + scale * (c - u), conditional, unconditional)
+    guided = _map(lambda c, u: torch.sub(c, u).mul_(scale).add_(u), conditional, unconditional)
     if not normalize:
         return guided
     shrink = (_norm(conditional) / (_norm(guided) + 1e-8)).clamp(0.0, 1.0)
@@ -371,8 +384,27 @@ def framework_noise(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
 
 
-def request_seeds(base: int = 0) -> Iterator[int]:
+class RequestSeed(int):
+    """A seed that knows its successor, so that the noise of the next request can be drawn ahead of it.
+
+    Attributes:
+        following: Seed of the request after this one; None if it is not known.
+    """
+
+    following: int | None
+
+    def __new__(cls, seed: int, following: int | None = None) -> RequestSeed:
+        """Make a seed."""
+        made = super().__new__(cls, seed)
+        made.following = following
+        return made
+
+
+def request_seeds(base: int = 0) -> Iterator[RequestSeed]:
     """Seeds of successive requests as cosmos-framework's RoboLab server draws them from its base seed."""
     generator = np.random.default_rng(base)
+    seed = int(generator.integers(0, 2**31))
     while True:
-        yield int(generator.integers(0, 2**31))
+        following = int(generator.integers(0, 2**31))
+        yield RequestSeed(seed, following)
+        seed = following
