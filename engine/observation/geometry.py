@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -167,13 +168,26 @@ def to_unit(pixels: Pixels, device: torch.device | str | None = None) -> torch.T
         device: Where to; the pixels travel as bytes and are converted there.
 
     Returns:
-        float32 in -1..1, [3, H, W] or [3, F, H, W].
+        float32 in -1..1, [3, H, W] or [3, F, H, W]; the same bits on every device.
 
     Raises:
         ObservationError: `pixels` is not of that type and shape.
     """
     _check_pixels(pixels)
-    return as_tensor(pixels).to(device).movedim(-1, 0).float() / 127.5 - 1.0
+    unit = as_tensor(pixels).to(device).movedim(-1, 0).float()
+    # A tensor as divisor: GPUs multiply by the rounded inverse of a plain number, and give other bits than processors.
+    return unit.div_(torch.full((), 127.5, device=unit.device)).sub_(1.0)
+
+
+def sources(h: int, w: int, canvas: Canvas) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Which row and which column of a picture of `h` by `w` pixels each row and column of the canvas shows.
+
+    For a picture that need not be reduced; see :func:`fit`.
+    """
+    rows, columns = np.arange(canvas.height), np.arange(canvas.width)
+    if _is_mirrored(h, w, canvas):
+        return np.minimum(rows, 2 * (h - 1) - rows), np.minimum(columns, 2 * (w - 1) - columns)
+    return np.minimum(rows, h - 1), np.minimum(columns, w - 1)
 
 
 def as_tensor(pixels: Pixels) -> torch.Tensor:
@@ -206,5 +220,15 @@ def _pad(pixels: Pixels, canvas: Canvas) -> Pixels:
     bottom, right = canvas.height - h, canvas.width - w
     if bottom == right == 0:
         return pixels
+    mirrored = _is_mirrored(h, w, canvas)
+    if pixels.ndim == 3:
+        border = cv2.BORDER_REFLECT_101 if mirrored else cv2.BORDER_REPLICATE
+        return cv2.copyMakeBorder(np.ascontiguousarray(pixels), 0, bottom, 0, right, border).astype(
+            np.uint8, copy=False
+        )
     widths = [*[(0, 0)] * (pixels.ndim - 3), (0, bottom), (0, right), (0, 0)]
-    return np.pad(pixels, widths, mode='edge' if bottom >= h or right >= w else 'reflect')
+    return np.pad(pixels, widths, mode='reflect' if mirrored else 'edge')
+
+
+def _is_mirrored(h: int, w: int, canvas: Canvas) -> bool:
+    return canvas.height - h < h and canvas.width - w < w

@@ -2,12 +2,16 @@
 
 Resizing follows NVIDIA's policy server to the bit: bilinear without antialiasing, half-pixel centres, cut off to whole
 levels. Letter-boxing follows openpi's `resize_with_pad`, which robots' clients apply before they send a picture.
+
+What a picture becomes is a :class:`Plan`, which the processor follows here and a GPU in
+:mod:`engine.observation.on_device`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -31,26 +35,57 @@ class Composition:
     """How views become one picture.
 
     Attributes:
-        views: Names of the views, in the order in which `join` takes them.
-        join: Puts the views together at the size of the first one.
-        tiles: Where each view lies in a composite of a given size, in the same order.
+        views: Names of the views, in the order in which `join` and `tiles` speak of them.
+        join: For a first view of a given size, the size of the composite in which it keeps that size, and where each
+            view lies in it.
+        tiles: Where each view lies in a composite of a given size.
         view_size: The size of view that fits a composite of a given size without resampling the first one.
     """
 
     views: tuple[str, ...]
-    join: Callable[..., Pixels]
+    join: Callable[[Size], tuple[Size, tuple[Tile, ...]]]
     tiles: Callable[[Size], tuple[Tile, ...]]
     view_size: Callable[[Size], Size]
 
 
-def _one_over_two(top: Pixels, left: Pixels, right: Pixels) -> Pixels:
-    h, w = top.shape[:2]
-    half = (h // 2, w // 2)
-    picture = np.empty((h + half[0], w, 3), np.uint8)
-    picture[:h] = top
-    picture[h:, : half[1]] = resize(left, half)
-    picture[h:, half[1] :] = resize(right, half)
-    return picture
+@dataclass(frozen=True)
+class Plan:
+    """How views of known sizes become a composite: each is brought to its tile, then the whole to its size.
+
+    Attributes:
+        names: Views in the order of the tiles.
+        tiles: Where each view lies in the whole.
+        whole: Size of the picture that the tiles make up.
+        size: Size of the composite.
+        tilewise: Whether each tile may be brought to its final size by itself: the whole is reduced by whole numbers
+            that divide all tiles, so that no pixel of the composite has its origin in two of them.
+        exact: Whether the weights of all resizing are exact in float32, so that every device gives the same.
+    """
+
+    names: tuple[str, ...]
+    tiles: tuple[Tile, ...]
+    whole: Size
+    size: Size
+    tilewise: bool
+    exact: bool
+
+    def final(self, tile: Tile) -> Tile:
+        """Where a tile lies in the composite, if they are made `tilewise`."""
+        (rows, columns), (down, across) = tile, (self.whole[0] // self.size[0], self.whole[1] // self.size[1])
+        return (
+            slice(rows.start // down, rows.stop // down),
+            slice(columns.start // across, columns.stop // across),
+        )
+
+
+def _one_over_two_joined(size: Size) -> tuple[Size, tuple[Tile, ...]]:
+    h, w = size
+    whole = (h + h // 2, w)
+    return whole, (
+        (slice(0, h), slice(0, w)),
+        (slice(h, whole[0]), slice(0, w // 2)),
+        (slice(h, whole[0]), slice(w // 2, w)),
+    )
 
 
 def _one_over_two_tiles(size: Size) -> tuple[Tile, ...]:
@@ -62,25 +97,29 @@ def _one_over_two_tiles(size: Size) -> tuple[Tile, ...]:
     )
 
 
+def _all_of(size: Size) -> tuple[Tile, ...]:
+    return ((slice(0, size[0]), slice(0, size[1])),)
+
+
 COMPOSITIONS: Final[Mapping[str, Composition]] = MappingProxyType(
     {
         'single': Composition(
             views=('main',),
-            join=lambda view: view,
-            tiles=lambda size: ((slice(0, size[0]), slice(0, size[1])),),
+            join=lambda size: (size, _all_of(size)),
+            tiles=_all_of,
             view_size=lambda size: size,
         ),
         # The DROID layout: the wrist at full size above the two exteriors at half of it, side by side.
         'wrist_over_two_exteriors': Composition(
             views=('wrist', 'exterior_1', 'exterior_2'),
-            join=_one_over_two,
+            join=_one_over_two_joined,
             tiles=_one_over_two_tiles,
             view_size=lambda size: (size[0] * 2 // 3, size[1]),
         ),
         # The same layout as RoboMIND's two Frankas have it: the front on top, the views from the sides below.
         'front_over_two_sides': Composition(
             views=('front', 'left', 'right'),
-            join=_one_over_two,
+            join=_one_over_two_joined,
             tiles=_one_over_two_tiles,
             view_size=lambda size: (size[0] * 2 // 3, size[1]),
         ),
@@ -106,11 +145,51 @@ def compose(views: Mapping[str, Pixels], composition: str, size: Size) -> Pixels
         InvalidInput: there is no such composition.
         ObservationError: a view is missing, unknown or not of that type and shape; lists every fault.
     """
+    plan = plan_views(views, composition, size)
+    if len(plan.tiles) == 1:
+        return resize(views[plan.names[0]], size)
+    picture = np.empty((*(plan.size if plan.tilewise else plan.whole), 3), np.uint8)
+    for name, tile in zip(plan.names, plan.tiles, strict=True):
+        view = resize(views[name], extent(tile))
+        final = plan.final(tile) if plan.tilewise else tile
+        picture[final] = resize(view, extent(final))
+    return resize(picture, size)
+
+
+def plan_views(views: Mapping[str, Pixels], composition: str, size: Size) -> Plan:
+    """What :func:`compose` does with these views.
+
+    Raises:
+        InvalidInput: there is no such composition.
+        ObservationError: a view is missing, unknown or not of that type and shape; lists every fault.
+    """
     layout = _layout(composition)
     problems = _view_problems(views, layout)
     if problems:
         raise ObservationError(f'views for composition {composition}', problems)
-    return resize(layout.join(*(views[name] for name in layout.views)), size)
+    sizes = [_size(views[name]) for name in layout.views]
+    return _plan(composition, tuple(sizes), size)
+
+
+@lru_cache(maxsize=64)
+def _plan(composition: str, views: tuple[Size, ...], size: Size) -> Plan:
+    layout = COMPOSITIONS[composition]
+    whole, tiles = layout.join(views[0])
+    resizings = [*zip(views, map(extent, tiles), strict=True), (whole, size)]
+    factors = [old // new for old, new in zip(whole, size, strict=True)]
+    tilewise = all(old == new * factor for old, new, factor in zip(whole, size, factors, strict=True)) and all(
+        edge % factor == 0
+        for tile in tiles
+        for side, factor in zip(tile, factors, strict=True)
+        for edge in (side.start, side.stop)
+    )
+    return Plan(layout.views, tiles, whole, size, tilewise, all(is_exact(*pair) for pair in resizings))
+
+
+def extent(tile: Tile) -> Size:
+    """Height and width of a tile."""
+    rows, columns = tile
+    return rows.stop - rows.start, columns.stop - columns.start
 
 
 def view_size(composition: str, size: Size) -> Size:
@@ -182,7 +261,7 @@ def resize(image: Pixels, size: Size) -> Pixels:
     """
     if image.shape[:2] == size:
         return image
-    if all(_exact_in_float32(old, new) for old, new in zip(image.shape[:2], size, strict=True)):
+    if is_exact(_size(image), size):
         # Every weight and every sum is exact then, so that any implementation gives the same; this one is fast.
         resized = cv2.resize(image.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
         return resized.astype(np.uint8)
@@ -191,12 +270,16 @@ def resize(image: Pixels, size: Size) -> Pixels:
     return resized.astype(np.uint8)
 
 
-def _exact_in_float32(old: int, new: int) -> bool:
-    """Whether linear weights from `old` to `new` samples are multiples of 1/16, as for halves, doubles and quarters.
+def is_exact(old: Size, new: Size) -> bool:
+    """Whether linear weights from one size to the other are multiples of 1/16, as for halves, doubles and quarters.
 
     Two such weights and a level take 4 + 4 + 8 bits; positions up to 2**16 take another few: float32 holds 24.
     """
-    return old * 8 % new == 0 and max(old, new) <= 2**16
+    return all(a * 8 % b == 0 and max(a, b) <= 2**16 for a, b in zip(old, new, strict=True))
+
+
+def _size(image: Pixels) -> Size:
+    return image.shape[0], image.shape[1]
 
 
 def _layout(composition: str) -> Composition:
