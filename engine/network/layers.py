@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.network.config import TransformerConfig
+from engine.network.fp8 import read_together
 
 
 class Rotary(NamedTuple):
@@ -68,6 +69,7 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [tokens, hidden_size] to the same shape."""
+        x = read_together(x, self.gate_proj)
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
@@ -124,6 +126,7 @@ class JointAttention(nn.Module):
 
     def generate(self, x: Tensor, rotary: Rotary, prefix: KeysValues) -> Tensor:
         """Attention of the generation tokens [N, hidden_size] to the prefix and to each other, without a mask."""
+        x = read_together(x, self.add_q_proj)
         query = rotate(self.norm_added_q(self._heads(self.add_q_proj(x))), rotary)
         keys = rotate(self.norm_added_k(self._heads(self.add_k_proj(x))), rotary)
         values = self._heads(self.add_v_proj(x))
@@ -178,6 +181,9 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tens
     Without a mask a query does not care where it stands, so the heads that share a key head are laid out as more
     queries of that one head: the same sums, a tenth faster on a CPU than reading the keys once for each head.
     """
+    # It is right for GPUs too: the products are as many, flash and cuDNN kernels take any number of queries without a
+    # mask and cut them into the same tiles, and no kernel needs to know grouped heads. The copy into this order becomes
+    # part of the rotation's kernel, and the way back part of what follows, where the layer is compiled.
     tokens, heads, dim = query.shape
     shared = 1 if causal else heads // keys.shape[1]
     query = query.view(tokens, -1, shared, dim).permute(1, 2, 0, 3).reshape(1, heads // shared, shared * tokens, dim)
