@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from engine.backends.base import Step
+from engine.network.layers import KeysValues, Layer, Rotary
 from engine.network.placement import Tokens
 from engine.network.transformer import CosmosTransformer, Prefix
 from engine.sequence import Layout
+from engine.turns import give_way
 
 
 class TorchReference:
@@ -15,9 +18,16 @@ class TorchReference:
 
     name = 'torch'
 
-    def __init__(self, transformer: CosmosTransformer) -> None:
-        """Wrap `transformer`, whose device and dtype decide where and how precisely it runs."""
+    def __init__(self, transformer: CosmosTransformer, *, offload: bool = False) -> None:
+        """Wrap a transformer.
+
+        Args:
+            transformer: Its device and dtype decide where and how precisely it runs.
+            offload: Keep its understanding tower in host memory, from where it comes when a new prompt is read.
+        """
         self.transformer = transformer
+        if offload:
+            transformer.offload_understanding()
 
     @property
     def device(self) -> torch.device:
@@ -32,7 +42,7 @@ class TorchReference:
     def prefix(self, ids: list[int]) -> Prefix:
         """See :meth:`Backend.prefix`."""
         with torch.inference_mode():
-            return self.transformer.prefix(torch.tensor(ids, dtype=torch.long, device=self.device))
+            return self.transformer.prefix(torch.tensor(ids, dtype=torch.long, device=self.device), give_way)
 
     def step(self, prefix: Prefix, layout: Layout) -> Step:
         """See :meth:`Backend.step`."""
@@ -41,6 +51,12 @@ class TorchReference:
         def run(tokens: Tokens, timestep: float) -> Tokens:
             with torch.inference_mode():
                 time = torch.full((1,), timestep, dtype=torch.float32, device=self.device)
-                return self.transformer.denoise_tokens(tokens, prefix.keys, prefix.values, placement, time)
+                return self.transformer.denoise_tokens(tokens, prefix.keys, prefix.values, placement, time, _generate)
 
         return run
+
+
+def _generate(layer: Layer, hidden: Tensor, rotary: Rotary, prefix: KeysValues) -> Tensor:
+    """A layer, once more urgent requests have passed: the hidden states are all that there is to keep."""
+    give_way()
+    return layer.generate(hidden, rotary, prefix)

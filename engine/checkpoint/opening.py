@@ -28,6 +28,7 @@ from engine.checkpoint.verifying import (
 )
 from engine.errors import CheckpointError, InvalidInput, Problem
 from engine.network.config import Family, TransformerConfig
+from engine.network.offload import HOST, rests_on_host
 
 if TYPE_CHECKING:
     from engine.network.transformer import CosmosTransformer
@@ -106,6 +107,8 @@ class Checkpoint:
         device: torch.device | str = 'cpu',
         dtype: torch.dtype = torch.bfloat16,
         surfaces: Iterable[str] = SURFACES,
+        *,
+        offload: bool = False,
     ) -> CosmosTransformer:
         """Load the transformer straight to its device and type, tensor by tensor, ready for inference.
 
@@ -115,6 +118,8 @@ class Checkpoint:
             device: Where the weights go.
             dtype: Type of the weights and of the calculation.
             surfaces: What the transformer will serve, of `SURFACES`; without the reasoner there is no language head.
+            offload: Whether the understanding tower stays in host memory, where it is loaded to at once;
+                see :meth:`engine.network.transformer.CosmosTransformer.offload_understanding`.
 
         Raises:
             InvalidInput: `surfaces` names something unknown.
@@ -128,7 +133,12 @@ class Checkpoint:
         model = build_transformer(
             self.transformer_config, sound=self.has_sound, action=self.has_action, lm_head=lm_head
         )
-        fill(model, self.tensors, device, dtype)
+        if not offload:
+            fill(model, self.tensors, device, dtype)
+            return model
+        for host, where in ((True, HOST), (False, device)):
+            fill_some(model, self.tensors, [n for n in model.state_dict() if rests_on_host(n) == host], where, dtype)
+        model.offload_understanding()
         return model
 
     def transformer_skeleton(self) -> CosmosTransformer:

@@ -11,6 +11,7 @@ with what :meth:`CosmosTransformer.place` prepares once per layout and prefix le
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -22,6 +23,7 @@ from engine.errors import CosmosError, InvalidInput, Problem
 from engine.network.config import TransformerConfig
 from engine.network.heads import DomainLinear, TimeEmbedder, patchify, unpatchify
 from engine.network.layers import KeysValues, Layer, Rotary, hidden_norm
+from engine.network.offload import move_to_host, stream_layers
 from engine.network.placement import Placement, Tokens, find_misfits, find_wrong_shapes, make_placement
 from engine.network.rope import rotary, text_positions
 from engine.sequence import Layout
@@ -92,6 +94,7 @@ class CosmosTransformer(nn.Module):
         self.has_sound = config.sound_gen if sound is None else sound
         self.has_action = config.action_gen if action is None else action
         self._place = lru_cache(maxsize=_PLACEMENTS_KEPT)(make_placement)
+        self._offloaded = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
         self.norm = hidden_norm(config)
@@ -101,6 +104,17 @@ class CosmosTransformer(nn.Module):
         self.proj_out = nn.Linear(config.hidden_size, config.patch_latent_dim)
         self.time_embedder = TimeEmbedder(config.hidden_size)
         self._add_optional_heads()
+
+    def offload_understanding(self) -> None:
+        """Keep what only prompts are read with in host memory; from then on they are read layer by layer.
+
+        The memory is pinned if the device is a GPU. The final norm and the language head stay on the device. There is
+        no way back, and asking again changes nothing. A transformer that was loaded this way
+        (:meth:`engine.checkpoint.opening.Checkpoint.load_transformer`) has never taken more of the device.
+        """
+        if not self._offloaded:
+            move_to_host(self, pinned=self.device.type == 'cuda')
+            self._offloaded = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,24 +126,28 @@ class CosmosTransformer(nn.Module):
         """Where the weights are."""
         return self.norm_moe_gen.weight.device
 
-    def prefix(self, ids: Tensor) -> Prefix:
+    def prefix(self, ids: Tensor, between: Callable[[], None] | None = None) -> Prefix:
         """Run the understanding tower over a prompt and keep what generation reads of it.
 
         The last layer's attention and MLP feed nothing that is generated, so they are left out.
 
         Args:
             ids: Token ids, int64 [U], U >= 1.
+            between: Called before every layer; other prompts and steps may run in it.
 
         Raises:
             InvalidInput: If `ids` is not such a tensor or an id is outside the vocabulary.
         """
         hidden, turn = self._embed(ids)
         seen: list[KeysValues] = []
-        *before, last = self._towers()
-        for layer in before:
-            hidden, keys_values = layer.understand(hidden, turn)
-            seen.append(keys_values)
-        seen.append(last.prefix(hidden, turn))
+        for index, layer in enumerate(self._understanding(), start=1):
+            if between is not None:
+                between()
+            if index == len(self.layers):
+                seen.append(layer.prefix(hidden, turn))
+            else:
+                hidden, keys_values = layer.understand(hidden, turn)
+                seen.append(keys_values)
         return Prefix(tuple(s.keys for s in seen), tuple(s.values for s in seen), len(ids))
 
     def understand(self, ids: Tensor) -> Tensor:
@@ -145,7 +163,7 @@ class CosmosTransformer(nn.Module):
             InvalidInput: As for `prefix`.
         """
         hidden, turn = self._embed(ids)
-        for layer in self._towers():
+        for layer in self._understanding():
             hidden, _ = layer.understand(hidden, turn)
         out: Tensor = self.norm(hidden)
         return out
@@ -217,6 +235,7 @@ class CosmosTransformer(nn.Module):
         values: tuple[Tensor, ...],
         placement: Placement,
         timestep: Tensor,
+        generate: Callable[[Layer, Tensor, Rotary, KeysValues], Tensor] = Layer.generate,
     ) -> Tokens:
         """The denoising step on tensors alone: no bookkeeping, no branch on values, shapes fixed by the placement.
 
@@ -226,6 +245,7 @@ class CosmosTransformer(nn.Module):
             values: Per layer [U, kv_heads, head_dim].
             placement: From `place`.
             timestep: Float32 [1].
+            generate: What runs one layer, for backends that have compiled it.
 
         Returns:
             Velocities of all tokens, float32 (float64 in a float64 model), exactly 0 where the placement is not free.
@@ -233,7 +253,7 @@ class CosmosTransformer(nn.Module):
         hidden = self._project_in(tokens, placement, timestep)
         turn = Rotary(placement.cos, placement.sin)
         for layer, layer_keys, layer_values in zip(self._towers(), keys, values, strict=True):
-            hidden = layer.generate(hidden, turn, KeysValues(layer_keys, layer_values))
+            hidden = generate(layer, hidden, turn, KeysValues(layer_keys, layer_values))
         return self._project_out(self.norm_moe_gen(hidden), tokens, placement)
 
     # What `torch.export` and `torch.compile` call.
@@ -262,7 +282,8 @@ class CosmosTransformer(nn.Module):
         """Token embeddings [U, hidden_size] and their rotations."""
         _check_ids(ids, self.config.vocab_size)
         cos, sin = rotary(text_positions(len(ids)), self.config, self.dtype)
-        return self.embed_tokens(ids.to(self.device)), Rotary(cos.to(self.device), sin.to(self.device))
+        rows = self.embed_tokens(ids.to(self.embed_tokens.weight.device)).to(self.device)
+        return rows, Rotary(cos.to(self.device), sin.to(self.device))
 
     def _project_in(self, tokens: Tokens, placement: Placement, timestep: Tensor) -> Tensor:
         """Tokens of all modalities as one stream [N, hidden_size]; only noisy ones are told the time."""
@@ -299,6 +320,11 @@ class CosmosTransformer(nn.Module):
 
     def _towers(self) -> list[Layer]:
         return cast('list[Layer]', list(self.layers))
+
+    def _understanding(self) -> Iterable[Layer]:
+        """The layers with their understanding half on the device, each until the next is asked for."""
+        layers = self._towers()
+        return stream_layers(layers, self.config, self.device) if self._offloaded else layers
 
     def _time(self, timestep: float | Tensor) -> Tensor:
         """The timestep as float32 [1] on the device; a plain number gets there without stopping the device."""
