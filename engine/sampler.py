@@ -159,6 +159,7 @@ class _Track:
 
     def step(self, weights: _Step, velocity: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Return the sample at the next noise level, a new tensor."""
+        sample = sample.to(torch.promote_types(sample.dtype, velocity.dtype))  # for a float64 network
         clean = torch.sub(sample, velocity, alpha=weights.sigma)
         if weights.predict_mean == 1.0:  # the next noise level is 0: the prediction is the answer
             return clean
