@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +13,18 @@ from engine.errors import ContractError, CosmosError, Problem
 if TYPE_CHECKING:
     import torch
 
+    from engine.backends.base import Backend
+    from engine.backends.card import Card
     from engine.checkpoint import Checkpoint
     from engine.contract import Contract
     from engine.policy import Policy
     from engine.runtime import Runtime
 
 
-PRECISIONS = ('float32', 'bfloat16', 'float16', 'float64')
+FP8 = 'fp8'
+PRECISIONS = ('float32', 'bfloat16', 'float16', 'float64', FP8)
+AUTO = 'auto'  # as in engine.backends.choice, which is not imported for it: it imports PyTorch
+_LOG = logging.getLogger(__name__)
 
 
 class Cosmos3:
@@ -36,13 +44,21 @@ class Cosmos3:
         """The policy surface for one contract.
 
         Raises:
-            ContractError: The contract does not fit this checkpoint; lists every difference.
+            ContractError: The contract does not fit this checkpoint, or the compiled parts that stand in for it; lists
+                every difference.
         """
-        from engine.policy import Policy
+        from engine.backends.compiled import CompiledBackend, layout_differences
+        from engine.policy import Policy, canvas_of, layout_of
 
         problems = contract_differences(self.checkpoint, contract)
         if problems:
             raise ContractError(f'contract {contract.name} and checkpoint {self.checkpoint.root}', problems)
+        backend = self.runtime.backend
+        if isinstance(backend, CompiledBackend):
+            problems = [*layout_differences(backend.card, layout_of(contract), canvas_of(contract).size)]
+            if problems:
+                made_for = backend.card.contract['name']
+                raise ContractError(f'contract {contract.name} and parts compiled for {made_for}', problems)
         return Policy(self.runtime, contract)
 
 
@@ -90,16 +106,24 @@ def load(
     device: str | torch.device = 'cpu',
     dtype: str | torch.dtype = 'float32',
     *,
+    backend: str = AUTO,
     compiled: str | Path | None = None,
+    offload: bool = False,
+    report: Callable[[str], None] = _LOG.info,
 ) -> Cosmos3:
     """Load a checkpoint in the public layout.
 
     Args:
         source: Directory, or hub id when the network is there.
         device: Where the weights go, e.g. `cpu` or `cuda`.
-        dtype: Computing precision: `float32`, `bfloat16`, `float16` or `float64`.
-        compiled: Folder that `cosmos3 compile` made of this checkpoint; its parts run in place of PyTorch, and device
-            and precision are theirs.
+        dtype: Computing precision, one of `PRECISIONS`: a type of PyTorch, or 'fp8': bfloat16 with the matrix products
+            of the generation tower in FP8. Compiled parts bring their own.
+        backend: What runs the network: 'torch', 'torch-compiled', 'onnxruntime', 'tensorrt', or 'auto', which chooses
+            by what is given and what is here (:mod:`engine.backends.choice`).
+        compiled: Folder that `cosmos3 compile` made of this checkpoint; its parts run in place of PyTorch.
+        offload: Keep what runs once for a prompt (the understanding tower) out of the GPU's memory; a new prompt then
+            takes as long as its weights need to get there. With it a Nano in bfloat16 fits into 24 GB.
+        report: Is told what is done, which backend was chosen and why, and how long each stage took.
 
     Returns:
         The model, ready to hand out surfaces.
@@ -107,25 +131,84 @@ def load(
     Raises:
         CheckpointError: The checkpoint is incomplete or damaged; lists every fault by file and tensor.
         EngineError: The compiled parts are damaged, or not of this checkpoint; lists every reason.
+        InvalidInput: The backend cannot run here; lists everything that speaks against it.
         CosmosError: The device or dtype is not to be had.
     """
-    from engine.backends.torch_reference import TorchReference
+    from engine.backends.card import read_card
+    from engine.backends.choice import TORCH_COMPILED, Machine, choose
     from engine.checkpoint import open_checkpoint
+
+    where = _device(device)
+    _check_dtype(dtype)
+    clock = _Clock(report)
+    checkpoint = open_checkpoint(source)
+    clock.stage('checkpoint verified')
+    card = None
+    if compiled is not None:
+        card = read_card(Path(compiled))
+        clock.stage(f'compiled parts verified, {card.precision}, made {card.made}')
+    chosen = choose(backend, where, card, Machine.this())
+    report(f'backend {chosen.name}: {chosen.reason}')
+    if card is not None and compiled is not None:
+        model = _load_compiled(Path(compiled), card, checkpoint, chosen.name, where, offload)
+    else:
+        compiles = chosen.name == TORCH_COMPILED
+        model = load_with_torch(checkpoint, where, dtype, layers_compiled=compiles, offload=offload)
+    runs = model.runtime.backend
+    clock.stage(f'weights loaded for {runs.name} on {runs.device}')
+    return model
+
+
+def _load_compiled(
+    folder: Path, card: Card, checkpoint: Checkpoint, backend: str, device: torch.device, offload: bool
+) -> Cosmos3:
+    from engine.backends.opening import check_origin, open_compiled
     from engine.runtime import Runtime
 
-    where, precision = _device(device), _dtype(dtype)
-    checkpoint = open_checkpoint(source)
-    if compiled is not None:
-        from engine.backends.opening import open_compiled
+    check_origin(folder, card, checkpoint.fingerprint)
+    config = checkpoint.transformer_config
+    runs, vae = open_compiled(folder, card, config, backend, device, offload=offload)
+    return Cosmos3(checkpoint, Runtime(runs, vae, checkpoint.load_tokenizer()))
 
-        backend, vae = open_compiled(Path(compiled), checkpoint.fingerprint, checkpoint.transformer_config)
-        return Cosmos3(checkpoint, Runtime(backend, vae, checkpoint.load_tokenizer()))
-    runtime = Runtime(
-        TorchReference(checkpoint.load_transformer(where, precision)),
-        checkpoint.load_vae(where, precision),
-        checkpoint.load_tokenizer(),
-    )
-    return Cosmos3(checkpoint, runtime)
+
+def load_with_torch(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: str | torch.dtype,
+    *,
+    layers_compiled: bool = False,
+    offload: bool = False,
+) -> Cosmos3:
+    """Load a verified checkpoint into PyTorch; see :func:`load` for the arguments."""
+    from engine.backends.torch_reference import TorchReference
+    from engine.runtime import Runtime
+
+    precision = _dtype('bfloat16' if dtype == FP8 else dtype)
+    vae = checkpoint.load_vae(device, precision)
+    transformer = checkpoint.load_transformer(device, precision, offload=offload)
+    if dtype == FP8:
+        from engine.network.fp8 import quantise_generation
+
+        quantise_generation(transformer)
+    runs: Backend = TorchReference(transformer, offload=offload)
+    if layers_compiled:
+        from engine.backends.torch_compiled import TorchCompiled
+
+        runs = TorchCompiled(transformer, offload=offload)
+    return Cosmos3(checkpoint, Runtime(runs, vae, checkpoint.load_tokenizer()))
+
+
+class _Clock:
+    """Tells how long each stage took."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._last = time.perf_counter()
+
+    def stage(self, done: str) -> None:
+        now = time.perf_counter()
+        self._report(f'{done} ({now - self._last:.1f} s)')
+        self._last = now
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -139,12 +222,17 @@ def _device(device: str | torch.device) -> torch.device:
     return chosen
 
 
+def _check_dtype(dtype: str | torch.dtype) -> None:
+    if dtype != FP8:
+        _dtype(dtype)
+
+
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     import torch
 
-    names: dict[str, torch.dtype] = {name: getattr(torch, name) for name in PRECISIONS}
+    names: dict[str, torch.dtype] = {name: getattr(torch, name) for name in PRECISIONS if name != FP8}
     if isinstance(dtype, torch.dtype) and dtype in names.values():
         return dtype
     if isinstance(dtype, str) and dtype in names:
         return names[dtype]
-    raise CosmosError(f'dtype {dtype!r} is not one of {", ".join(names)}')
+    raise CosmosError(f'dtype {dtype!r} is not one of {", ".join(PRECISIONS)}')

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +37,7 @@ TYPES: Mapping[str, torch.dtype] = {
 }
 """Type in which the towers calculate, by precision."""
 _SEGMENT = re.compile(r'step(?:_(\d+)_of_\d+)?')
+_PLACEMENTS_KEPT = 16  # two guidance branches for each of a few layouts, as with the reference
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class CompiledBackend:
         self._runners = runners
         self._dtype = TYPES[card.precision]
         self._segments = step_names(card)
+        self._place = lru_cache(maxsize=_PLACEMENTS_KEPT)(make_placement)
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +117,7 @@ class CompiledBackend:
             raise InvalidInput(f'compiled parts of contract {self.card.contract["name"]}', problems)
         if not isinstance(prefix, StackedPrefix):
             raise InvalidInput('compiled step', [Problem('prefix', 'is of another backend')])
-        placement = make_placement(self._config, layout, prefix.length, self._device, self._dtype)
+        placement = self._place(self._config, layout, prefix.length, self._device, self._dtype)
         shared = _shared_inputs(placement)
         pieces = list(self._with_keys(prefix, shared))
 
@@ -165,8 +168,8 @@ class CompiledVae:
         self._check('encoder', 'pixels', rgb)
         return self._runners['encoder']({'pixels': rgb.to(self.device, torch.float32)})['latents'].clone()
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode the latents of a clip; see :meth:`engine.network.vae.VideoVae.decode`.
+    def decode(self, latents: Tensor, between: Callable[[], None] | None = None) -> Tensor:
+        """Decode the latents of a clip, in one piece; see :meth:`engine.network.vae.VideoVae.decode`.
 
         Raises:
             ObservationError: The clip is not of the size that the part was made for.
@@ -217,12 +220,13 @@ def layout_terms(layout: Layout) -> dict[str, Any]:
     }
 
 
-def layout_differences(card: Card, layout: Layout) -> Iterator[Problem]:
-    """In what a layout differs from the one that the step was compiled for."""
-    for key, value in layout_terms(layout).items():
+def layout_differences(card: Card, layout: Layout, canvas: tuple[int, int] | None = None) -> Iterator[Problem]:
+    """In what a layout, and a canvas (height, width) if it is given, differ from what the parts were compiled for."""
+    terms = layout_terms(layout) | ({} if canvas is None else {'canvas': list(canvas)})
+    for key, value in terms.items():
         if card.layout[key] != value:
             remedy = 'compile the checkpoint for this contract'
-            yield Problem(f'layout.{key}', 'differs from the compiled step', str(value), str(card.layout[key]), remedy)
+            yield Problem(f'layout.{key}', 'differs from the compiled parts', str(value), str(card.layout[key]), remedy)
 
 
 def _shared_inputs(placement: Placement) -> dict[str, Tensor]:

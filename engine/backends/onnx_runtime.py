@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from engine.backends.card import Card
     from engine.backends.compiled import Runner
 
-NAME = 'onnxruntime'
 _MISSING = 'pip install onnxruntime (requirements/compile.txt)'
-_RUNS = ('fp32', 'fp16')
 
 
 def open_graphs(folder: Path, card: Card) -> dict[str, Runner]:
@@ -26,12 +24,8 @@ def open_graphs(folder: Path, card: Card) -> dict[str, Runner]:
 
     Raises:
         CosmosError: ONNX Runtime is not installed.
-        EngineError: The precision cannot be run on a processor, or a graph cannot be read; lists every fault.
+        EngineError: A graph cannot be read; lists every fault.
     """
-    if card.precision not in _RUNS:
-        remedy = 'compile a twin with --precision fp32 or fp16'
-        problem = Problem('precision', 'does not run in ONNX Runtime', card.precision, ', '.join(_RUNS), remedy)
-        raise EngineError(f'compiled parts in {folder}', [problem])
     runners, problems = {}, []
     for name, part in card.parts.items():
         try:

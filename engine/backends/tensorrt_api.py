@@ -22,7 +22,7 @@ FULL, RTX = 'tensorrt', 'tensorrt_rtx'
 NATIVE = 'native'
 """Target: the GPU of this machine."""
 _MODULES = {FULL: ('tensorrt',), RTX: ('tensorrt_rtx', 'tensorrt_rtx_bindings')}
-_INSTALL = {
+INSTALL = {
     FULL: 'pip install tensorrt (on a Jetson: the packages of JetPack)',
     RTX: 'pip install tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs (requirements/compile.txt)',
 }
@@ -81,17 +81,17 @@ def _unwanted(tensorrt: TensorRt, targets: Sequence[str], gpu: tuple[str, str] |
             remedy = f'name the GPU it is for: {", ".join(known)}' if known else 'build on the machine that has the GPU'
             yield Problem(NATIVE, 'there is no GPU on this machine', remedy=remedy)
         elif target == NATIVE and known and gpu is not None and gpu[1] not in known:
-            remedy = f'full TensorRT ({_INSTALL[FULL]}), or the backend torch-compiled'
+            remedy = f'full TensorRT ({INSTALL[FULL]}), or the backend torch-compiled'
             yield Problem(
                 f'{gpu[0]} ({gpu[1]})', 'is not supported by TensorRT-RTX', allowed=', '.join(known), remedy=remedy
             )
         elif target != NATIVE and not known and (gpu is None or target != gpu[1]):
-            remedy = f'TensorRT-RTX can build for other GPUs: {_INSTALL[RTX]}'
+            remedy = f'TensorRT-RTX can build for other GPUs: {INSTALL[RTX]}'
             yield Problem(
                 target, 'full TensorRT builds for the GPU of this machine alone', allowed=NATIVE, remedy=remedy
             )
         elif target != NATIVE and known and target not in known:
-            remedy = f'full TensorRT on that GPU ({_INSTALL[FULL]}), or the backend torch-compiled'
+            remedy = f'full TensorRT on that GPU ({INSTALL[FULL]}), or the backend torch-compiled'
             yield Problem(target, 'is not supported by TensorRT-RTX', allowed=', '.join(known), remedy=remedy)
 
 
@@ -113,7 +113,7 @@ def find_tensorrt(flavour: str | None = None) -> TensorRt:
                 reasons.append(f'{module}: {error}')
                 continue
             return TensorRt(name, str(api.__version__), api)
-    ways = '; '.join(_INSTALL[name] for name in wanted)
+    ways = '; '.join(INSTALL[name] for name in wanted)
     raise CosmosError(f'TensorRT is not installed ({"; ".join(reasons)}); {ways}')
 
 
