@@ -48,6 +48,14 @@ LAUNCH_ARGUMENTS = (
         '',
         'Checkpoint: a directory in the public layout, or a hub id. Empty: the one the contract names.',
     ),
+    Argument('device', '', 'Device of the network: cpu, cuda, cuda:1, ... Empty: as in the parameter file.'),
+    Argument('compiled', '', 'Folder that cosmos3 compile made of the checkpoint. Empty: as in the parameter file.'),
+    Argument(
+        'preset',
+        '',
+        "Denoising: the contract's own (reference), or two steps (fast). Empty: as in the parameter file.",
+        ('', 'reference', 'fast'),
+    ),
     Argument(
         'robot',
         'sim',
@@ -93,6 +101,9 @@ class Options:
 
     contract: str = 'droid_joint_pos'
     checkpoint: str = ''
+    device: str = ''
+    compiled: str = ''
+    preset: str = ''
     robot: str = 'sim'
     namespace: str = ''
     params_file: str = ''
@@ -199,6 +210,9 @@ def processes(options: Options) -> tuple[ProcessSpec, ...]:
         **common,
     )
     policy = {'contract': options.contract, 'checkpoint': checkpoint}
+    policy |= {name: value for name in ('device', 'preset') if (value := getattr(options, name))}
+    if options.compiled:
+        policy['compiled'] = str(Path(options.compiled).expanduser().absolute())
     if options.robot == 'replay':
         policy['end_effector_chunks'] = 'poses'  # recordings of poses need not have joints
     if options.record:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.errors import CosmosError
+from engine.errors import CosmosError, InvalidInput, Problem
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from engine.export.accuracy import Accuracy
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -33,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_make_tiny(commands)
     _add_inspect(commands)
     _add_compile(commands)
+    _add_accuracy(commands)
     return parser
 
 
@@ -152,13 +159,14 @@ def _add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     compile_.add_argument('--flavour', help='tensorrt or tensorrt_rtx; left out: the first that is installed')
     compile_.add_argument('--segments', type=int, help='pieces of the step; left out: as few as memory allows')
+    compile_.add_argument(
+        '--accuracy', type=int, default=2, help='made-up observations to hold the outcome to the reference; 0: none'
+    )
     compile_.add_argument('-o', '--output', type=Path, required=True, help='folder to make')
     compile_.set_defaults(run=_compile)
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     from engine.checkpoint import open_checkpoint
     from engine.contract import load_contract
     from engine.export.compiling import Order, compile_checkpoint
@@ -171,16 +179,9 @@ def _compile(arguments: argparse.Namespace) -> int:
         targets,
         arguments.flavour,
         arguments.segments,
+        arguments.accuracy,
     )
-    columns = (TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        bars: dict[str, Any] = {}
-
-        def report(what: str, share: float) -> None:
-            if what not in bars:
-                bars[what] = progress.add_task(what, total=1.0)
-            progress.update(bars[what], completed=share)
-
+    with _bars() as report:
         made = compile_checkpoint(order, arguments.output, report)
     card = made.card
     print(f'{made.folder}: {"already there" if made.cached else "made"}, {card.precision}, key {card.key[:12]}')
@@ -189,7 +190,107 @@ def _compile(arguments: argparse.Namespace) -> int:
         size = sum(file.bytes for file in part.files.values()) / 1e6
         took = ', '.join(f'{stage} {seconds:g} s' for stage, seconds in part.seconds.items())
         print(f'  {part.name:<14} {size:8.1f} MB  {part.layers or "-":>5} layers  {took}')
+    print(f'  accuracy: {_in_short(card.accuracy)}')
     return 0
+
+
+def _in_short(accuracy: Mapping[str, Any]) -> str:
+    if 'quantities' not in accuracy:
+        return str(accuracy.get('left_out', 'not measured'))
+    worst = max(accuracy['quantities'].items(), key=lambda item: item[1]['rmse'])
+    name, found = worst
+    return f'{name} {found["rmse"]:.1e} {found["unit"]} RMSE, the largest; {accuracy["subject"]}'
+
+
+def _add_accuracy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    accuracy = commands.add_parser(
+        'accuracy',
+        help='hold a backend and a precision to the reference, in radians',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    accuracy.add_argument('checkpoint', help='directory or hub id')
+    accuracy.add_argument('--contract', required=True, help='name in config/contracts or a path')
+    accuracy.add_argument('--compiled', default=None, help='folder that cosmos3 compile made')
+    accuracy.add_argument('--backend', default='auto', help='auto, torch, torch-compiled, onnxruntime or tensorrt')
+    accuracy.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...; the reference runs there too')
+    accuracy.add_argument('--dtype', default='bfloat16', help='precision that is judged, without compiled parts')
+    accuracy.add_argument('--reference', default='float32', help='precision of the reference')
+    accuracy.add_argument('--observations', type=int, default=8, help='made-up observations')
+    accuracy.add_argument('--seeds', type=int, default=4, help='seeds for each of them')
+    accuracy.set_defaults(run=_accuracy)
+
+
+def _accuracy(arguments: argparse.Namespace) -> int:
+    import torch
+    from rich.console import Console
+
+    import engine
+    from engine.checkpoint import open_checkpoint
+    from engine.contract import load_contract
+    from engine.cosmos3 import load_with_torch
+    from engine.export.accuracy import collect_chunks, compare_chunks, make_observations
+
+    _check_positive(arguments, 'observations', 'seeds')
+    contract, seeds = load_contract(arguments.contract), range(arguments.seeds)
+    observations = make_observations(contract, arguments.observations)
+    with _bars() as report:
+        subject = engine.load(
+            arguments.checkpoint,
+            arguments.device,
+            arguments.dtype,
+            backend=arguments.backend,
+            compiled=arguments.compiled,
+        )
+        backend, device = subject.runtime.backend.name, torch.device(arguments.device)
+        precision = f'parts in {arguments.compiled}' if arguments.compiled else arguments.dtype
+        policy = subject.policy(contract)
+        found = collect_chunks(policy, observations, seeds, lambda share: report(f'{backend}, {precision}', share))
+        del subject, policy  # the reference needs the room
+        reference = load_with_torch(open_checkpoint(arguments.checkpoint), device, arguments.reference)
+        policy = reference.policy(contract)
+        wanted = collect_chunks(policy, observations, seeds, lambda share: report('reference', share))
+    names = f'{backend}, {precision}', f'torch, {arguments.reference}'
+    Console().print(_accuracy_table(compare_chunks(contract, found, wanted, names)))
+    return 0
+
+
+def _accuracy_table(accuracy: Accuracy) -> Table:
+    from rich.table import Table
+
+    count = f'{accuracy.observations} observations, {accuracy.seeds} seeds'
+    table = Table(title=f'{accuracy.subject}\nagainst {accuracy.reference}; {count}')
+    for column in ('quantity', 'unit', 'RMSE', 'worst', 'in row', 'between seeds'):
+        table.add_column(column, justify='left' if column in ('quantity', 'unit') else 'right')
+    for name, found in accuracy.quantities.items():
+        figures = f'{found.rmse:.2e}', f'{found.worst:.2e}', str(found.worst_row), f'{accuracy.spread[name]:.2e}'
+        table.add_row(name, found.unit, *figures)
+    return table
+
+
+def _check_positive(arguments: argparse.Namespace, *names: str) -> None:
+    problems = [
+        Problem(f'--{name}', 'out of range', str(value), 'a whole number from 1')
+        for name in names
+        if (value := getattr(arguments, name)) < 1
+    ]
+    if problems:
+        raise InvalidInput('arguments', problems)
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar for each stage that is reported."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn()) as progress:
+        bars: dict[str, Any] = {}
+
+        def report(what: str, share: float) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=1.0)
+            progress.update(bars[what], completed=share)
+
+        yield report
 
 
 if __name__ == '__main__':

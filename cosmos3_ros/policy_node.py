@@ -13,7 +13,6 @@ action server        `run_policy`                                       `RunPoli
 from __future__ import annotations
 
 import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -36,20 +35,17 @@ from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.conversions import JointReader, image_to_rgb, message_to_pose, ns_to_stamp, stamp_to_ns
 from cosmos3_ros.inputs import JOINT_STATES, Inputs, pose_streams
 from cosmos3_ros.node_base import CosmosLifecycleNode, configured
-from cosmos3_ros.parameters import Parameter, ParameterSet, Required
+from cosmos3_ros.parameters import Parameter, ParameterSet
 from cosmos3_ros.policy_loop import End, LoopOptions, Phase, PolicyLoop, Run, TimedChunk
+from cosmos3_ros.policy_model import MODEL_PARAMETERS, load_policy
 from cosmos3_ros.pose_bridge import PoseBridge
 from cosmos3_ros.streams import Timeline
-from engine.contract import Contract, load_contract
+from engine.contract import Contract, load_contract, with_preset
 from engine.errors import ContractError, CosmosError, ObservationError, Problem
 from engine.policy import POSE_COLUMNS
 
 PARAMETERS = (
-    Parameter('contract', Required(str), 'Contract: a name in config/contracts, or a path.'),
-    Parameter('checkpoint', Required(str), 'Checkpoint: a directory in the public layout, or a hub id.'),
-    Parameter('device', 'cpu', 'Device of the network: cpu, cuda, cuda:1, ...'),
-    Parameter('dtype', 'float32', 'Computing precision.', one_of=('float32', 'bfloat16', 'float16', 'float64')),
-    Parameter('warm_up', True, 'Run one inference while configuring, so that the first chunk is not late.'),
+    *MODEL_PARAMETERS,
     Parameter(
         'timeline',
         'header',
@@ -122,25 +118,13 @@ class PolicyNode(CosmosLifecycleNode):
         self._accepting = False
 
     def configure_node(self) -> None:
-        """Load contract and checkpoint, warm up, open topics and the action server."""
-        import engine
-
+        """Load contract and checkpoint, build and warm up, open topics and the action server."""
         values = self.parameters
-        self.contract = contract = load_contract(values['contract'])
+        self.contract = contract = with_preset(load_contract(values['contract']), values['preset'])
         _check_servable(contract, values['splice'])
         to_joints = values['end_effector_chunks'] == 'joints' and contract.embodiment.action_space == 'ee_delta'
         bridge = PoseBridge(contract) if to_joints else None
-        started = time.monotonic()
-        model = engine.load(values['checkpoint'], device=values['device'], dtype=values['dtype'])
-        policy = model.policy(contract)
-        self.get_logger().info(
-            f'loaded {model.family} checkpoint {values["checkpoint"]} on {values["device"]} as {values["dtype"]} '
-            f'in {time.monotonic() - started:.1f} s'
-        )
-        if values['warm_up']:
-            started = time.monotonic()
-            policy.warm_up()
-            self.get_logger().info(f'warmed up in {time.monotonic() - started:.1f} s')
+        policy = load_policy(values, contract, self.get_logger().info)
         if values['record_directory']:
             self._recorder = LatentRecorder(Path(values['record_directory']))
         inputs = Inputs(contract, Timeline(values['timeline']), needs_joints=bridge is not None)
