@@ -23,11 +23,13 @@ from engine.actions import (
 )
 from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError, Problem
 from engine.observation.geometry import Canvas, choose_canvas, content_size, fit, latent_crop, to_unit
+from engine.observation.on_device import compose_on
 from engine.observation.prompts import action_prompt
 from engine.observation.views import compose, letterbox, view_size
 from engine.runtime import Stopwatch, Task
 from engine.runtime_lanes import hand_out
 from engine.sampler import Guidance, flow_unipc_schedule, framework_noise
+from engine.sampler_ahead import NoiseAhead
 from engine.sequence import Layout, policy_layout
 from engine.turns import Priority
 
@@ -98,8 +100,26 @@ class Policy:
         priority: Of its requests among all that share the weights.
     """
 
-    def __init__(self, runtime: Runtime, contract: Contract) -> None:
-        """Use :meth:`engine.Cosmos3.policy`, which checks the contract against the checkpoint first."""
+    def __init__(
+        self,
+        runtime: Runtime,
+        contract: Contract,
+        *,
+        noise_ahead: bool = True,
+        pictures_on_device: bool | None = None,
+    ) -> None:
+        """Use :meth:`engine.Cosmos3.policy`, which checks the contract against the checkpoint first.
+
+        Neither switch changes a chunk.
+
+        Args:
+            runtime: Weights and prompts.
+            contract: What the policy is for.
+            noise_ahead: Draw the noise of the next request while nothing else is to be done; see
+                :class:`~engine.sampler_ahead.NoiseAhead`.
+            pictures_on_device: Compose the pictures where the network runs; see
+                :func:`~engine.observation.on_device.compose_on`. None: if that is a GPU.
+        """
         self.runtime = runtime
         self.contract = contract
         self.priority = Priority.POLICY
@@ -110,6 +130,9 @@ class Policy:
         sampler = contract.sampler
         self.schedule = flow_unipc_schedule(sampler.steps, sampler.shift)
         self.guidance = Guidance(sampler.guidance, sampler.guidance_interval, steps=sampler.guidance_steps)
+        self._device = runtime.backend.device
+        self._on_device = self._device.type == 'cuda' if pictures_on_device is None else pictures_on_device
+        self._ahead = NoiseAhead() if noise_ahead else None
 
     def caption(self, instruction: str) -> str:
         """The prompt that the checkpoint reads for an instruction, in the contract's format."""
@@ -204,13 +227,20 @@ class Policy:
                 vision=vision,
                 action=action,
             )
+            if self._device.type != 'cpu':
+                self._draw_ahead()  # the processor has little to do while the device denoises
             latents, rows = self.runtime.denoise(task, watch, cancelled, self.priority)
             if latents is None or rows is None:
                 raise CosmosError(f'the sampler lost a modality of {self.layout}')
             with watch.stage('decode'):
                 actions = self._decode(rows, observation)
         hand_out(latents)
-        return PolicyChunk(actions, latents, observation.instruction, seed, dict(watch.seconds))
+        self._draw_ahead()
+        return PolicyChunk(actions, latents, observation.instruction, int(seed), dict(watch.seconds))
+
+    def _draw_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.draw_ahead()
 
     def imagined_video(self, chunk: PolicyChunk) -> NDArray[np.uint8]:
         """Decode the imagined video of a chunk: uint8 [frames, H, W, 3], the composed views at the contract's rate.
@@ -227,25 +257,37 @@ class Policy:
         pictures of the right shape are left to the composition to scale.
         """
         views = self.contract.views
+        return compose(self._in_shape(observation), views.composition, views.size)
+
+    def _in_shape(self, observation: Observation) -> dict[str, NDArray[np.uint8]]:
+        """The contract's pictures, those of another shape than their tiles letter-boxed."""
+        views = self.contract.views
         tile = view_size(views.composition, views.size)
-        shaped = {name: _in_shape(observation.images[name], tile) for name in views.streams}
-        return compose(shaped, views.composition, views.size)
+        return {name: _in_shape(observation.images[name], tile) for name in views.streams}
+
+    def _pixels(self, observation: Observation) -> torch.Tensor:
+        """The one picture on its canvas, as the autoencoder takes it: float32 [3, H, W] in -1..1, on the device."""
+        views = self.contract.views
+        if self._on_device:
+            shaped = self._in_shape(observation)
+            return compose_on(shaped, views.composition, views.size, self.canvas, self._device)
+        return to_unit(fit(self.composite(observation), self.canvas).pixels, self._device)
 
     def _start(
         self, observation: Observation, given: NDArray[np.float32], seed: int, watch: Stopwatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise, with the observed frame and the given rows in place."""
-        device = self.runtime.backend.device
+        device = self._device
         item, rows = self.layout.vision, self.layout.action
         if item is None or rows is None:
             raise CosmosError(f'a policy needs vision and actions, got {self.layout}')
         with watch.stage('compose'):
-            fitted = fit(self.composite(observation), self.canvas)
+            pixels = self._pixels(observation)
         with watch.stage('encode'):
-            first = self.runtime.vae.encode_frame(to_unit(fitted.pixels, device))
+            first = self.runtime.vae.encode_frame(pixels)
         with watch.stage('noise'):
             shape = (1, first.shape[1], item.frames, item.height, item.width)
-            noise = framework_noise(seed, shape)
+            noise = self._ahead.take(seed, shape) if self._ahead else framework_noise(seed, shape)
             vision = noise.to(device, copy=True)
             action = _leading(noise, seed, (rows.rows, MODEL_WIDTH)).to(device, copy=True)
         vision[:, :, 0] = first[:, :, 0, : item.height, : item.width]

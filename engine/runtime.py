@@ -224,6 +224,8 @@ class Runtime:
                 raise Cancelled(f'given up before step {index + 1} of {len(task.schedule.timesteps)}')
             velocity = _velocity(steps[0], task, sample, timestep)
             if guided[index]:
+                # A backend may use one buffer for both branches, and for the steps of a request that this gives way to.
+                velocity = tuple(part.clone() for part in velocity)
                 give_way()
                 velocity = combine(velocity, _velocity(steps[1], task, sample, timestep), task.guidance.scale)
             sample = sampler.step(index, velocity, sample)
@@ -244,12 +246,11 @@ def _from_tokens(task: Task, sample: tuple[Tensor, ...], patch: int) -> tuple[Te
 
 
 def _velocity(step: Step, task: Task, sample: tuple[Tensor, ...], timestep: float) -> tuple[Tensor, ...]:
+    """What the network says, to be used before it is asked again."""
     parts = iter(sample)
     tokens = Tokens(
         vision=None if task.vision is None else next(parts),
         action=None if task.action is None else next(parts),
         sound=None,
     )
-    # Guidance reads the velocities of both branches, and a backend may use one buffer for both, and for the steps of a
-    # request that this one gives way to.
-    return tuple(part.clone() for part in step(tokens, timestep) if part is not None)
+    return tuple(part for part in step(tokens, timestep) if part is not None)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,16 @@ from torch import Tensor
 
 import engine
 from engine.actions import Poses, framewise_deltas, quaternion_to_matrix
+from engine.backends.base import Step
+from engine.backends.torch_reference import TorchReference
+from engine.contract import with_preset
 from engine.errors import ObservationError
+from engine.network.placement import Tokens
+from engine.network.transformer import Prefix
 from engine.policy import Policy, layout_of
 from engine.runtime import Cancelled, Runtime
-from engine.sampler import framework_noise
+from engine.sampler import framework_noise, request_seeds
+from engine.sequence import Layout
 
 Observe = Callable[..., engine.Observation]
 
@@ -340,6 +347,78 @@ def test_warming_up_is_an_inference_and_changes_no_later_one(
     policy = watched(model, backend, demo_contract)
     policy.warm_up()
     assert len(backend.actions) == 8
+    assert same(policy.infer(observe(), seed=3), chunk)
+
+
+# ---------------------------------------------------------------------------------------------- work saved
+
+
+def test_noise_drawn_ahead_changes_no_chunk(
+    model: engine.Cosmos3, demo_contract: engine.Contract, observe: Observe, chunk: engine.PolicyChunk
+) -> None:
+    plain, ahead = (Policy(model.runtime, demo_contract, noise_ahead=switch) for switch in (False, True))
+    for seed in islice(request_seeds(0), 3):
+        one, other = plain.infer(observe(), seed), ahead.infer(observe(), seed)
+        assert same(one, other)
+        assert type(other.seed) is int
+    assert same(ahead.infer(observe(), 3), chunk), 'a seed that nobody expected'
+
+
+@pytest.mark.parametrize('size', [(180, 320), (480, 640)])
+def test_pictures_composed_on_the_device_change_no_chunk(
+    model: engine.Cosmos3, demo_contract: engine.Contract, observe: Observe, size: tuple[int, int]
+) -> None:
+    generator = np.random.default_rng(1)
+    images = {name: generator.integers(0, 256, (*size, 3), np.uint8) for name in observe().images}
+    policies = (Policy(model.runtime, demo_contract, pictures_on_device=switch) for switch in (False, True))
+    one, other = (policy.infer(observe(images=images), seed=2) for policy in policies)
+    assert same(one, other)
+
+
+def test_guidance_can_be_left_to_single_steps(
+    model: engine.Cosmos3, backend: Any, demo_contract: engine.Contract, observe: Observe, chunk: engine.PolicyChunk
+) -> None:
+    for steps, passes, prompts in (((3, 4), 6, 2), ((), 4, 1), ((1, 2, 3, 4), 8, 2)):
+        backend.actions.clear()
+        backend.prompts.clear()
+        contract = replace(demo_contract, sampler=replace(demo_contract.sampler, guidance_steps=steps))
+        policy = watched(model, backend, contract)
+        policy.prepare(observe().instruction)
+        made = policy.infer(observe(), seed=3)
+        assert (len(backend.actions), len(backend.prompts)) == (passes, prompts)
+        assert same(made, chunk) == (passes == 8)
+
+
+def test_the_fast_preset_makes_a_chunk_of_the_same_shape_with_half_the_passes(
+    model: engine.Cosmos3, backend: Any, demo_contract: engine.Contract, observe: Observe, chunk: engine.PolicyChunk
+) -> None:
+    made = watched(model, backend, with_preset(demo_contract, 'fast')).infer(observe(), seed=3)
+    assert len(backend.actions) == 4
+    assert made.actions.shape == chunk.actions.shape
+
+
+def test_a_backend_may_use_one_buffer_for_everything_it_returns(
+    model: engine.Cosmos3, demo_contract: engine.Contract, observe: Observe, chunk: engine.PolicyChunk
+) -> None:
+    class OneBuffer(TorchReference):
+        """Overwrites what it returned before."""
+
+        kept: Tokens | None = None
+
+        def step(self, prefix: Prefix, layout: Layout) -> Step:
+            inner = super().step(prefix, layout)
+
+            def run(tokens: Tokens, timestep: float) -> Tokens:
+                found = inner(tokens, timestep)
+                self.kept = self.kept or Tokens(*(None if part is None else part.clone() for part in found))
+                for kept, part in zip(self.kept, found, strict=True):
+                    if part is not None:
+                        kept.copy_(part)
+                return self.kept
+
+            return run
+
+    policy = watched(model, OneBuffer(model.runtime.backend.transformer), demo_contract)
     assert same(policy.infer(observe(), seed=3), chunk)
 
 
