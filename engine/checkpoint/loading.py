@@ -49,10 +49,17 @@ def fill_some(
 
 
 def forget(module: nn.Module, names: Iterable[str]) -> None:
-    """Give back the memory of some of a module's tensors, which are on the meta device from then on."""
-    own = module.state_dict()
-    state = {name: torch.empty_like(own[name], device='meta') for name in names}
+    """Give back the memory of some of a module's tensors, which are on the meta device from then on.
+
+    Whoever holds one of them besides has an empty tensor: PyTorch's tracer keeps all that it has seen, and with it the
+    weights of every part that was ever exported, for the life of the process.
+    """
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    given = {name: own[name] for name in names}
+    state = {name: torch.empty_like(tensor, device='meta') for name, tensor in given.items()}
     module.load_state_dict(state, strict=False, assign=True)
+    for tensor in given.values():
+        tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
 
 
 def sample(tensor: StoredTensor) -> bytes:

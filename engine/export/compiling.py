@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,10 +22,11 @@ from engine.backends.compiled import TYPES, layout_terms
 from engine.backends.tensorrt_api import TensorRt, find_tensorrt, gpu_of_this_machine
 from engine.checkpoint.loading import forget
 from engine.cosmos3 import contract_differences
-from engine.errors import ContractError, CosmosError, InvalidInput, Problem
+from engine.errors import ContractError, InvalidInput, Problem
 from engine.export.engines import SHORTEST, build_engine
+from engine.export.folders import workshop
 from engine.export.fp8 import quantise_step
-from engine.export.onnx_files import OPSET, write_onnx
+from engine.export.onnx_files import OPSET, Graph, write_onnx
 from engine.export.parts import (
     LONGEST,
     Part,
@@ -39,16 +38,18 @@ from engine.export.parts import (
     prompt_part,
     step_part,
 )
+from engine.export.trial import TooCostly, Trial
 from engine.policy import canvas_of, layout_of
 
 if TYPE_CHECKING:
     from engine.checkpoint import Checkpoint
     from engine.contract import Contract
+    from engine.network.config import TransformerConfig
     from engine.network.transformer import CosmosTransformer
     from engine.sequence import Layout
 
 PRECISIONS = tuple(TYPES)
-_PACKAGES = ('torch', 'onnx', 'onnxscript', 'diffusers')
+_PACKAGES = ('torch', 'onnx', 'onnxscript', 'diffusers', 'numpy', 'ml-dtypes')
 _MEMORY_PER_WEIGHT = 3.2
 """Host memory that building an engine takes, as a multiple of its weights (measured for TensorRT-RTX: 3.0)."""
 _PROMPT = 96
@@ -71,6 +72,8 @@ class Order:
         targets: GPUs to build engines for, such as 'sm_89' or 'native'; none: graphs alone, for ONNX Runtime.
         flavour: 'tensorrt' or 'tensorrt_rtx'; None: the full one if it is installed.
         segments: Pieces that the step is cut into; None: as few as the memory at hand allows.
+        accuracy: Made-up observations by which the outcome is held to the reference, each under two seeds; 0: none.
+            Left out, with the reason in the card, where the reference would need too much memory or time.
     """
 
     checkpoint: Checkpoint
@@ -79,6 +82,7 @@ class Order:
     targets: tuple[str, ...] = ()
     flavour: str | None = None
     segments: int | None = None
+    accuracy: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,12 @@ def compile_checkpoint(order: Order, folder: Path, report: Report | None = None)
     found = _cached(folder, key)
     if found is not None:
         return Compiled(folder, found, cached=True)
-    with _workshop(folder) as shop:
+    with workshop(folder) as shop:
         _make_parts(work, shop, tell)
         card = _card(work, key)
+        if order.accuracy:
+            card = replace(card, accuracy=_accuracy(work, shop, card, tell))
         card.write(shop)
-        _move_in(shop, folder)
     return Compiled(folder, card, cached=False)
 
 
@@ -151,18 +156,21 @@ def _plan(order: Order) -> _Work:
     if order.segments is not None and not 1 <= order.segments <= layers:
         allowed = f'1 to {layers}, the number of layers'
         faults.append(Problem('segments', 'out of range', str(order.segments), allowed))
+    if order.accuracy < 0:
+        faults.append(Problem('accuracy', 'is negative', str(order.accuracy), '0 or more observations'))
     if faults:
         raise InvalidInput('compilation', faults)
     layout_terms(layout_of(order.contract))
     tensorrt = find_tensorrt(order.flavour) if order.targets else None
     targets = tensorrt.check_targets(order.targets, gpu_of_this_machine()) if tensorrt else ()
-    segments = order.segments or segments_for(order.checkpoint, TYPES[order.precision], memory_at_hand())
+    segments = order.segments or segments_for(
+        order.checkpoint.transformer_config, TYPES[order.precision], memory_at_hand()
+    )
     return _Work(order, tensorrt, targets, layout_of(order.contract), segments)
 
 
-def segments_for(checkpoint: Checkpoint, dtype: torch.dtype, memory: int) -> int:
+def segments_for(config: TransformerConfig, dtype: torch.dtype, memory: int) -> int:
     """Into how many pieces a step must be cut to be built within a memory, bytes."""
-    config = checkpoint.transformer_config
     needed = _MEMORY_PER_WEIGHT * generation_bytes(config, dtype)
     return min(config.num_hidden_layers, max(1, math.ceil(needed / max(1, memory))))
 
@@ -187,16 +195,28 @@ def _key(work: _Work) -> str:
     terms = {
         'checkpoint': order.checkpoint.fingerprint,
         'contract': order.contract.fingerprint,
+        'layout': _layout(work),
         'precision': order.precision,
         'targets': work.targets,
         'builder': _builder(work),
         'gpu': _gpu(work),
         'segments': work.segments,
+        'accuracy': order.accuracy,
         'opset': OPSET,
         'versions': _versions(),
         'sources': _sources(),
     }
     return hashlib.sha256(json.dumps(terms, sort_keys=True).encode()).hexdigest()
+
+
+def _layout(work: _Work) -> dict[str, Any]:
+    """What the parts are made for: tokens, canvas, lengths of the prompt."""
+    canvas = canvas_of(work.order.contract)
+    return {
+        **layout_terms(work.layout),
+        'canvas': [canvas.height, canvas.width],
+        'prompt': [SHORTEST, LONGEST],
+    }
 
 
 def _builder(work: _Work) -> dict[str, str]:
@@ -247,37 +267,6 @@ def _cached(folder: Path, key: str) -> Card | None:
 # The work
 
 
-@contextmanager
-def _workshop(folder: Path) -> Iterator[Path]:
-    """A folder beside the one that is wanted, which is gone when something goes wrong."""
-    folder = folder.absolute()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CARD).is_file())):
-        remedy = 'name a folder that is not there yet'
-        raise InvalidInput('output', [Problem(str(folder), 'holds something else', remedy=remedy)])
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shop = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', suffix='.partial', dir=folder.parent))
-    except OSError as error:
-        raise InvalidInput('output', [Problem(str(folder), 'cannot be made', str(error))]) from error
-    try:
-        yield shop
-    except OSError as error:
-        raise CosmosError(f'compilation into {folder} failed: {error}') from error
-    finally:
-        shutil.rmtree(shop, ignore_errors=True)
-
-
-def _move_in(shop: Path, folder: Path) -> None:
-    """Put the finished folder in place of an earlier one."""
-    folder = folder.absolute()
-    shop.chmod(0o755)  # temporary folders are private
-    old = folder.with_name(f'.{folder.name}.{os.getpid()}.old')
-    if folder.exists():
-        folder.replace(old)
-    shop.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 class _FromCheckpoint:
     """Fills a skeleton from the files of a checkpoint."""
 
@@ -298,42 +287,70 @@ def _make_parts(work: _Work, shop: Path, tell: Report) -> None:
     skeleton = checkpoint.transformer_skeleton()
     weights = _FromCheckpoint(checkpoint, skeleton, work.dtype)
     with prompt_part(skeleton, work.dtype, _PROMPT, weights) as part:
-        _make(work, part, shop, tell)
+        drawn = _draw(work, part, shop, tell)
+    _build(work, drawn, shop, tell)
     plan = StepPlan(work.layout, _PROMPT, work.segments)
     for index in range(work.segments):
         with step_part(skeleton, work.dtype, plan, index, weights) as part:
-            _make(work, part, shop, tell)
+            drawn = _draw(work, part, shop, tell)
+        _build(work, drawn, shop, tell)
     vae = checkpoint.load_vae('cpu', work.dtype)
     canvas, vision = canvas_of(work.order.contract), work.layout.vision
-    _make(work, encoder_part(vae, canvas.height, canvas.width), shop, tell)
+    _build(work, _draw(work, encoder_part(vae, canvas.height, canvas.width), shop, tell), shop, tell)
     if vision is not None:
-        _make(work, decoder_part(vae, vision.frames, vision.height, vision.width), shop, tell)
+        part = decoder_part(vae, vision.frames, vision.height, vision.width)
+        _build(work, _draw(work, part, shop, tell), shop, tell)
 
 
-def _make(work: _Work, part: Part, shop: Path, tell: Report) -> None:
-    """Export a part, quantise it if that is wanted, build its engine."""
-    seconds, began = {}, time.perf_counter()
+@dataclass(frozen=True)
+class _Drawn:
+    """The graph of a part, written, and how long that took, s."""
+
+    name: str
+    graph: Graph
+    seconds: float
+
+
+def _draw(work: _Work, part: Part, shop: Path, tell: Report) -> _Drawn:
+    """Export a part, and quantise it if that is wanted."""
+    began = time.perf_counter()
     tell(f'{part.name}: graph', 0.0)
     graph = write_onnx(part, shop)
     if work.order.precision == 'fp8' and part.name.startswith('step'):
         quantise_step(graph.path)
-    seconds['export'] = round(time.perf_counter() - began, 2)
     tell(f'{part.name}: graph', 1.0)
-    layers = 0
+    return _Drawn(part.name, graph, round(time.perf_counter() - began, 2))
+
+
+def _build(work: _Work, drawn: _Drawn, shop: Path, tell: Report) -> None:
+    """Build the engine of a part, whose own weights need not be in memory any more, and note what there is of it."""
+    graph, seconds, layers = drawn.graph, {'export': drawn.seconds}, 0
     files = {'graph': graph.path, 'weights': graph.path.with_name(f'{graph.path.name}.data')}
     if work.tensorrt is not None:
-        files['engine'] = shop / f'{part.name}.engine'
+        gc.collect()  # what the exporter traced holds on to the weights in circles
+        files['engine'] = shop / f'{drawn.name}.engine'
         built = build_engine(
             work.tensorrt,
             graph.path,
             files['engine'],
             work.targets,
-            lambda _, share: tell(f'{part.name}: engine', share),
+            lambda _, share: tell(f'{drawn.name}: engine', share),
         )
         layers, seconds['build'] = built.layers, round(built.seconds, 2)
     stored = {key: StoredFile.of(path) for key, path in files.items() if path.is_file()}
     inputs, outputs = (tuple(_port(port) for port in ports) for ports in (graph.inputs, graph.outputs))
-    work.parts[part.name] = StoredPart(part.name, stored, inputs, outputs, layers, seconds)
+    work.parts[drawn.name] = StoredPart(drawn.name, stored, inputs, outputs, layers, seconds)
+
+
+def _accuracy(work: _Work, shop: Path, card: Card, tell: Report) -> dict[str, Any]:
+    """How far the parts are from the reference, or why nobody has looked."""
+    order = work.order
+    trial = Trial(order.checkpoint, order.contract, order.accuracy)
+    try:
+        trial.check_cost(memory_at_hand())
+    except TooCostly as error:
+        return {'left_out': str(error)}
+    return trial.compare(shop, card, lambda what, share: tell(f'accuracy: {what}', share)).document()
 
 
 def _port(port: Port) -> StoredPort:
@@ -341,18 +358,13 @@ def _port(port: Port) -> StoredPort:
 
 
 def _card(work: _Work, key: str) -> Card:
-    order, canvas = work.order, canvas_of(work.order.contract)
-    layout: dict[str, Any] = {
-        **layout_terms(work.layout),
-        'canvas': [canvas.height, canvas.width],
-        'prompt': [SHORTEST, LONGEST],
-    }
+    order = work.order
     return Card(
         key=key,
         made=datetime.now(UTC).isoformat(timespec='seconds'),
         checkpoint={'fingerprint': order.checkpoint.fingerprint, 'family': order.checkpoint.family},
         contract={'name': order.contract.name, 'fingerprint': order.contract.fingerprint},
-        layout=layout,
+        layout=_layout(work),
         precision=order.precision,
         builder=_builder(work),
         targets=work.targets,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import engine
+from benchmarks.compile_cases import make_checkpoint
 from engine.backends.card import EngineError, read_card
 from engine.checkpoint import open_checkpoint
 from engine.contract import load_contract
@@ -49,6 +50,12 @@ def observation(contract: engine.Contract) -> engine.Observation:
     return engine.Observation(images, 'open the drawer', joints, np.array([0.3]))
 
 
+def instructions(observation: engine.Observation) -> tuple[engine.Observation, ...]:
+    """The same instant under two instructions of different length."""
+    other = replace(observation, instruction='put every block that you can find into the box on the left')
+    return observation, other
+
+
 @pytest.mark.slow
 def test_graphs_of_float32_give_the_chunks_of_the_reference(
     checkpoint: Path, contract: engine.Contract, compiled: Compiled, observation: engine.Observation
@@ -57,8 +64,7 @@ def test_graphs_of_float32_give_the_chunks_of_the_reference(
     ours = engine.load(checkpoint, compiled=compiled.folder).policy(contract)
     assert ours.runtime.backend.name == 'onnxruntime'
     assert set(compiled.card.parts) == {'prefix', 'step_1_of_2', 'step_2_of_2', 'encoder', 'decoder'}
-    other = replace(observation, instruction='put every block that you can find into the box on the left')
-    for seed, seen in enumerate((observation, other)):
+    for seed, seen in enumerate(instructions(observation)):
         expected, found = reference.infer(seen, seed), ours.infer(seen, seed)
         np.testing.assert_allclose(found.actions, expected.actions, atol=1e-4)
         np.testing.assert_allclose(found.latents.numpy(), expected.latents.numpy(), atol=1e-4)
@@ -69,6 +75,22 @@ def test_graphs_of_float32_give_the_chunks_of_the_reference(
     np.testing.assert_allclose(given, reference.infer(observation, committed=committed).actions, atol=1e-4)
     pictures = ours.imagined_video(found).astype(int) - reference.imagined_video(expected)
     assert abs(pictures).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('family', ['nano', 'edge'])
+def test_graphs_of_float16_are_as_near_to_the_reference_as_their_digits_allow(
+    family: str, contract: engine.Contract, observation: engine.Observation, tmp_path: Path
+) -> None:
+    """All four steps with guidance, against float32."""
+    tiny = make_checkpoint(tmp_path / family, family, 'reflex')
+    order = Order(open_checkpoint(tiny), contract, 'fp16')
+    ours = engine.load(tiny, compiled=compile_checkpoint(order, tmp_path / 'compiled').folder).policy(contract)
+    assert (len(ours.schedule.timesteps), ours.guidance.scale) == (4, 3.0)
+    reference = engine.load(tiny).policy(contract)
+    for seed, seen in enumerate(instructions(observation)):
+        difference = ours.infer(seen, seed).actions - reference.infer(seen, seed).actions
+        assert 0 < abs(difference).max() <= 5e-3
 
 
 def test_a_second_compilation_finds_the_first(
@@ -105,14 +127,13 @@ def test_a_card_names_the_length_of_every_file_and_what_it_was_made_of(compiled:
 
 
 def test_parts_of_another_checkpoint_or_contract_are_refused(
-    compiled: Compiled, tmp_path: Path, checkpoint: Path, observation: engine.Observation
+    compiled: Compiled, tmp_path: Path, checkpoint: Path
 ) -> None:
     other = engine.make_tiny(tmp_path / 'other', seed=1, sound=False)
     with pytest.raises(EngineError, match='is another one'):
         engine.load(other, compiled=compiled.folder)
-    longer = engine.load(checkpoint, compiled=compiled.folder).policy(load_contract('demo_joint_pos'))
-    with pytest.raises(InvalidInput, match=r'layout\.frames: differs'):
-        longer.infer(observation)
+    with pytest.raises(ContractError, match=r'layout\.frames: differs'):
+        engine.load(checkpoint, compiled=compiled.folder).policy(load_contract('demo_joint_pos'))
 
 
 def test_a_prompt_that_is_too_long_for_the_parts_is_refused(
@@ -166,5 +187,5 @@ def test_a_step_is_cut_into_as_many_pieces_as_the_memory_asks_for(checkpoint: Pa
     import torch
 
     opened = open_checkpoint(checkpoint)
-    assert segments_for(opened, torch.float32, 10**9) == 1
-    assert segments_for(opened, torch.float32, 1) == opened.transformer_config.num_hidden_layers
+    assert segments_for(opened.transformer_config, torch.float32, 10**9) == 1
+    assert segments_for(opened.transformer_config, torch.float32, 1) == opened.transformer_config.num_hidden_layers
