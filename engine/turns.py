@@ -28,7 +28,9 @@ from itertools import count
 from engine.errors import CosmosError
 
 POLL_S = 0.005
-"""Time between two questions whether a waiting request has been given up; only requests that can be are asked."""
+"""Time after which a waiting request is first asked whether it has been given up; only those that can be are asked."""
+SELDOM_S = 0.05
+"""Longest time between two such questions; it is doubled up to this, so that long waits cost nobody processor time."""
 
 
 class Priority(IntEnum):
@@ -134,9 +136,14 @@ class Turn:
         Raises:
             Cancelled: The request was given up first.
         """
-        while not self._called.wait(None if self._cancelled is None else POLL_S):
-            if self._cancelled is not None and self._cancelled():
+        if self._cancelled is None:
+            self._called.wait()
+            return
+        pause = POLL_S
+        while not self._called.wait(pause):
+            if self._cancelled():
                 raise Cancelled('given up while another request had the turn')
+            pause = min(2.0 * pause, SELDOM_S)
 
 
 class Turns:
@@ -168,7 +175,8 @@ class Turns:
 
         Args:
             priority: Of the request.
-            cancelled: Asked every few milliseconds while the request waits; True gives it up.
+            cancelled: Asked while the request waits, after some milliseconds and then more and more seldom, down to
+                every `SELDOM_S`; True gives it up.
             pace: Called wherever the request may give way. What runs by itself once it is launched, on a GPU, keeps
                 here from getting far ahead of what has been calculated.
             settle: Called before the request gives way: finishes what it has launched.
