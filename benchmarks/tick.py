@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import figures
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ CAMERAS = {'720 x 1280': (720, 1280), '180 x 320': (180, 320)}
 STAGES = ('compose', 'encode', 'noise', 'prefix', 'denoise', 'decode')
 REST = 'everything else'
 CALL = 'the whole call'
+PROCESSOR = 'processor time'
+"""Of all threads during the call, in which waiting for other programs does not count."""
 INSTRUCTION = 'Pick up the red cube and put it in the bowl'
 CHANNELS, PATCH, WIDTH = 48, 2, 64
 
@@ -105,6 +108,7 @@ def main() -> None:
     options = parse_options()
     if options.threads:
         torch.set_num_threads(options.threads)
+        cv2.setNumThreads(options.threads)
     contract = engine.load_contract(options.contract)
     tokenizer = make_tokenizer()
     found = {}
@@ -122,7 +126,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument('--contract', default='droid_joint_pos')
     parser.add_argument('--repeats', type=int, default=100, help='requests of each variant after its warm-up')
     parser.add_argument('--pause', type=float, default=0.06, help='seconds after each request, as a loop has them')
-    parser.add_argument('--threads', type=int, help="threads of PyTorch (default: PyTorch's own)")
+    parser.add_argument('--threads', type=int, help='threads of PyTorch and OpenCV (default: their own)')
     parser.add_argument('--save', action='store_true', help='keep figures and tables in benchmarks/results')
     return parser.parse_args()
 
@@ -169,18 +173,18 @@ def measure(columns: Mapping[str, Column], observation: engine.Observation, repe
     """Let the variants work in turns, with seeds as the policy node has them."""
     for turn, seed in zip(range(repeats + 3), request_seeds(0), strict=False):
         for column in columns.values():
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), time.process_time()
             chunk = column.policy.infer(observation, seed)
-            call = time.perf_counter() - start
+            call, worked = time.perf_counter() - start, time.process_time() - worked
             if turn >= 3:
                 known = {stage: chunk.seconds[stage] for stage in STAGES}
-                column.seconds.append({**known, REST: call - sum(known.values()), CALL: call})
+                column.seconds.append({**known, REST: call - sum(known.values()), CALL: call, PROCESSOR: worked})
             time.sleep(pause)
 
 
 def report(name: str, columns: Mapping[str, Column]) -> str:
     """One size of picture as markdown: median and 95th percentile of each stage in milliseconds."""
-    stages = (*STAGES, REST, CALL)
+    stages = (*STAGES, REST, CALL, PROCESSOR)
     rows: list[list[object]] = [[stage, *(column.text(stage) for column in columns.values())] for stage in stages]
     first, *others = columns.values()
     whole = first.percentile(CALL, 50)

@@ -227,7 +227,8 @@ class Runtime:
                 # A backend may use one buffer for both branches, and for the steps of a request that this gives way to.
                 velocity = tuple(part.clone() for part in velocity)
                 give_way()
-                velocity = combine(velocity, _velocity(steps[1], task, sample, timestep), task.guidance.scale)
+                other = _velocity(steps[1], task, sample, timestep)
+                velocity = combine(velocity, other, task.guidance.scale, overwrite=True)
             sample = sampler.step(index, velocity, sample)
         return sample
 

@@ -299,7 +299,9 @@ class Guidance:
         return low < timestep < high if self.strict else low <= timestep <= high
 
 
-def combine[S: Samples](conditional: S, unconditional: S, scale: float, *, normalize: bool = False) -> S:
+def combine[S: Samples](
+    conditional: S, unconditional: S, scale: float, *, normalize: bool = False, overwrite: bool = False
+) -> S:
     """Classifier-free guidance: ``unconditional + scale * (conditional - unconditional)``, in the tensors' own type.
 
     Args:
@@ -308,8 +310,12 @@ def combine[S: Samples](conditional: S, unconditional: S, scale: float, *, norma
         scale: Guidance scale.
         normalize: Shrink the result to the norm of `conditional`, taken over all modalities of the sample together,
             where it is longer (the `normalize_cfg` option of cosmos-framework).
+        overwrite: Put the result where `conditional` is, if it is not to be normalised.
     """
-    guided = _map(lambda c, u: torch.sub(c, u).mul_(scale).add_(u), conditional, unconditional)
+    reuse = overwrite and not normalize
+    guided = _map(
+        lambda c, u: torch.sub(c, u, out=c if reuse else None).mul_(scale).add_(u), conditional, unconditional
+    )
     if not normalize:
         return guided
     shrink = (_norm(conditional) / (_norm(guided) + 1e-8)).clamp(0.0, 1.0)

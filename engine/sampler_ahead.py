@@ -14,16 +14,19 @@ import torch
 
 from engine.sampler import RequestSeed, framework_noise
 
+LEAD_S = 0.005
+"""Time that whoever has been served is given to make use of it, before the thread draws what is next."""
 _SEEDS = 2**32
 
 
 @dataclass(frozen=True)
 class _Draw:
-    """Noise that has been drawn, or is going to be."""
+    """Noise that has been drawn, or is going to be; `urgent` once somebody waits for it."""
 
     seed: int
     shape: tuple[int, ...]
     noise: Future[torch.Tensor]
+    urgent: threading.Event
 
     def is_of(self, seed: int, shape: tuple[int, ...]) -> bool:
         """Whether this is what was asked for, and neither failed nor was called off."""
@@ -65,11 +68,12 @@ class NoiseAhead:
             kept = self._kept
         # What can still be cancelled has not been begun: the thread has other things to do, so draw it here.
         if kept is not None and kept.is_of(seed, shape) and not kept.noise.cancel():
+            kept.urgent.set()
             return kept.noise.result()
         drawn: Future[torch.Tensor] = Future()
         drawn.set_result(framework_noise(seed, shape))
         with self._lock:
-            self._kept = _Draw(seed, shape, drawn)
+            self._kept = _Draw(seed, shape, drawn, threading.Event())
         return drawn.result()
 
     def draw_ahead(self) -> None:
@@ -80,7 +84,8 @@ class NoiseAhead:
                 return
             if kept is not None:
                 kept.noise.cancel()
-            self._kept = _Draw(seed, shape, self._worker.submit(framework_noise, seed, shape))
+            urgent = threading.Event()
+            self._kept = _Draw(seed, shape, self._worker.submit(_draw, seed, shape, urgent), urgent)
 
     def _expected(self) -> int | None:
         following = None
@@ -89,3 +94,8 @@ class NoiseAhead:
         elif len(self._asked) == 3 and self._asked[2] - self._asked[1] == self._asked[1] - self._asked[0]:
             following = 2 * self._asked[2] - self._asked[1]
         return following if following is not None and 0 <= following < _SEEDS else None
+
+
+def _draw(seed: int, shape: tuple[int, ...], urgent: threading.Event) -> torch.Tensor:
+    urgent.wait(LEAD_S)
+    return framework_noise(seed, shape)
