@@ -54,7 +54,6 @@ LAUNCH_ARGUMENTS = (
         'preset',
         '',
         "Denoising: the contract's own (reference), or two steps (fast). Empty: as in the parameter file.",
-        ('', 'reference', 'fast'),
     ),
     Argument(
         'robot',
