@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import count
+from subprocess import CalledProcessError
 from types import FunctionType
 from typing import cast
 
@@ -170,13 +171,14 @@ def _compile_layer() -> _Generate:
     and name. Two models must not share either.
     """
     code = _generate.__code__.replace(co_name=f'_generate_{next(_NUMBERS)}')
-    return cast('_Generate', torch.compile(FunctionType(code, globals()), fullgraph=True))
+    return cast('_Generate', torch.compile(FunctionType(code, globals())))
 
 
 def _leave_length_open(tensor: Tensor) -> None:
     """Have what is compiled with the keys or values of a prompt take any other length too."""
-    if len(tensor) > 1 and not hasattr(tensor, '_dynamo_dynamic_indices'):  # a length of 1 is compiled for itself
-        torch._dynamo.mark_dynamic(tensor, 0)
+    # A wish, not an order: where a kernel must know the length after all, a new prompt compiles and does not fail.
+    if not hasattr(tensor, '_dynamo_weak_dynamic_indices'):
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:
@@ -189,7 +191,7 @@ def _compiling() -> Iterator[None]:
     """Turn the compiler's own errors into one that names a way out."""
     try:
         yield
-    except BackendCompilerFailed as error:
+    except (BackendCompilerFailed, CalledProcessError) as error:
         reason = str(error).partition('\n')[0]
         remedy = "install the headers of Python (apt install python3-dev), or choose the backend 'torch'"
         raise CosmosError(f'torch-compiled could not compile a layer: {reason}; {remedy}') from error

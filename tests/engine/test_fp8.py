@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.backends.compiled import _shared_inputs
 from engine.errors import InvalidInput
 from engine.network import fp8
 from engine.network.config import TransformerConfig
@@ -23,8 +25,8 @@ IDS = torch.arange(3, 30)
 LAYOUT = policy_layout(chunk=8, height=6, width=8, fps=15.0, domain_id=8, raw_dim=10, state=True)
 FAMILIES = ('nano', 'edge')
 LINEARS = {'nano': 14, 'edge': 12}  # q, k, v, out, (gate,) up and down of two layers
-BOUND = {'nano': 0.08, 'edge': 0.08}
-"""Relative error of velocities; a number of e4m3 is within 2**-4 = 6 % of the one it stands for."""
+BOUND = 0.01
+"""Relative error of velocities of these networks, whose residual stream carries most of what goes out."""
 
 
 @pytest.fixture(autouse=True)
@@ -130,11 +132,11 @@ def test_velocities_are_within_the_stated_bound_of_those_of_float32(family: str,
     as_loaded = relative(denoise(model, model.prefix(IDS)), wanted)
     quantise_generation(model)
     found = relative(denoise(model, model.prefix(IDS)), wanted)
-    assert as_loaded < found < BOUND[family]
+    assert as_loaded < found < BOUND
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_onnx_graphs_hold_the_same_weights_and_give_no_better_velocities(family: str, tmp_path: Path) -> None:
+def test_onnx_graphs_hold_the_same_weights_and_their_velocities_are_as_exact(family: str, tmp_path: Path) -> None:
     onnx = pytest.importorskip('onnx')
     runtime = pytest.importorskip('onnxruntime')
     from engine.export import fp8 as rewriting
@@ -152,12 +154,26 @@ def test_onnx_graphs_hold_the_same_weights_and_give_no_better_velocities(family:
     for name, linear in model.named_modules():
         if isinstance(linear, Fp8Linear):
             values, scales = stored[f'{name}.weight_fp8'], stored[f'{name}.weight_scale']
-            assert torch.equal(torch.from_numpy(values.view('uint8')), linear.weight.view(torch.uint8)), name
-            assert torch.equal(torch.from_numpy(scales).flatten(), linear.scales.flatten()), name
-    session = runtime.InferenceSession(str(graph))
-    ours = denoise(model, prefix)
-    assert session
-    assert relative(ours, exact) < BOUND[family]
+            assert torch.equal(torch.from_numpy(values.view('uint8').copy()), linear.weight.view(torch.uint8)), name
+            assert torch.equal(torch.from_numpy(scales.copy()).flatten(), linear.scales.flatten()), name
+    ours, theirs = denoise(model, prefix), run_graph(runtime.InferenceSession(str(graph)), model, prefix)
+    assert relative(ours, exact) < 1.001 * relative(theirs, exact) < BOUND
+    assert relative(ours, theirs) < 0.1 * relative(ours, exact)
+
+
+def run_graph(session: Any, model: CosmosTransformer, prefix: Prefix) -> Tensor:
+    """What an ONNX graph of the step makes of the inputs of :func:`denoise`."""
+    tokens, placement = tokens_for(LAYOUT), model.place(LAYOUT, prefix.length)
+    given = {
+        **_shared_inputs(placement),
+        'keys': torch.stack(prefix.keys),
+        'values': torch.stack(prefix.values),
+        'vision': tokens.vision,
+        'action': tokens.action,
+        'timestep': torch.tensor([624.0]),
+    }
+    out = session.run(['vision_velocity', 'action_velocity'], {name: value.numpy() for name, value in given.items()})
+    return torch.cat([torch.from_numpy(part).flatten() for part in out]).double()
 
 
 def test_a_weight_of_any_size_is_within_half_a_step_of_what_it_was() -> None:

@@ -235,9 +235,7 @@ def test_a_layer_that_cannot_be_compiled_is_an_error_with_a_way_out(
     def broken(*_: Any) -> Any:
         raise RuntimeError('Python.h: No such file or directory')
 
-    monkeypatch.setattr(
-        torch_compiled.torch, 'compile', lambda function, **_: COMPILE(function, backend=broken, fullgraph=True)
-    )
+    monkeypatch.setattr(torch_compiled.torch, 'compile', lambda function: COMPILE(function, backend=broken))
     ours, layout = TorchCompiled(transformer), layout_of(4)
     step = ours.step(ours.prefix(IDS[0]), layout)
     with pytest.raises(CosmosError, match=r'could not compile a layer.*apt install python3-dev'):
