@@ -124,6 +124,12 @@ def imagining() -> Task:
     return Task(layout, 'close the lid', flow_unipc_schedule(6, 5.0), Guidance(2.0), **noise(layout, 4))
 
 
+@pytest.fixture(scope='module')
+def contract(demo_contract: engine.Contract) -> engine.Contract:
+    """Chunks of four rows: two latent frames."""
+    return replace(demo_contract, timing=replace(demo_contract.timing, chunk_rows=4))
+
+
 @pytest.fixture
 def other() -> Iterator[ThreadPoolExecutor]:
     """Another thread."""
@@ -245,10 +251,10 @@ def held(runtime: Runtime, done: Callable[[], bool]) -> Iterator[None]:
 
 
 def test_waiting_for_others_is_a_stage_of_its_own(
-    model: engine.Cosmos3, demo_contract: engine.Contract, observe: Callable[..., engine.Observation]
+    model: engine.Cosmos3, contract: engine.Contract, observe: Callable[..., engine.Observation]
 ) -> None:
     runtime = Runtime(model.runtime.backend, model.runtime.vae, model.runtime.tokenizer)
-    policy = Policy(runtime, demo_contract)
+    policy = Policy(runtime, contract)
     policy.warm_up()
     with held(runtime, lambda: runtime.turns.traffic()[Priority.POLICY].longest_wait_s > 0.3):
         chunk = policy.infer(observe())
@@ -279,13 +285,13 @@ def test_waiting_in_the_middle_of_a_stage_is_no_part_of_it(
 
 
 def test_a_request_for_actions_can_be_given_up_while_others_have_the_weights(
-    model: engine.Cosmos3, demo_contract: engine.Contract, observe: Callable[..., engine.Observation]
+    model: engine.Cosmos3, contract: engine.Contract, observe: Callable[..., engine.Observation]
 ) -> None:
     runtime = Runtime(model.runtime.backend, model.runtime.vae, model.runtime.tokenizer)
     answers, over = iter([False, False, True]), threading.Event()
     with held(runtime, over.is_set):
         with pytest.raises(Cancelled, match='another request had the turn'):
-            Policy(runtime, demo_contract).infer(observe(), cancelled=lambda: next(answers))
+            Policy(runtime, contract).infer(observe(), cancelled=lambda: next(answers))
         over.set()
     assert runtime.turns.holder is None
     assert runtime.turns.waiting == ()
@@ -293,12 +299,12 @@ def test_a_request_for_actions_can_be_given_up_while_others_have_the_weights(
 
 def test_a_policy_in_the_background_makes_the_chunks_it_makes_alone(
     model: engine.Cosmos3,
-    demo_contract: engine.Contract,
+    contract: engine.Contract,
     observe: Callable[..., engine.Observation],
     other: ThreadPoolExecutor,
 ) -> None:
     runtime = Runtime(model.runtime.backend, model.runtime.vae, model.runtime.tokenizer)
-    front, back = Policy(runtime, demo_contract), Policy(runtime, demo_contract)
+    front, back = Policy(runtime, contract), Policy(runtime, contract)
     back.priority = Priority.DYNAMICS
     expected = back.infer(observe(), seed=1), front.infer(observe(), seed=2)
     video = front.imagined_video(expected[1])
