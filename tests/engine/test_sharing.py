@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -320,12 +321,11 @@ def test_a_policy_in_the_background_makes_the_chunks_it_makes_alone(
         assert runtime.turns.traffic()[Priority.DYNAMICS].hand_overs > before
 
 
-def test_lanes_of_a_gpu_are_streams_in_order_of_priority_that_never_run_far_ahead(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Without a GPU only the calls can be looked at."""
+@pytest.fixture
+def cuda_log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of CUDA's streams. Without a GPU only the calls can be looked at."""
     log: list[str] = []
-    paced = AHEAD + 2
+    numbers = count(1)
 
     class Stream:
         def __init__(self, device: torch.device, priority: int) -> None:
@@ -338,11 +338,8 @@ def test_lanes_of_a_gpu_are_streams_in_order_of_priority_that_never_run_far_ahea
             log.append('finish')
 
     class Event:
-        made = 0
-
         def __init__(self, blocking: bool) -> None:
-            Event.made += 1
-            self.number = Event.made
+            self.number = next(numbers)
 
         def record(self, stream: Stream) -> None:
             log.append(f'mark {self.number}')
@@ -361,25 +358,37 @@ def test_lanes_of_a_gpu_are_streams_in_order_of_priority_that_never_run_far_ahea
     for name, stand_in in (('Stream', Stream), ('Event', Event), ('stream', stream)):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: 'the caller')
-    device = torch.device('cuda')
-    lanes = {priority: GpuLane(device, priority) for priority in Priority}
-    numbers = [lanes[p].stream.priority for p in (Priority.POLICY, Priority.DYNAMICS, Priority.REASONER)]
-    assert numbers == sorted(numbers)
-    assert len(set(numbers)) == 3
-    assert max(numbers) == 0
+    return log
+
+
+def test_lanes_of_a_gpu_are_streams_in_order_of_priority(cuda_log: list[str]) -> None:
+    lanes = [GpuLane(torch.device('cuda'), priority) for priority in sorted(Priority, reverse=True)]
+    numbers = [lane.stream.priority for lane in lanes]
+    assert numbers == sorted(set(numbers)), 'CUDA calls the most urgent by the lowest number'
+    assert max(numbers) == 0, 'which is the least urgent that there is'
+
+
+def test_a_lower_lane_never_runs_far_ahead_and_is_done_in_the_end_also_after_a_failure(cuda_log: list[str]) -> None:
+    lane, paced = GpuLane(torch.device('cuda'), Priority.DYNAMICS), AHEAD + 2
 
     def fail() -> None:
-        with lanes[Priority.DYNAMICS].active():
+        with lane.active():
             for _ in range(paced):
-                lanes[Priority.DYNAMICS].pace()
+                lane.pace()
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
     marks = [f'mark {number + 1}' for number in range(paced)]
-    entry, leave = ['after the caller', 'in -1'], ['finish', 'out']
-    assert log == [*entry, *marks[:-1], 'wait 1', marks[-1], 'wait 2', *leave]
-    log.clear()
-    with lanes[Priority.POLICY].active():
-        lanes[Priority.POLICY].pace()
-    assert log == ['after the caller', 'in -2', *leave], 'nobody is more urgent'
+    assert cuda_log == [
+        *('after the caller', 'in -1'),
+        *(*marks[:-1], 'wait 1', marks[-1], 'wait 2'),
+        *('finish', 'out'),
+    ]
+
+
+def test_nobody_is_more_urgent_than_the_policy_so_that_it_may_run_ahead(cuda_log: list[str]) -> None:
+    lane = GpuLane(torch.device('cuda'), Priority.POLICY)
+    with lane.active():
+        lane.pace()
+    assert cuda_log == ['after the caller', 'in -2', 'finish', 'out']
