@@ -49,6 +49,18 @@ class ForgetfulRuntime(Runtime):
 
 
 @dataclass
+class Side:
+    """A policy, and the seconds of its requests by stage."""
+
+    policy: Policy
+    seconds: list[Mapping[str, float]] = field(default_factory=list)
+
+    def median(self, stage: str) -> float:
+        """Of a stage, in milliseconds."""
+        return statistics.median(request[stage] for request in self.seconds) * 1e3
+
+
+@dataclass(frozen=True)
 class Line:
     """One saving.
 
@@ -56,42 +68,21 @@ class Line:
         name: What is saved.
         chunk: How chunks with it compare to those without.
         stage: The stage in which it is saved.
-        without: The policy that does without it.
+        without: The side that does without it.
         saved: The one that does not.
-        seconds: By stage, of the requests of each.
     """
 
     name: str
     chunk: str
     stage: str
-    without: Policy
-    saved: Policy
-    seconds: dict[str, list[Mapping[str, float]]] = field(default_factory=lambda: {'without': [], 'with': []})
-
-    @property
-    def policies(self) -> dict[str, Policy]:
-        """Both, by the names of `seconds`."""
-        return {'without': self.without, 'with': self.saved}
-
-    def median(self, side: str, stage: str) -> float:
-        """Of a stage, in milliseconds."""
-        return statistics.median(request[stage] for request in self.seconds[side]) * 1e3
-
-    def ratio(self, stage: str) -> float:
-        """Time without it by time with it."""
-        return self.median('without', stage) / self.median('with', stage)
+    without: Side
+    saved: Side
 
     def row(self) -> list[str]:
         """A row under `HEAD`."""
-        stage = [f'{self.median(side, self.stage):,.2f}' for side in ('without', 'with')]
-        return [
-            self.name,
-            self.chunk,
-            self.stage,
-            *stage,
-            f'{self.ratio(self.stage):.2f}',
-            f'{self.ratio("total"):.2f}',
-        ]
+        times = [f'{side.median(self.stage):,.2f}' for side in (self.without, self.saved)]
+        ratios = [f'{self.without.median(stage) / self.saved.median(stage):,.2f}' for stage in (self.stage, 'total')]
+        return [self.name, self.chunk, self.stage, *times, *ratios]
 
 
 def main() -> None:
@@ -102,9 +93,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         parts = make_parts(options.size, Path(scratch), 'cpu')
     lines = [line for line in make_lines(parts) if options.only in line.name]
-    for line in lines:
-        measure(line, options.repeats)
-        tell(' | '.join(line.row()))
+    measure(lines, options.repeats)
     text = figures.table(HEAD, [line.row() for line in lines])
     print(text)
     if options.save:
@@ -135,20 +124,20 @@ def make_lines(parts: Parts) -> list[Line]:
     demo, droid = engine.load_contract('demo_joint_pos'), engine.load_contract('droid_joint_pos')
     one_pass = replace(droid, sampler=replace(droid.sampler, steps=1, guidance=1.0))
 
-    def policy(contract: engine.Contract, runtime: type[Runtime] = Runtime, **switches: bool) -> Policy:
+    def side(contract: engine.Contract, runtime: type[Runtime] = Runtime, **switches: bool) -> Side:
         made = runtime(TorchReference(parts.transformer), VideoVae(parts.autoencoder), parts.tokenizer)
-        return Policy(made, contract, **switches)
+        return Side(Policy(made, contract, **switches))
 
-    def guided_in(*steps: int) -> Policy:
-        return policy(replace(demo, sampler=replace(demo.sampler, guidance_steps=steps)))
+    def guided_in(*steps: int) -> Side:
+        return side(replace(demo, sampler=replace(demo.sampler, guidance_steps=steps)))
 
-    whole_clip, whole_canvas, as_it_is, cropped = policy(demo), policy(one_pass), policy(demo), policy(one_pass)
-    whole_clip.runtime.vae = WholeClipVae(parts.autoencoder, demo.timing.frames)
-    whole_canvas.layout = on_the_canvas(whole_canvas)
-    asked = policy(one_pass, noise_ahead=False)
-    fast = policy(with_preset(demo, 'fast'))
+    whole_clip, whole_canvas, as_it_is, cropped = side(demo), side(one_pass), side(demo), side(one_pass)
+    whole_clip.policy.runtime.vae = WholeClipVae(parts.autoencoder, demo.timing.frames)
+    whole_canvas.policy.layout = on_the_canvas(whole_canvas.policy)
+    asked = side(one_pass, noise_ahead=False)
+    fast = side(with_preset(demo, 'fast'))
     return [
-        Line('prompt read once, not at every tick', EXACT, 'prefix', policy(demo, ForgetfulRuntime), as_it_is),
+        Line('prompt read once, not at every tick', EXACT, 'prefix', side(demo, ForgetfulRuntime), as_it_is),
         Line('first frame encoded, not the whole clip', ROUNDED, 'encode', whole_clip, as_it_is),
         Line('latents of the content, not of the canvas; one pass', OTHER, 'denoise', whole_canvas, cropped),
         Line('noise drawn ahead, not when asked for; one pass', EXACT, 'noise', asked, cropped),
@@ -164,14 +153,15 @@ def on_the_canvas(policy: Policy) -> Layout:
     return replace(policy.layout, vision=replace(vision, height=canvas.height // PIXELS, width=canvas.width // PIXELS))
 
 
-def measure(line: Line, repeats: int) -> None:
-    """Warm both sides up, then let them work in turns."""
-    pictures = {side: make_observation(policy.contract, CAMERA) for side, policy in line.policies.items()}
+def measure(lines: Sequence[Line], repeats: int) -> None:
+    """Warm all sides up, then let them work in turns."""
+    sides = list({id(side): side for line in lines for side in (line.without, line.saved)}.values())
     for turn, seed in zip(range(repeats + 1), request_seeds(0), strict=False):
-        for side, policy in line.policies.items():
-            chunk = policy.infer(pictures[side], seed)
+        tell(f'turn {turn} of {repeats}' if turn else 'warm-up')
+        for side in sides:
+            chunk = side.policy.infer(make_observation(side.policy.contract, CAMERA), seed)
             if turn:
-                line.seconds[side].append(chunk.seconds)
+                side.seconds.append(chunk.seconds)
 
 
 def save(options: argparse.Namespace, parts: Parts, lines: Sequence[Line], text: str) -> None:
