@@ -170,7 +170,8 @@ def test_a_request_for_actions_waits_for_the_pass_under_way_at_most(
 def test_results_are_the_same_to_the_last_bit_however_often_a_request_gives_way(
     runtime: Runtime, acting: Task, imagining: Task, other: ThreadPoolExecutor
 ) -> None:
-    expected = denoise(runtime, imagining, Priority.DYNAMICS), denoise(runtime, acting, Priority.POLICY)
+    alone = Runtime(TorchReference(runtime.backend.transformer), runtime.vae, runtime.tokenizer)
+    expected = denoise(alone, imagining, Priority.DYNAMICS), denoise(alone, acting, Priority.POLICY)
     over = threading.Event()
 
     def act() -> list[bool]:
