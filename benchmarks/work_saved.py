@@ -21,7 +21,7 @@ from typing import Any
 import figures
 import torch
 from policy_sides import Parts, WholeClipVae, make_parts
-from tick import make_observation
+from tick import INSTRUCTION, make_observation
 
 import engine
 from engine.backends.torch_reference import TorchReference
@@ -29,7 +29,7 @@ from engine.contract import with_preset
 from engine.network.vae import VideoVae
 from engine.policy import Policy, canvas_of
 from engine.runtime import Runtime
-from engine.sampler import request_seeds
+from engine.sampler import Guidance, flow_unipc_schedule, request_seeds
 from engine.sequence import Layout
 
 CAMERA = (180, 320)
@@ -93,18 +93,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         parts = make_parts(options.size, Path(scratch), 'cpu')
     lines = [line for line in make_lines(parts) if options.only in line.name]
-    measure(lines, options.repeats)
-    text = figures.table(HEAD, [line.row() for line in lines])
-    print(text)
-    if options.save:
-        save(options, parts, lines, text)
+    sides = list({id(side): side for line in lines for side in (line.without, line.saved)}.values())
+    seeds = request_seeds(0)
+    warm_up(sides, next(seeds))
+    for turn, seed in zip(range(1, options.repeats + 1), seeds, strict=False):
+        tell(f'turn {turn} of {options.repeats}')
+        measure(sides, seed)
+        if options.save:  # a turn takes minutes
+            save(options, parts, lines, turn)
+    print(figures.table(HEAD, [line.row() for line in lines]))
 
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--size', default='mid', choices=['tiny', 'mid'])
-    parser.add_argument('--repeats', type=int, default=3, help='requests of each side after its warm-up')
+    parser.add_argument('--repeats', type=int, default=3, help='requests of each side')
     parser.add_argument('--only', default='', help='lines whose name contains this')
     parser.add_argument('--threads', type=int, help="threads of PyTorch (default: PyTorch's own)")
     parser.add_argument('--save', action='store_true', help='keep figures and table in benchmarks/results')
@@ -153,28 +157,34 @@ def on_the_canvas(policy: Policy) -> Layout:
     return replace(policy.layout, vision=replace(vision, height=canvas.height // PIXELS, width=canvas.width // PIXELS))
 
 
-def measure(lines: Sequence[Line], repeats: int) -> None:
-    """Warm all sides up, then let them work in turns."""
-    sides = list({id(side): side for line in lines for side in (line.without, line.saved)}.values())
-    for turn, seed in zip(range(repeats + 1), request_seeds(0), strict=False):
-        tell(f'turn {turn} of {repeats}' if turn else 'warm-up')
-        for side in sides:
-            chunk = side.policy.infer(make_observation(side.policy.contract, CAMERA), seed)
-            if turn:
-                side.seconds.append(chunk.seconds)
+def warm_up(sides: Sequence[Side], seed: int) -> None:
+    """Let every side serve a request of a single pass, with the prompts read that the real ones need."""
+    for side in sides:
+        policy = side.policy
+        policy.prepare(INSTRUCTION)
+        sampler = policy.schedule, policy.guidance
+        policy.schedule, policy.guidance = flow_unipc_schedule(1, policy.contract.sampler.shift), Guidance()
+        policy.infer(make_observation(policy.contract, CAMERA), seed)
+        policy.schedule, policy.guidance = sampler
 
 
-def save(options: argparse.Namespace, parts: Parts, lines: Sequence[Line], text: str) -> None:
+def measure(sides: Sequence[Side], seed: int) -> None:
+    """Let every side serve one request."""
+    for side in sides:
+        chunk = side.policy.infer(make_observation(side.policy.contract, CAMERA), seed)
+        side.seconds.append(chunk.seconds)
+
+
+def save(options: argparse.Namespace, parts: Parts, lines: Sequence[Line], turns: int) -> None:
     """Write `results/work_saved.json` and `results/work_saved.md`."""
     machine = figures.machine() | {'torch': torch.__version__, 'threads': torch.get_num_threads()}
-    head = f'{options.size}: {parts.parameters / 1e6:,.4g} M random parameters; medians of {options.repeats} requests.'
+    head = f'{options.size}: {parts.parameters / 1e6:,.4g} M random parameters; medians of {turns} requests.'
+    text = figures.table(HEAD, [line.row() for line in lines])
     document = {
         'machine': machine,
         'size': options.size,
-        'repeats': options.repeats,
-        'seconds': {
-            line.name: {side: list(map(dict, found)) for side, found in line.seconds.items()} for line in lines
-        },
+        'repeats': turns,
+        'seconds': {line.name: {'without': line.without.seconds, 'with': line.saved.seconds} for line in lines},
     }
     figures.save('work_saved', document, f'# Work saved, one by one\n\n{figures.facts(machine)}.\n\n{head}\n\n{text}')
 
