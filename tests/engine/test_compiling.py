@@ -78,19 +78,20 @@ def test_graphs_of_float32_give_the_chunks_of_the_reference(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('family', ['nano', 'edge'])
+@pytest.mark.parametrize(('family', 'bound'), [('nano', 5e-3), ('edge', 8e-3)])
 def test_graphs_of_float16_are_as_near_to_the_reference_as_their_digits_allow(
-    family: str, contract: engine.Contract, observation: engine.Observation, tmp_path: Path
+    family: str, bound: float, contract: engine.Contract, observation: engine.Observation, tmp_path: Path
 ) -> None:
-    """All four steps with guidance, against float32."""
+    """All four steps with guidance, against float32; Edge in PyTorch's own float16 is off by 3.5e-3."""
     tiny = make_checkpoint(tmp_path / family, family, 'reflex')
     order = Order(open_checkpoint(tiny), contract, 'fp16')
     ours = engine.load(tiny, compiled=compile_checkpoint(order, tmp_path / 'compiled').folder).policy(contract)
     assert (len(ours.schedule.timesteps), ours.guidance.scale) == (4, 3.0)
     reference = engine.load(tiny).policy(contract)
     for seed, seen in enumerate(instructions(observation)):
-        difference = ours.infer(seen, seed).actions - reference.infer(seen, seed).actions
-        assert 0 < abs(difference).max() <= 5e-3
+        expected, found = reference.infer(seen, seed), ours.infer(seen, seed)
+        assert 0 < abs(found.actions - expected.actions).max() <= bound
+        assert 0 < abs(found.latents - expected.latents).max() <= 5e-3
 
 
 def test_a_second_compilation_finds_the_first(
