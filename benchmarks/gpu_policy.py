@@ -63,7 +63,7 @@ class Column:
         total: Seconds of every request.
         denoise: Seconds of its denoising loops.
         outside: Seconds of a request outside the networks; None where it cannot be told apart.
-        peak_gb: Most memory of the device during its requests; 0 on a processor.
+        peak_gb: Most memory of the device during its requests, the weights of all sides included; 0 on a processor.
         teraflop: Of the generation tower in one request.
         floor: What the GPU needs at least for that, s; None if its rates are unknown.
         rmse: Largest root mean square difference of a joint from the eager side, rad; None for other schedules.
@@ -285,7 +285,7 @@ class Bench:
         return Column(name, precision, total, denoise, outside, peak_gb, work.teraflop, floor, rmse)
 
     def _outside(self, side: Policy) -> float:
-        """Seconds of a request in which neither tower nor autoencoder work; smallest of a few."""
+        """Seconds of a request in which neither tower nor autoencoder work; median of a few."""
         watched = Timed(side.runtime.backend)
         policy = Policy(Runtime(watched, side.runtime.vae, side.runtime.tokenizer), side.contract)
         found = []
@@ -359,8 +359,9 @@ class Bench:
 
 
 def quantised(transformer: CosmosTransformer) -> CosmosTransformer | None:
-    """The same transformer with the generation tower in FP8; everything else is shared. None in float32 on a GPU."""
-    if transformer.device.type == 'cuda' and torch.cuda.get_device_capability() < (8, 9):
+    """The same transformer with its generation tower in FP8, all else shared; None where a GPU has no kernel for it."""
+    on_gpu = transformer.device.type == 'cuda'
+    if on_gpu and (torch.cuda.get_device_capability() < (8, 9) or transformer.dtype is not torch.bfloat16):
         return None
     # Keep what is not quantised in one copy: `deepcopy` takes what it is told it has copied already.
     memo = {id(tensor): tensor for tensor in (*transformer.parameters(), *transformer.buffers())}

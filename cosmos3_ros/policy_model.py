@@ -27,7 +27,6 @@ class Values(Protocol):
         """The value of a parameter."""
 
 
-
 MODEL_PARAMETERS = (
     Parameter('contract', Required(str), 'Contract: a name in config/contracts, or a path.'),
     Parameter('checkpoint', Required(str), 'Checkpoint: a directory in the public layout, or a hub id.'),
@@ -75,7 +74,7 @@ def load_policy(values: Values, contract: Contract, report: Report) -> Policy:
     """
     import engine
 
-    compiled = values['compiled'] or None
+    compiled = Path(values['compiled']).expanduser() if values['compiled'] else None
     if values['build']:
         _build(values, contract, report)
     model = engine.load(

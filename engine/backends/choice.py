@@ -26,6 +26,7 @@ from engine.errors import CosmosError, InvalidInput, Problem
 AUTO, TORCH, TORCH_COMPILED = 'auto', 'torch', 'torch-compiled'
 ONNX_RUNTIME, TENSORRT = 'onnxruntime', 'tensorrt'
 BACKENDS = (AUTO, TORCH, TORCH_COMPILED, ONNX_RUNTIME, TENSORRT)
+TRITON = 'triton'
 COMPILED = (ONNX_RUNTIME, TENSORRT)
 """Backends that run compiled parts."""
 _RUN_BY_ONNX_RUNTIME = ('fp32', 'fp16')
@@ -54,7 +55,7 @@ class Machine:
                 found[flavour] = find_tensorrt(flavour).version
             except CosmosError:
                 continue  # what is not installed is told when it is asked for
-        packages = (name for name in (ONNX_RUNTIME, 'triton') if importlib.util.find_spec(name) is not None)
+        packages = (name for name in (ONNX_RUNTIME, TRITON) if importlib.util.find_spec(name) is not None)
         return cls(gpu_of_this_machine(), found, frozenset(packages))
 
 
@@ -95,7 +96,7 @@ def _best(device: torch.device, card: Card | None, machine: Machine) -> tuple[st
         return ONNX_RUNTIME, 'the compiled parts hold graphs and no engines'
     if device.type != 'cuda':
         return TORCH, f'there are no compiled parts, and compiling layers does not pay on {device.type}'
-    if 'triton' not in machine.packages:
+    if TRITON not in machine.packages:
         return TORCH, 'there are no compiled parts, and Triton, which compiles layers, is not installed'
     gpu = machine.gpu[0] if machine.gpu else 'the GPU'
     return TORCH_COMPILED, f'there are no compiled parts; layers are compiled for {gpu}'
@@ -108,8 +109,8 @@ def _obstacles(name: str, device: torch.device, card: Card | None, machine: Mach
     if name not in COMPILED and card is not None:
         remedy = f'leave them out, or use {" or ".join(COMPILED)}'
         yield Problem('compiled', 'cannot be used: this backend runs the checkpoint itself', name, remedy=remedy)
-    if name == TORCH_COMPILED and device.type == 'cuda' and 'triton' not in machine.packages:
-        yield Problem('triton', 'is not installed; compiled layers need it', remedy='pip install triton')
+    if name == TORCH_COMPILED and device.type == 'cuda' and TRITON not in machine.packages:
+        yield Problem(TRITON, 'is not installed; compiled layers need it', remedy='pip install triton')
     if name == ONNX_RUNTIME and card is not None:
         yield from _against_onnx_runtime(card, machine)
     if name == TENSORRT and card is not None:

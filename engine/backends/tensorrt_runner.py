@@ -73,7 +73,9 @@ class _Engine:
     def run_once(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Read the engine, run it, give its memory back; the outputs are kept."""
         runner = self.open()
-        return {name: value.clone() for name, value in runner(inputs).items()}
+        found = {name: value.clone() for name, value in runner(inputs).items()}
+        torch.cuda.synchronize(self.device)  # the engine must not go while its work is in the queue
+        return found
 
 
 @dataclass

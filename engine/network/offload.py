@@ -61,8 +61,8 @@ def stream_layers(layers: Sequence[Layer], config: TransformerConfig, device: to
             yield place.layer
             place.release()
     finally:
-        if copies is not None:  # the places go; nothing may still be written to them
-            torch.cuda.current_stream(device).wait_stream(copies)
+        if copies is not None:  # the places go, on whichever stream this is closed; nothing may still be written to them
+            copies.synchronize()
 
 
 class _Place:
