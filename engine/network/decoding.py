@@ -11,13 +11,13 @@ its own: :meth:`CosmosTransformer.prefix`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from engine.errors import InvalidInput, Problem
-from engine.network.layers import JointAttention, Layer, Rotary, attend, rotate
+from engine.network.layers import JointAttention, Rotary, attend, rotate
 from engine.network.rope import rotary, text_positions
 
 if TYPE_CHECKING:
@@ -71,9 +71,10 @@ class Reading:
             problems.append(Problem('ids', 'follow others', f'{len(ids)} tokens', 'one at a time after the prompt'))
         if problems:
             raise InvalidInput('reading', problems)
-        hidden = self._transformer.embed_tokens(ids.to(self._keys.device))
+        table = self._transformer.embed_tokens
+        hidden = table(ids.to(table.weight.device)).to(self._keys.device)
         turn = Rotary(self._cos[start:end], self._sin[start:end])
-        for index, layer in enumerate(cast('list[Layer]', list(self._transformer.layers))):
+        for index, layer in enumerate(self._transformer.understanding_layers()):
             attended = self._attend(index, layer.self_attn, layer.input_layernorm(hidden), turn, end)
             hidden = hidden + attended
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))

@@ -140,7 +140,7 @@ class CosmosTransformer(nn.Module):
         """
         hidden, turn = self._embed(ids)
         seen: list[KeysValues] = []
-        for index, layer in enumerate(self._understanding(), start=1):
+        for index, layer in enumerate(self.understanding_layers(), start=1):
             if between is not None:
                 between()
             if index == len(self.layers):
@@ -163,7 +163,7 @@ class CosmosTransformer(nn.Module):
             InvalidInput: As for `prefix`.
         """
         hidden, turn = self._embed(ids)
-        for layer in self._understanding():
+        for layer in self.understanding_layers():
             hidden, _ = layer.understand(hidden, turn)
         out: Tensor = self.norm(hidden)
         return out
@@ -321,7 +321,7 @@ class CosmosTransformer(nn.Module):
     def _towers(self) -> list[Layer]:
         return cast('list[Layer]', list(self.layers))
 
-    def _understanding(self) -> Iterable[Layer]:
+    def understanding_layers(self) -> Iterable[Layer]:
         """The layers with their understanding half on the device, each until the next is asked for."""
         layers = self._towers()
         return stream_layers(layers, self.config, self.device) if self._offloaded else layers

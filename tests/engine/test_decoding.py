@@ -18,7 +18,10 @@ def transformer(request: pytest.FixtureRequest):
     return open_checkpoint(path).load_transformer('cpu', torch.float64)
 
 
-def test_scores_are_those_of_the_whole_text(transformer) -> None:
+@pytest.mark.parametrize('offloaded', [False, True])
+def test_scores_are_those_of_the_whole_text(transformer, offloaded: bool) -> None:
+    if offloaded:
+        transformer.offload_understanding()
     ids = torch.randint(0, transformer.config.vocab_size, (23,), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         whole = transformer.logits(transformer.understand(ids))
