@@ -61,7 +61,7 @@ def stream_layers(layers: Sequence[Layer], config: TransformerConfig, device: to
             yield place.layer
             place.release()
     finally:
-        if copies is not None:  # the places go, on whichever stream this is closed; nothing may still be written to them
+        if copies is not None:  # the places go, and nothing may still be on its way to them
             copies.synchronize()
 
 
