@@ -148,7 +148,8 @@ def cases(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Case:
 def _views(draw: Callable[[st.SearchStrategy[Any]], Any]) -> dict[str, Any]:
     composition = draw(st.sampled_from(tuple(COMPOSITIONS)))
     streams = {name: {'topic': f'camera/{name}', 'max_age_s': 0.5} for name in COMPOSITIONS[composition]}
-    size = [draw(st.integers(64, 400)), draw(st.integers(64, 400))]
+    width = st.integers(64, 400) if composition == 'single' else st.integers(32, 200).map(lambda half: 2 * half)
+    size = [draw(st.integers(64, 400)), draw(width)]
     return {'composition': composition, 'size': size, 'streams': streams}
 
 

@@ -55,12 +55,11 @@ def main() -> None:
                 return
             results.append((case, outcome_of(case, checkpoints[case.family])))
             print(f'{time.strftime("%H:%M:%S")} {len(results)}: {results[-1]}', file=sys.stderr, flush=True)
+            if options.save:  # what is done is kept, however the run ends
+                write(options, results, tables(results, time.monotonic() - began))
 
         attempt()
-    text = tables(results, time.monotonic() - began)
-    print(text)
-    if options.save:
-        write(options, results, text)
+    print(tables(results, time.monotonic() - began))
     raise SystemExit(int(bool(failures(results))))
 
 

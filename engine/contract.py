@@ -328,6 +328,9 @@ def _views(reader: Reader) -> ViewTerms:
         if 'size' in reader.data:
             reader.problem(reader.key('size'), 'must be [height, width] in pixels', repr(size), '16 to 8192 each')
         size = [16, 16]
+    if composition in COMPOSITIONS and composition != 'single' and size[1] % 2:
+        what = 'must have an even width: two views stand side by side'
+        reader.problem(reader.key('size'), what, repr(size), '[height, even width]')
     section = reader.section('streams')
     streams = {str(name): _stream(section, name) for name in section.data}
     expected = COMPOSITIONS.get(composition)

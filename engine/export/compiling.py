@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = tuple(TYPES)
 _PACKAGES = ('torch', 'onnx', 'onnxscript', 'diffusers', 'numpy', 'ml-dtypes')
-_MEMORY_PER_WEIGHT = 3.2
-"""Host memory that building an engine takes, as a multiple of its weights (measured for TensorRT-RTX: 3.0)."""
+_MEMORY_PER_WEIGHT = 3.4
+"""Host memory that building an engine takes, as a multiple of its weights (measured for TensorRT-RTX: 3.3)."""
 _PROMPT = 96
 """Length of the prompt that parts are traced with."""
 # Whatever decides what is written, so that a change of it makes old engines stale.

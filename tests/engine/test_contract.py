@@ -127,6 +127,7 @@ FAULTS: list[tuple[str, Any]] = [
     ('robot.gripper.closed', float('nan')),
     ('robot.end_effector_frame', 5),
     ('views.composition', 'mosaic'),
+    ('views.size', [256, 303]),
     ('views.size', [256]),
     ('views.size', [256, 304.0]),
     ('views.size', [8, 304]),
