@@ -62,9 +62,7 @@ class Trial:
         config, layout, sampler = self.checkpoint.transformer_config, layout_of(self.contract), self.contract.sampler
         generation = generation_bytes(config, torch.float32)
         words = 4 * config.vocab_size * config.hidden_size
-        needed = int(
-            1.2 * (2 * generation + 2 * words)
-        )  # both towers, all words, some room
+        needed = int(1.2 * (2 * generation + 2 * words))  # both towers, all words, some room
         on_gpu = torch.cuda.is_available()
         if on_gpu:
             memory = torch.cuda.mem_get_info()[0]
