@@ -160,6 +160,9 @@ def _add_compile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compile_.add_argument('--flavour', help='tensorrt or tensorrt_rtx; left out: the first that is installed')
     compile_.add_argument('--segments', type=int, help='pieces of the step; left out: as few as memory allows')
     compile_.add_argument(
+        '--no-decoder', action='store_true', help='leave the decoder of imagined videos to PyTorch; actions do without'
+    )
+    compile_.add_argument(
         '--accuracy', type=int, default=2, help='made-up observations to hold the outcome to the reference; 0: none'
     )
     compile_.add_argument('-o', '--output', type=Path, required=True, help='folder to make')
@@ -180,6 +183,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         arguments.flavour,
         arguments.segments,
         arguments.accuracy,
+        not arguments.no_decoder,
     )
     with _bars() as report:
         made = compile_checkpoint(order, arguments.output, report)

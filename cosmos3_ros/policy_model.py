@@ -117,7 +117,8 @@ def _build(values: Values, contract: Contract, report: Report) -> None:
         raise InvalidInput('parameter build', problems)
     targets = (NATIVE,) if gpu_of_this_machine() else ()
     stages = _Stages(report)
-    order = Order(open_checkpoint(values['checkpoint']), contract, precision, targets)
+    # Without the decoder: the node keeps latents, and whoever wants to see them has PyTorch.
+    order = Order(open_checkpoint(values['checkpoint']), contract, precision, targets, decoder=False)
     made = compile_checkpoint(order, Path(values['compiled']).expanduser(), stages.progress)
     report(f'{made.folder}: {"already built" if made.cached else "built"}, {made.card.precision}')
 

@@ -162,12 +162,16 @@ def load(
 def _load_compiled(
     folder: Path, card: Card, checkpoint: Checkpoint, backend: str, device: torch.device, offload: bool
 ) -> Cosmos3:
+    import torch
+
     from engine.backends.opening import check_origin, open_compiled
     from engine.runtime import Runtime
 
     check_origin(folder, card, checkpoint.fingerprint)
     config = checkpoint.transformer_config
     runs, vae = open_compiled(folder, card, config, backend, device, offload=offload)
+    dtype = torch.float32 if vae.device.type == 'cpu' else torch.bfloat16
+    vae.elsewhere = lambda: checkpoint.load_vae(vae.device, dtype)
     return Cosmos3(checkpoint, Runtime(runs, vae, checkpoint.load_tokenizer()))
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -150,12 +150,26 @@ class CompiledBackend:
             first += layers
 
 
+class Decoder(Protocol):
+    """Whatever turns latents into pixels."""
+
+    def decode(self, latents: Tensor, between: Callable[[], None] | None = None) -> Tensor:
+        """See :meth:`engine.network.vae.VideoVae.decode`."""
+
+
 class CompiledVae:
-    """The autoencoder as compiled parts: the pictures of one canvas, the clips of one length."""
+    """The autoencoder as compiled parts: the pictures of one canvas, the clips of one length.
+
+    Attributes:
+        elsewhere: Makes the autoencoder that decodes if the parts were made without a decoder; called at the first
+            clip. Without it clips are refused.
+    """
 
     def __init__(self, card: Card, device: torch.device, runners: Mapping[str, Runner]) -> None:
-        """Take the parts `encoder` and `decoder`."""
+        """Take the parts `encoder` and `decoder`, if the latter is there."""
         self.device = device
+        self.elsewhere: Callable[[], Decoder] | None = None
+        self._decoder: Decoder | None = None
         self._card = card
         self._runners = runners
 
@@ -174,10 +188,20 @@ class CompiledVae:
         Raises:
             ObservationError: The clip is not of the size that the part was made for.
         """
+        if 'decoder' not in self._card.parts:
+            return self._decoded_elsewhere(latents, between)
         self._check('decoder', 'latents', latents)
         pixels = self._runners['decoder']({'latents': latents.to(self.device, torch.float32)})['pixels']
         levels: Tensor = (pixels.clamp(-1.0, 1.0) + 1.0) * 127.5
         return levels.to(torch.uint8).permute(1, 2, 3, 0).contiguous()
+
+    def _decoded_elsewhere(self, latents: Tensor, between: Callable[[], None] | None) -> Tensor:
+        if self._decoder is None and self.elsewhere is not None:
+            self._decoder = self.elsewhere()
+        if self._decoder is None:
+            problem = Problem('decoder', 'is not among the parts', remedy='compile with it')
+            raise ObservationError('compiled decoder', [problem])
+        return self._decoder.decode(latents, between)
 
     def _check(self, part: str, name: str, tensor: Tensor) -> None:
         wanted = next(port.shape for port in self._card.parts[part].inputs if port.name == name)

@@ -74,6 +74,8 @@ class Order:
         segments: Pieces that the step is cut into; None: as few as the memory at hand allows.
         accuracy: Made-up observations by which the outcome is held to the reference, each under two seeds; 0: none.
             Left out, with the reason in the card, where the reference would need too much memory or time.
+        decoder: Whether to compile the decoder of imagined videos too. Actions do not need it; without it PyTorch
+            decodes.
     """
 
     checkpoint: Checkpoint
@@ -83,6 +85,7 @@ class Order:
     flavour: str | None = None
     segments: int | None = None
     accuracy: int = 0
+    decoder: bool = True
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,7 @@ def _key(work: _Work) -> str:
         'targets': work.targets,
         'builder': _builder(work),
         'gpu': _gpu(work),
+        'decoder': order.decoder,
         'segments': order.segments,  # not what the memory of this moment makes of None: either will do
         'opset': OPSET,
         'versions': _versions(),
@@ -296,7 +300,7 @@ def _make_parts(work: _Work, shop: Path, tell: Report) -> None:
     vae = checkpoint.load_vae('cpu', work.dtype)
     canvas, vision = canvas_of(work.order.contract), work.layout.vision
     _build(work, _draw(work, encoder_part(vae, canvas.height, canvas.width), shop, tell), shop, tell)
-    if vision is not None:
+    if vision is not None and work.order.decoder:
         part = decoder_part(vae, vision.frames, vision.height, vision.width)
         _build(work, _draw(work, part, shop, tell), shop, tell)
 
