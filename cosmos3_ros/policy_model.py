@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cosmos3_ros.parameters import Parameter, Required
 from engine.backends.choice import AUTO, BACKENDS, TORCH
 from engine.contract_sampler import PRESETS
-from engine.cosmos3 import PRECISIONS
+from engine.cosmos3 import COMPILED_AS, PRECISIONS
 from engine.errors import InvalidInput, Problem
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ MODEL_PARAMETERS = (
     ),
     Parameter('warm_up', True, 'Run one inference while configuring, so that the first chunk is not late.'),
 )
-_PRECISION_OF = {'float32': 'fp32', 'float16': 'fp16', 'bfloat16': 'bf16', 'fp8': 'fp8'}
 
 
 def load_policy(values: Values, contract: Contract, report: Report) -> Policy:
@@ -108,11 +107,11 @@ def _build(values: Values, contract: Contract, report: Report) -> None:
     from engine.checkpoint import open_checkpoint
     from engine.export.compiling import Order, compile_checkpoint
 
-    precision, problems = _PRECISION_OF.get(values['dtype']), []
+    precision, problems = COMPILED_AS.get(values['dtype']), []
     if not values['compiled']:
         problems.append(Problem('compiled', 'is empty', remedy='name the folder to build into'))
     if precision is None:
-        problems.append(Problem('dtype', 'cannot be compiled', values['dtype'], ', '.join(_PRECISION_OF)))
+        problems.append(Problem('dtype', 'cannot be compiled', values['dtype'], ', '.join(COMPILED_AS)))
     if precision is None or problems:
         raise InvalidInput('parameter build', problems)
     targets = (NATIVE,) if gpu_of_this_machine() else ()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FP8 = 'fp8'
 PRECISIONS = ('float32', 'bfloat16', 'float16', 'float64', FP8)
+COMPILED_AS = {'float32': 'fp32', 'float16': 'fp16', 'bfloat16': 'bf16', FP8: 'fp8'}
+"""What compiled parts call a precision; float64 is not compiled."""
 AUTO = 'auto'  # as in engine.backends.choice, which is not imported for it: it imports PyTorch
 _LOG = logging.getLogger(__name__)
 
@@ -150,7 +152,7 @@ def load(
     chosen = choose(backend, where, card, Machine.this())
     report(f'backend {chosen.name}: {chosen.reason}')
     if card is not None and compiled is not None:
-        model = _load_compiled(Path(compiled), card, checkpoint, chosen.name, where, offload)
+        model = load_compiled(Path(compiled), card, checkpoint, chosen.name, where, offload=offload)
     else:
         compiles = chosen.name == TORCH_COMPILED
         model = load_with_torch(checkpoint, where, dtype, layers_compiled=compiles, offload=offload)
@@ -159,9 +161,10 @@ def load(
     return model
 
 
-def _load_compiled(
-    folder: Path, card: Card, checkpoint: Checkpoint, backend: str, device: torch.device, offload: bool
+def load_compiled(
+    folder: Path, card: Card, checkpoint: Checkpoint, backend: str, device: torch.device, *, offload: bool = False
 ) -> Cosmos3:
+    """Open verified compiled parts of a verified checkpoint; see :func:`load` for the arguments."""
     import torch
 
     from engine.backends.opening import check_origin, open_compiled

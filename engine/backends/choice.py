@@ -39,7 +39,8 @@ class Machine:
     Attributes:
         gpu: Name and target of the GPU, such as ('NVIDIA H100', 'sm_90'); None without one.
         tensorrt: Version of each flavour of TensorRT that is installed.
-        packages: Whether ONNX Runtime ('onnxruntime') and Triton ('triton'), which compiled layers need on a GPU, are.
+        packages: Those of ONNX Runtime ('onnxruntime') and Triton ('triton', which compiled layers need on a GPU) that
+            are installed.
     """
 
     gpu: tuple[str, str] | None = None

@@ -20,17 +20,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from engine.errors import InvalidInput, Problem
+from engine.network.fp8 import LARGEST, SMALLEST, TOWER
 
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-LARGEST = 448.0
-"""Largest number of the format e4m3."""
 _INLINE, _ALIGNMENT = 1024, 4096  # bytes; readers map pages into memory
-_SMALLEST = 2.0**-24  # a token of zeros has this scale, so that nothing is divided by zero
-TOWER = ('add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out', 'mlp_moe_gen')
-"""Parts of the names of the weights that are quantised."""
 
 
 def quantise_step(graph: Path) -> int:
@@ -162,7 +158,7 @@ class _Rewriter:
         one = self._constant('fp8_one', np.ones(()), dtype)
         zero = self._constant('fp8_zero', np.zeros(()), self.fp8)
         per_step = self._constant('fp8_per_step', np.array(1.0 / LARGEST), dtype)
-        smallest = self._constant('fp8_smallest_scale', np.array(_SMALLEST), dtype)
+        smallest = self._constant('fp8_smallest_scale', np.array(SMALLEST), dtype)
         axis = self._constant('fp8_token', np.array([-1], dtype=np.int64), TensorProto.INT64)
         yield step('Abs', [name], '_size')
         yield step('ReduceMax', [f'{name}_size', axis], '_largest', keepdims=1)
@@ -180,7 +176,7 @@ class _Rewriter:
         rows = node.op_type == 'Gemm' and any(item.name == 'transB' and item.i for item in node.attribute)
         axis = 0 if rows else 1
         largest = np.maximum(values.max(axis=1 - axis), -values.min(axis=1 - axis))
-        scales = np.maximum(largest, _SMALLEST * LARGEST) / LARGEST
+        scales = np.maximum(largest, SMALLEST * LARGEST) / LARGEST
         values /= np.expand_dims(scales, 1 - axis)
         quantised = self._constant(f'{weight.name}_fp8', values, self.fp8)
         scale = self._constant(f'{weight.name}_scale', scales, weight.data_type)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from engine.errors import InvalidInput, Problem
 from engine.network.heads import DomainLinear
-from engine.network.layers import KeysValues, Layer, Rotary
+from engine.network.layers import GENERATION, KeysValues, Layer, Rotary
 from engine.network.placement import Placement, make_placement
 from engine.network.rope import rotary, text_positions
 from engine.network.vae import space_to_channels
@@ -303,7 +303,6 @@ def generation_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:
     return config.num_hidden_layers * (attention + matrices * hidden * config.intermediate_size) * dtype.itemsize
 
 
-_GENERATION = ('moe_gen', 'add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out', 'norm_added_')
 _ENTRY = ('proj_in.', 'time_embedder.', 'action_proj_in.', 'action_modality_embed')
 _EXIT = ('proj_out.', 'norm_moe_gen.', 'action_proj_out.')
 
@@ -311,7 +310,7 @@ _EXIT = ('proj_out.', 'norm_moe_gen.', 'action_proj_out.')
 def _is_generation(name: str) -> bool:
     """Whether a tensor is of no use to the understanding tower's keys and values."""
     heads = name.startswith((*_ENTRY, *_EXIT, 'audio_', 'lm_head.', 'norm.'))
-    return heads or any(part in name for part in _GENERATION)
+    return heads or any(part in name for part in GENERATION)
 
 
 def _step_names(transformer: CosmosTransformer, first: int, last: int) -> list[str]:
@@ -319,7 +318,7 @@ def _step_names(transformer: CosmosTransformer, first: int, last: int) -> list[s
     layers = tuple(f'layers.{index}.' for index in range(first, last))
 
     def wanted(name: str) -> bool:
-        of_layer = name.startswith(layers) and any(part in name for part in _GENERATION)
+        of_layer = name.startswith(layers) and any(part in name for part in GENERATION)
         return of_layer or name.startswith(heads)
 
     return _names(transformer, wanted)

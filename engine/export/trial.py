@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.backends.choice import AUTO, ONNX_RUNTIME, TENSORRT, Machine, choose
-from engine.backends.opening import open_compiled
-from engine.cosmos3 import Cosmos3, load_with_torch
+from engine.cosmos3 import COMPILED_AS, Cosmos3, load_compiled, load_with_torch
 from engine.errors import CosmosError, InvalidInput
 from engine.export.accuracy import Accuracy, collect_chunks, compare_chunks, make_observations
 from engine.export.parts import generation_bytes
 from engine.policy import layout_of
-from engine.runtime import Runtime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, float], None]
 SEEDS = (0, 1)
-_DTYPES = {'fp32': 'float32', 'fp16': 'float16', 'bf16': 'bfloat16', 'fp8': 'fp8'}
+_DTYPES = {compiled: dtype for dtype, compiled in COMPILED_AS.items()}
 _MOST_OPERATIONS = 2e13
 """Floating point operations that a processor is asked for at most: a few minutes on two cores."""
 
@@ -98,8 +96,7 @@ class Trial:
             dtype = _DTYPES[card.precision]
             model = load_with_torch(self.checkpoint, _device(), dtype)
             return model, f'torch, {dtype}, {_device()}: the arithmetic of the parts, which do not run here'
-        backend, vae = open_compiled(folder, card, self.checkpoint.transformer_config, chosen.name, _device())
-        model = Cosmos3(self.checkpoint, Runtime(backend, vae, self.checkpoint.load_tokenizer()))
+        model = load_compiled(folder, card, self.checkpoint, chosen.name, _device())
         where = {ONNX_RUNTIME: 'cpu', TENSORRT: card.gpu or ', '.join(card.targets)}[chosen.name]
         return model, f'{chosen.name}, {card.precision}, {where}'
 

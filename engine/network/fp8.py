@@ -28,7 +28,8 @@ TOWER = ('add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out', 'mlp_moe_gen')
 """Parts of the names of the linears that are quantised."""
 OLDEST_GPU = (8, 9)
 """First compute capability with FP8 (Ada); Hopper and Blackwell have it too."""
-_SMALLEST = 2.0**-24  # a token of zeros has this scale, so that nothing is divided by zero
+SMALLEST = 2.0**-24
+"""Scale of a token of zeros, so that nothing is divided by zero."""
 _ALIGNED = 16  # the kernel takes no other sizes than multiples of this
 
 
@@ -47,14 +48,14 @@ class Quantised(NamedTuple):
 def quantise(x: Tensor) -> Quantised:
     """Quantise activations [tokens, width] of any float type, with one scale for each token."""
     exact = x.to(torch.float32)
-    scales = (exact.abs().amax(dim=-1, keepdim=True) * (1.0 / LARGEST)).clamp(min=_SMALLEST)
+    scales = (exact.abs().amax(dim=-1, keepdim=True) * (1.0 / LARGEST)).clamp(min=SMALLEST)
     return Quantised(_round(exact / scales), scales)
 
 
 def quantise_weight(weight: Tensor) -> Quantised:
     """Quantise a weight [out, in] of any float type, with one scale for each output channel: scales [out, 1]."""
     exact = weight.detach().to(torch.float32)
-    scales = exact.abs().amax(dim=-1, keepdim=True).clamp(min=_SMALLEST * LARGEST) / LARGEST
+    scales = exact.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST * LARGEST) / LARGEST
     return Quantised(_round(exact / scales), scales)
 
 

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from engine.network.config import TransformerConfig
 from engine.network.fp8 import read_together
 
+GENERATION = ('_moe_gen', 'add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out', 'norm_added_')
+"""Parts of the names of a layer's tensors that only generation reads."""
+
 
 class Rotary(NamedTuple):
     """Cosines and sines of each token's rotation, both [tokens, head_dim] in the model's type."""

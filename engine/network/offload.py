@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from engine.network.config import TransformerConfig
-from engine.network.layers import Layer
+from engine.network.layers import GENERATION, Layer
 
 HOST = torch.device('cpu')
-_GENERATION = ('_moe_gen', 'add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out', 'norm_added_')
 _PLACES = 2  # one layer calculates while the next is on its way
 
 
 def rests_on_host(name: str) -> bool:
     """Whether a tensor of the transformer, by its public name, is read only where a prompt is."""
-    return name.startswith(('embed_tokens.', 'layers.')) and not any(part in name for part in _GENERATION)
+    return name.startswith(('embed_tokens.', 'layers.')) and not any(part in name for part in GENERATION)
 
 
 def move_to_host(transformer: nn.Module, *, pinned: bool) -> None:
