@@ -221,6 +221,23 @@ def clock_back(bench: Bench, rng: np.random.Generator) -> None:
     bench.tick()
 
 
+def started_over(bench: Bench, rng: np.random.Generator) -> None:
+    """A simulation begins anew: the clock is set back, and the arm stands somewhere else and was told nothing."""
+    bench.now -= int(rng.integers(100, 3000)) * MS
+    limits, joint = bench.limits, rng.integers(len(bench.arm))
+    bench.arm = np.clip(bench.arm, limits.lower, limits.upper)
+    bench.arm[joint] += 0.5 if 2 * bench.arm[joint] < limits.lower[joint] + limits.upper[joint] else -0.5
+    told, bench.told = bench.told, None
+    if told is not None:  # a command that lets it stand there, for the next one to be compared with
+        rest, still = np.tile(bench.arm, (2, 1)), np.zeros((2, len(bench.arm)))
+        span = np.array([0, 10 * MS])
+        stands = dataclasses.replace(
+            told, stamp_ns=bench.now, times_ns=span, positions=rest, velocities=still, accelerations=still
+        )
+        bench.auditor.command(stands)  # as one that continues nothing
+        bench.told = stands
+
+
 def blocked_arm(bench: Bench, rng: np.random.Generator) -> None:
     """The arm stops following, or follows again."""
     bench.follows = not bench.follows
@@ -250,5 +267,5 @@ EVENTS = (
     clock_forward,
 )
 
-DISTURBANCES = (blocked_arm, foreign_hand)
+DISTURBANCES = (blocked_arm, foreign_hand, started_over)
 """Events after which the arm is no longer where it was told to be."""

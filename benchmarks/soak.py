@@ -37,6 +37,8 @@ BOUND_S = 120.0
 CALM_S = (2.0, 6.0)
 GROWTH = 0.01
 _SAMPLE_S = 1.0
+_KEPT_EACH = 20
+"""Of so many samples of the memory one is kept in the results."""
 DEADLY_SHARE = 0.4
 """Share of the time in which processes are ended."""
 _WARM_UP_S = 300.0  # what a process keeps of the latest minutes has its full size by then
@@ -209,7 +211,13 @@ def conclude(soak: Soak) -> dict[str, Any]:
     for name, samples in soak.memory.items():
         later = [(t, size) for t, size in samples if t > max(calm, samples[0][0] + warm_up)]
         if len(later) >= 10 and later[-1][0] > 0.9 * soak.elapsed_s:
-            grown[name] = {'growth': growth(later), 'mib': later[-1][1] / 2**20, 'seconds': later[-1][0] - later[0][0]}
+            course = [[round(t), round(size / 2**20, 2)] for t, size in samples[::_KEPT_EACH]]
+            grown[name] = {
+                'growth': growth(later),
+                'mib': later[-1][1] / 2**20,
+                'seconds': later[-1][0] - later[0][0],
+                'course': course,
+            }
     broken = {
         'limit violations': soak.watcher.audit.violations,
         'stuck states': sum(bool(event.missing) for event in soak.events),

@@ -66,6 +66,17 @@ class Trajectory:
     accelerations: Array
 
 
+@dataclass(frozen=True)
+class Start:
+    """The first command after a silence, with what was known when it came."""
+
+    command: Trajectory
+    before: str
+    guard: str
+    heard_ns: int
+    """How much later than the command the latest joint state was stamped."""
+
+
 def read_command(message: JointTrajectory, names: tuple[str, ...]) -> Trajectory:
     """Read a trajectory message, columns in the order of `names`."""
     order = [message.joint_names.index(name) for name in names]
@@ -161,7 +172,7 @@ class Watcher:
         self.unexplained: list[str] = []
         self._last: Trajectory | None = None
         self._last_number = -1
-        self._starts: list[Trajectory] = []
+        self._starts: list[Start] = []
         self._measured: deque[tuple[int, Array]] = deque(maxlen=_MEASURED)
         self._lock = threading.Lock()
         self.node = QuietEvents('soak_watcher', namespace=NAMESPACE)
@@ -222,8 +233,15 @@ class Watcher:
                 command.positions[0],
             )
             if last is None or abs(command.stamp_ns - last.stamp_ns) > _SILENCE_NS:
-                self._starts.append(command)
+                self._starts.append(self._start(command))
             self._last = command
+
+    def _start(self, command: Trajectory) -> Start:
+        last, status = self._last, self.status
+        before = 'none' if last is None else f'{(last.stamp_ns - command.stamp_ns) / 1e9:+.3f} s'
+        guard = 'unheard of' if status is None else f'{status.state_name}, {status.text!r}'
+        latest = self._measured[-1][0] if self._measured else command.stamp_ns
+        return Start(command, before, guard, latest - command.stamp_ns)
 
     def _on_status(self, message: GuardStatus) -> None:
         before, self.status = self.status, message
@@ -253,13 +271,21 @@ class Watcher:
         for command in starts:
             self._judge_start(command, measured)
 
-    def _judge_start(self, command: Trajectory, measured: list[tuple[int, Array]]) -> None:
+    def _judge_start(self, start: Start, measured: list[tuple[int, Array]]) -> None:
         """Compare where a command begins with the joints of that instant: on a busy machine the latest may be old."""
+        command = start.command
         near = [joints for stamp_ns, joints in measured if abs(stamp_ns - command.stamp_ns) <= _SAME_TIME_NS]
         apart = min((float(np.abs(command.positions[0] - joints).max()) for joints in near), default=0.0)
         self.judged_starts += bool(near)
         if apart > NEAR_RAD:
-            self.audit.violation('start', f'a command begins {apart:.3f} rad from the joints measured then')
+            where = (command.positions[0] - near[-1]).round(3).tolist()
+            stamps = [stamp_ns - command.stamp_ns for stamp_ns, _ in measured]
+            self.audit.violation(
+                'start',
+                f'a command of {command.stamp_ns / 1e9:.3f} s begins {apart:.3f} rad from the joints measured then '
+                f'(difference {where}); the one before {start.before}; guard {start.guard}; joints known from '
+                f'{stamps[0] / 1e9:+.3f} s to {stamps[-1] / 1e9:+.3f} s of it, heard {start.heard_ns / 1e9:+.3f} s',
+            )
 
     def ask(self, service: str, within_s: float = 5.0) -> Any:
         """Call a service of the guard; its answer, None if there was none in time."""

@@ -42,6 +42,8 @@ _NOT_BOOKED = frozenset(
         Reason.CHUNK_EXPIRED,
     }
 )
+# How far an arm may be behind its command, as a time.
+_LAG_S = 0.1
 # What is in the way while nothing is.
 _NOTHING = reject(Reason.NONE, Reason.NONE.sentence)
 
@@ -77,6 +79,7 @@ class Guard:
         self._played: ChunkMotion | None = None
         self._late = False
         self._quiet = True
+        self._lost = False  # the clock jumped in the middle of a motion; where the arm is has yet to be measured
         self._paused = False
 
     @property
@@ -226,8 +229,8 @@ class Guard:
         inactive = reject(Reason.NOT_ACTIVE, Reason.NOT_ACTIVE.sentence)
         self._motion.catch_up(now_ns)
         self._stop(now_ns, GuardState.INACTIVE, inactive)
-        last = None if self._quiet else self._stopping_command(now_ns)
-        self._quiet = True
+        last = None if self._quiet or self._lost else self._stopping_command(now_ns)
+        self._quiet, self._lost = True, False
         return last
 
     def request_stop(self, text: str, now_ns: int) -> None:
@@ -303,6 +306,9 @@ class Guard:
         if self._state is GuardState.INACTIVE or self._quiet:
             return None
         self._late = self._motion.catch_up(now_ns) or self._late
+        self._find_arm(now_ns)
+        if self._lost or self._quiet:
+            return None
         self._check_following(now_ns)
         if self._state is GuardState.TRACKING:
             self._supervise(now_ns)
@@ -324,6 +330,7 @@ class Guard:
         if isinstance(chunk, Rejection):
             return chunk
         self._late = self._motion.catch_up(now_ns) or self._late
+        self._find_arm(now_ns)
         anchor = self._anchor(now_ns)
         if isinstance(anchor, Rejection):
             return anchor
@@ -454,7 +461,7 @@ class Guard:
         self._cause = reject(Reason.NONE, 'waiting for the first chunk')
         self._epoch, self._sequence = self._epoch + 1, None
         self._active_since_ns = now_ns
-        self._late, self._quiet = False, True
+        self._late, self._quiet, self._lost = False, True, False
 
     def _playing_command(self, now_ns: int) -> Command | None:
         points = self._motion.advance(now_ns)
@@ -475,8 +482,7 @@ class Guard:
             self._quiet = True  # what was sent before ends at rest; nothing better is known
             return None
         if self._motion.end_ns <= now_ns:
-            self._quiet = True
-            self._state = GuardState.HOLDING if self._state is GuardState.BRAKING else self._state
+            self._rest()
         return self._command(points, now_ns)
 
     def _command(self, points: Samples, now_ns: int) -> Command:
@@ -527,6 +533,31 @@ class Guard:
             cause = reject(Reason.TRACKING_ERROR, what, joint=name, value=value, limit=limit, unit='rad')
             self._latch(cause, now_ns)
 
+    def _find_arm(self, now_ns: int) -> None:
+        """After a jump of the clock, say nothing until a joint state of the new time confirms where the arm is.
+
+        It stops by what it was sent. A simulation that started over has put it somewhere else: then there is nothing to
+        bring to an end, and a command for the old place would throw it there.
+        """
+        if not self._lost:
+            return
+        measured, stamp_ns = self._watch.joint_states.latest, self._watch.joint_states.stamp_ns
+        if measured is not None and stamp_ns is not None:
+            planned = self._motion.state(stamp_ns)
+            allowed = self.options.reanchor_rad + _LAG_S * np.abs(planned.velocities)
+            self._lost = False
+            if (np.abs(planned.positions - measured.positions) > allowed).any():
+                self._motion.anchor(measured.positions, now_ns)
+                self._rest()
+        elif self._motion.end_ns <= now_ns:  # never heard of again
+            self._lost = False
+            self._rest()
+
+    def _rest(self) -> None:
+        """Nothing is left to say: silence from now on."""
+        self._quiet = True
+        self._state = GuardState.HOLDING if self._state is GuardState.BRAKING else self._state
+
     def _observe_clock(self, now_ns: int) -> None:
         """Notice a clock that runs backwards: everything known is of another time then; stop."""
         before, self._now_ns = self._now_ns, now_ns
@@ -538,6 +569,7 @@ class Guard:
         self._active_since_ns = now_ns
         self._apart_since_ns = None
         self._motion.rebase(before, now_ns)
+        self._lost = not self._quiet
         self._epoch, self._sequence = self._epoch + 1, None
         if self._state in (GuardState.TRACKING, GuardState.BRAKING, GuardState.HOLDING):
             jump = reject(Reason.CLOCK_JUMP, 'the clock ran backwards by', value=(before - now_ns) / NS, unit='s')

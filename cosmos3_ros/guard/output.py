@@ -109,16 +109,10 @@ class CommandedMotion:
             self._follow(brake)
 
     def rebase(self, old_now_ns: int, now_ns: int) -> None:
-        """Carry the present state over to a clock that has jumped, and stop from there.
-
-        Where no stop from the present state fits the limits, the robot does what it was sent, and so does the plan.
-        """
+        """Carry the stop that the robot was sent over to a clock that has jumped; it is all that the robot will do."""
         self.catch_up(old_now_ns)
-        state = self.state(old_now_ns)
-        if state.is_at_rest:
-            self._follow(Hold(now_ns, state.positions))
-        elif (brake := self._braker.brake(state, now_ns)) is not None:
-            self._follow(brake)
+        if self.rest_since(old_now_ns) is not None:
+            self._follow(Hold(now_ns, self.state(old_now_ns).positions))
         else:
             self.let_brake()
             self._executor.shift(now_ns - old_now_ns)
