@@ -26,7 +26,7 @@ from typing import Any
 
 import rclpy
 from figures import facts, machine, save, table
-from soak_world import CONTRACT, System, Watcher, begin_ros, growth, recover
+from soak_world import CONTRACT, Memory, System, Watcher, begin_ros, growth, recover
 
 from cosmos3_ros.guard_node import limits_of
 from engine.contract import load_contract
@@ -63,7 +63,7 @@ class Soak:
     rng: random.Random
     began: float = field(default_factory=time.monotonic)
     events: list[Event] = field(default_factory=list)
-    memory: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    memory: dict[str, list[tuple[float, Memory]]] = field(default_factory=dict)
     badly_ended: list[str] = field(default_factory=list)
 
     @property
@@ -209,14 +209,14 @@ def conclude(soak: Soak) -> dict[str, Any]:
     calm, warm_up = DEADLY_SHARE * soak.elapsed_s, min(_WARM_UP_S, 0.2 * soak.elapsed_s)
     grown = {}
     for name, samples in soak.memory.items():
-        later = [(t, size) for t, size in samples if t > max(calm, samples[0][0] + warm_up)]
+        later = [(t, size.own) for t, size in samples if t > max(calm, samples[0][0] + warm_up)]
         if len(later) >= 10 and later[-1][0] > 0.9 * soak.elapsed_s:
-            course = [[round(t), round(size / 2**20, 2)] for t, size in samples[::_KEPT_EACH]]
             grown[name] = {
                 'growth': growth(later),
-                'mib': later[-1][1] / 2**20,
+                'mib': _mib(later[-1][1]),
+                'shared_mib': _mib(samples[-1][1].shared),
                 'seconds': later[-1][0] - later[0][0],
-                'course': course,
+                'course_s_own_shared': [[round(t), _mib(m.own), _mib(m.shared)] for t, m in samples[::_KEPT_EACH]],
             }
     broken = {
         'limit violations': soak.watcher.audit.violations,
@@ -241,6 +241,10 @@ def conclude(soak: Soak) -> dict[str, Any]:
     }
 
 
+def _mib(size: int) -> float:
+    return round(size / 2**20, 2)
+
+
 def report(found: dict[str, Any]) -> str:
     """The findings as Markdown."""
     by_fault: dict[str, list[float]] = {}
@@ -260,8 +264,11 @@ def report(found: dict[str, Any]) -> str:
         table(('stop, by reason', 'times'), sorted(found['stops'].items())),
         table(('chunk', 'times'), sorted(found['decisions'].items())),
         table(
-            ('process and start', 'MiB at the end', 'growth', 'over s'),
-            [(n, f'{m["mib"]:.1f}', f'{m["growth"]:+.2%}', f'{m["seconds"]:.0f}') for n, m in found['memory'].items()],
+            ('process and start', 'MiB of its own at the end', 'growth', 'over s', 'MiB shared'),
+            [
+                (n, f'{m["mib"]:.1f}', f'{m["growth"]:+.2%}', f'{m["seconds"]:.0f}', f'{m["shared_mib"]:.1f}')
+                for n, m in found['memory'].items()
+            ],
         ),
         *(f'- {text}' for text in (*audit['first_violations'], *found['unexplained'], *found['badly_ended'])),
     ]

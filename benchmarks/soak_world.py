@@ -52,7 +52,6 @@ _SILENCE_NS = 500_000_000  # after so long without a command the arm has come to
 _SAME_TIME_NS = 20_000_000
 _MEASURED = 1000
 """Joint states that are kept, 100 in a second: commands are judged once in a second or so."""
-_PAGE = os.sysconf('SC_PAGE_SIZE')
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,32 @@ class Start:
     guard: str
     heard_ns: int
     """How much later than the command the latest joint state was stamped."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident bytes of a process.
+
+    Attributes:
+        own: Its own, which is what may not grow: anonymous pages and those of files.
+        shared: Of segments that the middleware shares with other processes. Their sizes are fixed, up to 17 MB each for
+            one that carries pictures, but a page of one counts as resident from its first use on.
+    """
+
+    own: int
+    shared: int
+
+    @staticmethod
+    def of(pid: int) -> Memory:
+        """Read what the kernel says of it.
+
+        Raises:
+            OSError, KeyError: There is no such process, or it is just ending.
+        """
+        status = Path(f'/proc/{pid}/status').read_text(encoding='ascii')
+        sizes = {name: value for name, _, value in (line.partition(':') for line in status.splitlines())}
+        own, files, shared = (int(sizes[name].split()[0]) * 1024 for name in ('RssAnon', 'RssFile', 'RssShmem'))
+        return Memory(own + files, shared)
 
 
 def read_command(message: JointTrajectory, names: tuple[str, ...]) -> Trajectory:
@@ -135,15 +160,14 @@ class System:
         self._runners.pop(name).stop(signal.SIGKILL)
         return code
 
-    def memory(self) -> dict[str, int]:
-        """Resident bytes of each process, by its name and the number of its start."""
+    def memory(self) -> dict[str, Memory]:
+        """What each process keeps in memory, by its name and the number of its start."""
         found = {}
         for name, runner in self._runners.items():
             try:
-                pages = int(Path(f'/proc/{runner.pid(name)}/statm').read_text(encoding='ascii').split()[1])
-            except (OSError, IndexError, ValueError):
+                found[f'{name} {self.starts[name]}'] = Memory.of(runner.pid(name))
+            except (OSError, KeyError):
                 continue  # just ended
-            found[f'{name} {self.starts[name]}'] = pages * _PAGE
         return found
 
     def close(self) -> None:
