@@ -174,7 +174,8 @@ class Audit:
         jerk = points.jerk[number]
         near = (jump <= jerk * dt**3 / 25.3 + ROUNDING) & (step <= jerk * dt**2 / 4.9 + ROUNDING)
         # From rest to rest a command may also begin where the arm is: somebody has moved it, or it did not follow.
-        still = (speed, points.v[begin], points.v[begin + 1], points.v[first], points.p[first] - arm)
+        moving = np.where((times >= points.times[points.last[before]])[:, None], 0.0, points.v[begin])
+        still = (speed, moving, points.v[begin + 1], points.v[first], points.p[first] - arm)
         taken_over = np.logical_and.reduce([np.abs(values).max(axis=1) <= ROUNDING for values in still])
         self._hold(book, number, near | taken_over[:, None], 'does not continue the command before it')
         self._most('jump of position between commands, rad', jump[~taken_over])

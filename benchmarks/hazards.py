@@ -223,7 +223,7 @@ def clock_back(bench: Bench, rng: np.random.Generator) -> None:
 
 def started_over(bench: Bench, rng: np.random.Generator) -> None:
     """A simulation begins anew: the clock is set back, and the arm stands somewhere else and was told nothing."""
-    bench.now -= int(rng.integers(100, 3000)) * MS
+    bench.now -= int(rng.integers(1000, 4000)) * MS  # further than the guard may be held up: it shall notice
     limits, joint = bench.limits, rng.integers(len(bench.arm))
     bench.arm = np.clip(bench.arm, limits.lower, limits.upper)
     bench.arm[joint] += 0.5 if 2 * bench.arm[joint] < limits.lower[joint] + limits.upper[joint] else -0.5

@@ -331,6 +331,8 @@ class Guard:
             return chunk
         self._late = self._motion.catch_up(now_ns) or self._late
         self._find_arm(now_ns)
+        if self._lost:
+            return reject(Reason.CLOCK_JUMP, 'the arm may still follow what it was sent before')
         anchor = self._anchor(now_ns)
         if isinstance(anchor, Rejection):
             return anchor
@@ -536,8 +538,8 @@ class Guard:
     def _find_arm(self, now_ns: int) -> None:
         """After a jump of the clock, say nothing until a joint state of the new time confirms where the arm is.
 
-        It stops by what it was sent. A simulation that started over has put it somewhere else: then there is nothing to
-        bring to an end, and a command for the old place would throw it there.
+        It stops by what it was sent. A simulation that started over has put it somewhere else, and a command for the
+        old place would throw it there: the guard is silent then until the stop is over, and begins where the arm is.
         """
         if not self._lost:
             return
@@ -545,11 +547,8 @@ class Guard:
         if measured is not None and stamp_ns is not None:
             planned = self._motion.state(stamp_ns)
             allowed = self.options.reanchor_rad + _LAG_S * np.abs(planned.velocities)
-            self._lost = False
-            if (np.abs(planned.positions - measured.positions) > allowed).any():
-                self._motion.anchor(measured.positions, now_ns)
-                self._rest()
-        elif self._motion.end_ns <= now_ns:  # never heard of again
+            self._lost = bool((np.abs(planned.positions - measured.positions) > allowed).any())
+        if self._lost and self._motion.end_ns <= now_ns:  # whatever was sent is over
             self._lost = False
             self._rest()
 
