@@ -103,7 +103,7 @@ def _warm_up(policy: Policy, report: Report) -> None:
 
 
 def _build(values: Values, contract: Contract, report: Report) -> None:
-    from engine.backends.tensorrt_api import NATIVE, gpu_of_this_machine
+    from engine.backends.tensorrt_api import NATIVE, gpu_of
     from engine.checkpoint import open_checkpoint
     from engine.export.compiling import Order, compile_checkpoint
 
@@ -114,7 +114,7 @@ def _build(values: Values, contract: Contract, report: Report) -> None:
         problems.append(Problem('dtype', 'cannot be compiled', values['dtype'], ', '.join(COMPILED_AS)))
     if precision is None or problems:
         raise InvalidInput('parameter build', problems)
-    targets = (NATIVE,) if gpu_of_this_machine() else ()
+    targets = (NATIVE,) if gpu_of() else ()
     stages = _Stages(report)
     # Without the decoder: the node keeps latents, and whoever wants to see them has PyTorch.
     order = Order(open_checkpoint(values['checkpoint']), contract, precision, targets, decoder=False)

@@ -149,7 +149,7 @@ def load(
     if compiled is not None:
         card = read_card(Path(compiled))
         clock.stage(f'compiled parts verified, {card.precision}, made {card.made}')
-    chosen = choose(backend, where, card, Machine.this())
+    chosen = choose(backend, where, card, Machine.this(where))
     report(f'backend {chosen.name}: {chosen.reason}')
     if card is not None and compiled is not None:
         model = load_compiled(Path(compiled), card, checkpoint, chosen.name, where, offload=offload)

@@ -6,6 +6,9 @@ velocity ``v = noise - clean``, so ``clean = x - sigma * v``.
 The solver is FlowUniPC: UniPC (Zhao et al., arXiv 2302.04867) of order 2 with the ``bh2`` variant of B(h), predicting
 clean data, the corrector always on, and first order at both ends. It equals diffusers' ``UniPCMultistepScheduler`` with
 flow sigmas up to float32 rounding.
+
+Every sample it visits is the first one plus a weighted sum of the velocities so far, with weights that depend on the
+schedule alone. A short run therefore needs one multiplication and addition for each velocity in each later sample.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ Samples = torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
 """One tensor, or one tensor for each modality as a tuple or a dict; modalities are stepped together."""
 
 TRAIN_TIMESTEPS = 1000
+
+SHORT = 4
+"""Steps up to which a run keeps a sum for each sample to come, which is fastest; longer ones would need more memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +104,7 @@ class _Step:
 
 
 def _unipc_steps(sigmas: npt.NDArray[np.float32]) -> tuple[_Step, ...]:
-    """All coefficients of a run, in float64 from the float32 noise levels, rounded to float32 once."""
+    """All coefficients of a run, in float64 from the float32 noise levels."""
     levels = [float(s) for s in sigmas]
     return tuple(_unipc_step(levels, k) for k in range(len(levels) - 1))
 
@@ -114,8 +120,7 @@ def _unipc_step(sigmas: list[float], k: int) -> _Step:
         ratio = (_log_snr(sigmas[k - 1]) - _log_snr(sigmas[k])) / h
         predict_new = (1.0 - sigmas[k + 1]) * math.expm1(-h) * 0.5 / ratio
     predict_mean = 1.0 - sigmas[k + 1] / sigmas[k]
-    weights = (sigmas[k], correct_mean, correct_old, correct_new, predict_mean, predict_new)
-    return _Step(*(float(np.float32(w)) for w in weights))
+    return _Step(sigmas[k], correct_mean, correct_old, correct_new, predict_mean, predict_new)
 
 
 def _corrector(sigmas: list[float], k: int, order: int) -> tuple[float, float]:
@@ -144,22 +149,70 @@ def _log_snr(sigma: float) -> float:
     return math.log1p(-sigma) - math.log(sigma)
 
 
+def _velocity_weights(steps: tuple[_Step, ...]) -> npt.NDArray[np.float64]:
+    """Weight of each velocity in each sample but the last: sample k is the first plus ``weights[k] @ velocities``.
+
+    Returns:
+        Strictly lower triangular, float64 [steps, steps].
+    """
+    count = len(steps)
+    samples, unit = np.zeros((count, count)), np.eye(count)
+    base, previous, difference = np.zeros((3, count))
+    for k, step in enumerate(steps[:-1]):
+        clean = samples[k] - step.sigma * unit[k]
+        corrected = samples[k]
+        if k > 0:
+            corrected = base + step.correct_mean * (previous - base) + step.correct_old * difference
+            difference = clean - previous
+            corrected = corrected + step.correct_new * difference
+        samples[k + 1] = corrected + step.predict_mean * (clean - corrected) + step.predict_new * difference
+        base, previous = corrected, clean
+    return samples
+
+
+class _Sums:
+    """All later samples of one tensor during a short run, each of which receives every velocity as it comes.
+
+    As many tensors as there are samples to come; that of the present step is handed out.
+    """
+
+    def __init__(self, steps: tuple[_Step, ...], weights: npt.NDArray[np.float64]) -> None:
+        self._steps = steps
+        self._weights = weights
+        self._later: list[torch.Tensor] = []
+        self._k = 0
+
+    def step(self, velocity: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """Return the sample at the next noise level, a new tensor."""
+        k, self._k = self._k, self._k + 1
+        if self._k == len(self._steps):  # the next noise level is 0: the prediction of the clean tensor is the answer
+            return torch.sub(sample, velocity, alpha=self._steps[k].sigma)
+        column = [float(weight) for weight in self._weights[self._k :, k]]
+        if k == 0:
+            self._later = [torch.add(sample, velocity, alpha=weight) for weight in column]
+        else:
+            for later, weight in zip(self._later, column, strict=True):
+                later.add_(velocity, alpha=weight)
+        return self._later.pop(0)
+
+
 class _Track:
-    """The solver's memory of one tensor during one run.
+    """The solver's memory of one tensor during one run of many steps.
 
     Three tensors of its own, written over once they have been read for the last time: at the size of a video, memory is
     what the updates cost.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps: tuple[_Step, ...]) -> None:
+        self._steps = iter(steps)
         self._base: torch.Tensor | None = None
         self._clean: torch.Tensor | None = None
         self._difference: torch.Tensor | None = None
         self._owns_base = False
 
-    def step(self, weights: _Step, velocity: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    def step(self, velocity: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Return the sample at the next noise level, a new tensor."""
-        sample = sample.to(torch.promote_types(sample.dtype, velocity.dtype))  # for a float64 network
+        weights = next(self._steps)
         clean = torch.sub(sample, velocity, alpha=weights.sigma)
         if weights.predict_mean == 1.0:  # the next noise level is 0: the prediction is the answer
             return clean
@@ -194,8 +247,8 @@ class _Track:
 class UniPc:
     """FlowUniPC over one run: call :meth:`step` with k = 0, 1, ... once for each entry of the schedule.
 
-    A call with k = 0 starts a new run, so one object serves many requests, one after another. The object holds three
-    tensors for each modality between steps and never synchronises with the device.
+    A call with k = 0 starts a new run, so one object serves many requests, one after another. Between steps the object
+    holds at most :data:`SHORT` tensors for each modality, and it never synchronises with the device.
 
     Positions whose velocity is exactly zero keep their value bit for bit: every update is a sum of differences that
     are zero there. Conditioning therefore needs no re-injection, as long as tensors are float32.
@@ -205,8 +258,9 @@ class UniPc:
         """Precompute every coefficient of `schedule`."""
         self.schedule = schedule
         self._steps = _unipc_steps(schedule.sigmas)
+        self._weights = _velocity_weights(self._steps) if len(schedule) <= SHORT else None
         self._next = 0
-        self._tracks: dict[Any, _Track] = {}
+        self._tracks: dict[Any, _Track | _Sums] = {}
 
     def step[S: Samples](self, k: int, velocity: Samples, sample: S) -> S:
         """Move `sample` from noise level k to k + 1.
@@ -227,12 +281,19 @@ class UniPc:
             raise ValueError(f'step {k} is out of turn: expected 0 or {self._next} of {len(self._steps)} steps')
         _check_precision(sample)
         if k == 0:
-            self._tracks = {name: _Track() for name in _named(sample)}
-        result = _map(lambda x, v, track: track.step(self._steps[k], v, x), sample, velocity, self._tracks)
+            self._tracks = {name: self._track() for name in _named(sample)}
+        result = _map(_advance, sample, velocity, self._tracks)
         self._next = k + 1
         if self._next == len(self._steps):  # a finished run holds no memory
             self._next, self._tracks = 0, {}
         return result
+
+    def _track(self) -> _Track | _Sums:
+        return _Track(self._steps) if self._weights is None else _Sums(self._steps, self._weights)
+
+
+def _advance(sample: torch.Tensor, velocity: torch.Tensor, track: _Track | _Sums) -> torch.Tensor:
+    return track.step(velocity, sample.to(torch.promote_types(sample.dtype, velocity.dtype)))  # for a float64 network
 
 
 def _check_precision(samples: Samples) -> None:
@@ -313,13 +374,20 @@ def combine[S: Samples](
         overwrite: Put the result where `conditional` is, if it is not to be normalised.
     """
     reuse = overwrite and not normalize
-    guided = _map(
-        lambda c, u: torch.sub(c, u, out=c if reuse else None).mul_(scale).add_(u), conditional, unconditional
-    )
+    guided = _map(lambda c, u: _extrapolate(c, u, scale, c if reuse else None), conditional, unconditional)
     if not normalize:
         return guided
     shrink = (_norm(conditional) / (_norm(guided) + 1e-8)).clamp(0.0, 1.0)
     return _map(lambda v: (v * shrink).to(v.dtype), guided)
+
+
+def _extrapolate(
+    conditional: torch.Tensor, unconditional: torch.Tensor, scale: float, into: torch.Tensor | None
+) -> torch.Tensor:
+    if conditional.dtype == unconditional.dtype == torch.float32:
+        return torch.lerp(unconditional, conditional, scale, out=into)
+    # Rounded after every operation, as the reference does in its narrower types.
+    return torch.sub(conditional, unconditional, out=into).mul_(scale).add_(unconditional)
 
 
 def _norm(samples: Samples) -> torch.Tensor:

@@ -20,13 +20,12 @@ from dataclasses import dataclass, field
 import torch
 
 from engine.backends.card import ONNX, Card
-from engine.backends.tensorrt_api import FULL, INSTALL, RTX, find_tensorrt, gpu_of_this_machine
+from engine.backends.tensorrt_api import FULL, INSTALL, RTX, find_tensorrt, gpu_of
 from engine.errors import CosmosError, InvalidInput, Problem
 
 AUTO, TORCH, TORCH_COMPILED = 'auto', 'torch', 'torch-compiled'
 ONNX_RUNTIME, TENSORRT = 'onnxruntime', 'tensorrt'
 BACKENDS = (AUTO, TORCH, TORCH_COMPILED, ONNX_RUNTIME, TENSORRT)
-TRITON = 'triton'
 COMPILED = (ONNX_RUNTIME, TENSORRT)
 """Backends that run compiled parts."""
 _RUN_BY_ONNX_RUNTIME = ('fp32', 'fp16')
@@ -39,25 +38,34 @@ class Machine:
     Attributes:
         gpu: Name and target of the GPU, such as ('NVIDIA H100', 'sm_90'); None without one.
         tensorrt: Version of each flavour of TensorRT that is installed.
-        packages: Those of ONNX Runtime ('onnxruntime') and Triton ('triton', which compiled layers need on a GPU) that
-            are installed.
+        packages: 'onnxruntime', if it is installed.
+        uncompilable: Why layers cannot be compiled for the GPU; nothing if they can.
     """
 
     gpu: tuple[str, str] | None = None
     tensorrt: Mapping[str, str] = field(default_factory=dict)
     packages: frozenset[str] = frozenset()
+    uncompilable: tuple[Problem, ...] = ()
 
     @classmethod
-    def this(cls) -> Machine:
-        """Look around."""
+    def this(cls, device: torch.device) -> Machine:
+        """Look around, on behalf of a network that is to run on `device`."""
         found = {}
         for flavour in (FULL, RTX):
             try:
                 found[flavour] = find_tensorrt(flavour).version
             except CosmosError:
                 continue  # what is not installed is told when it is asked for
-        packages = (name for name in (ONNX_RUNTIME, TRITON) if importlib.util.find_spec(name) is not None)
-        return cls(gpu_of_this_machine(), found, frozenset(packages))
+        packages = [ONNX_RUNTIME] if importlib.util.find_spec(ONNX_RUNTIME) else []
+        return cls(gpu_of(device), found, frozenset(packages), _uncompilable(device))
+
+
+def _uncompilable(device: torch.device) -> tuple[Problem, ...]:
+    if device.type != 'cuda':
+        return ()  # on a processor nobody compiles layers unless asked to, and then it is found out
+    from engine.backends.torch_compiled import missing_for  # it imports PyTorch's compiler, which takes seconds
+
+    return tuple(missing_for(device))
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def choose(wanted: str, device: torch.device, card: Card | None, machine: Machin
     if wanted not in BACKENDS:
         raise InvalidInput('backend', [Problem('backend', 'is unknown', repr(wanted), ', '.join(BACKENDS))])
     name, reason = (wanted, 'as asked for') if wanted != AUTO else _best(device, card, machine)
-    problems = [*_obstacles(name, device, card, machine)]
+    problems = [*_obstacles(name, card, machine)]
     if problems:
         raise InvalidInput(f'backend {name}', problems)
     return Choice(name, reason)
@@ -97,21 +105,22 @@ def _best(device: torch.device, card: Card | None, machine: Machine) -> tuple[st
         return ONNX_RUNTIME, 'the compiled parts hold graphs and no engines'
     if device.type != 'cuda':
         return TORCH, f'there are no compiled parts, and compiling layers does not pay on {device.type}'
-    if TRITON not in machine.packages:
-        return TORCH, 'there are no compiled parts, and Triton, which compiles layers, is not installed'
+    if machine.uncompilable:
+        lacking = ', '.join(f'{problem.where} {problem.what}' for problem in machine.uncompilable)
+        return TORCH, f'there are no compiled parts, and layers cannot be compiled: {lacking}'
     gpu = machine.gpu[0] if machine.gpu else 'the GPU'
     return TORCH_COMPILED, f'there are no compiled parts; layers are compiled for {gpu}'
 
 
-def _obstacles(name: str, device: torch.device, card: Card | None, machine: Machine) -> Iterator[Problem]:
+def _obstacles(name: str, card: Card | None, machine: Machine) -> Iterator[Problem]:
     if name in COMPILED and card is None:
         remedy = 'make them with cosmos3 compile and name their folder'
         yield Problem('compiled', 'is missing: this backend runs compiled parts', remedy=remedy)
     if name not in COMPILED and card is not None:
         remedy = f'leave them out, or use {" or ".join(COMPILED)}'
         yield Problem('compiled', 'cannot be used: this backend runs the checkpoint itself', name, remedy=remedy)
-    if name == TORCH_COMPILED and device.type == 'cuda' and TRITON not in machine.packages:
-        yield Problem(TRITON, 'is not installed; compiled layers need it', remedy='pip install triton')
+    if name == TORCH_COMPILED:
+        yield from machine.uncompilable
     if name == ONNX_RUNTIME and card is not None:
         yield from _against_onnx_runtime(card, machine)
     if name == TENSORRT and card is not None:

@@ -117,14 +117,19 @@ def find_tensorrt(flavour: str | None = None) -> TensorRt:
     raise CosmosError(f'TensorRT is not installed ({"; ".join(reasons)}); {ways}')
 
 
-def gpu_of_this_machine() -> tuple[str, str] | None:
-    """Name of the GPU and its target, such as ('NVIDIA GeForce RTX 4090', 'sm_89'); None if there is none."""
+def gpu_of(device: Any = None) -> tuple[str, str] | None:
+    """Name of a GPU and its target, such as ('NVIDIA GeForce RTX 4090', 'sm_89'); None if there is none.
+
+    Args:
+        device: A `torch.device`; of one that is no GPU, or without it, the present GPU is told.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return None
-    major, minor = torch.cuda.get_device_capability()
-    return torch.cuda.get_device_name(), f'sm_{major}{minor}'
+    which = device if device is not None and device.type == 'cuda' else None
+    major, minor = torch.cuda.get_device_capability(which)
+    return torch.cuda.get_device_name(which), f'sm_{major}{minor}'
 
 
 @dataclass

@@ -135,9 +135,14 @@ def check_compiler(device: torch.device) -> None:
     Raises:
         InvalidInput: Everything that is missing, and how to get it.
     """
-    problems = [*(_missing_for_gpu(device) if device.type == 'cuda' else _missing_for_processor())]
+    problems = missing_for(device)
     if problems:
         raise InvalidInput("backend torch-compiled (without it there is 'torch', which compiles nothing)", problems)
+
+
+def missing_for(device: torch.device) -> list[Problem]:
+    """Everything that `torch.compile` does not find here, and how to get it."""
+    return [*(_missing_for_gpu(device) if device.type == 'cuda' else _missing_for_processor())]
 
 
 def _missing_for_processor() -> Iterator[Problem]:

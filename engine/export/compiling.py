@@ -19,7 +19,7 @@ import torch
 
 from engine.backends.card import CARD, ONNX, Card, EngineError, StoredFile, StoredPart, StoredPort, read_card
 from engine.backends.compiled import TYPES, layout_terms
-from engine.backends.tensorrt_api import TensorRt, find_tensorrt, gpu_of_this_machine
+from engine.backends.tensorrt_api import TensorRt, find_tensorrt, gpu_of
 from engine.checkpoint.loading import forget
 from engine.cosmos3 import contract_differences
 from engine.errors import ContractError, InvalidInput, Problem
@@ -165,7 +165,7 @@ def _plan(order: Order) -> _Work:
         raise InvalidInput('compilation', faults)
     layout_terms(layout_of(order.contract))
     tensorrt = find_tensorrt(order.flavour) if order.targets else None
-    targets = tensorrt.check_targets(order.targets, gpu_of_this_machine()) if tensorrt else ()
+    targets = tensorrt.check_targets(order.targets, gpu_of()) if tensorrt else ()
     segments = order.segments or segments_for(
         order.checkpoint.transformer_config, TYPES[order.precision], memory_at_hand()
     )
@@ -230,7 +230,7 @@ def _builder(work: _Work) -> dict[str, str]:
 
 def _gpu(work: _Work) -> str:
     """The GPU whose measurements decide what is built; none if the engines are built from names alone."""
-    gpu = gpu_of_this_machine() if 'native' in work.targets or (work.tensorrt and not work.tensorrt.targets) else None
+    gpu = gpu_of() if 'native' in work.targets or (work.tensorrt and not work.tensorrt.targets) else None
     return '' if gpu is None else f'{gpu[0]} ({gpu[1]})'
 
 

@@ -91,7 +91,7 @@ class Trial:
     def _subject(self, folder: Path, card: Card) -> tuple[Cosmos3, str]:
         """The compiled parts if this machine runs them, and what to call them."""
         try:
-            chosen = choose(AUTO, _device(), card, Machine.this())
+            chosen = choose(AUTO, _device(), card, Machine.this(_device()))
         except InvalidInput:
             dtype = _DTYPES[card.precision]
             model = load_with_torch(self.checkpoint, _device(), dtype)

@@ -17,10 +17,11 @@ from engine.backends.choice import (
     Machine,
     choose,
 )
-from engine.errors import InvalidInput
+from engine.errors import InvalidInput, Problem
 
 ADA, HOPPER = ('NVIDIA GeForce RTX 4090', 'sm_89'), ('NVIDIA H100', 'sm_90')
-EVERYTHING = frozenset({'onnxruntime', 'triton'})
+EVERYTHING = frozenset({'onnxruntime'})
+NO_TRITON = (Problem('triton', 'is not installed', remedy='pip install triton'),)
 RTX, FULL = {'tensorrt_rtx': '1.7.1'}, {'tensorrt': '11.4.0'}
 CPU, CUDA = torch.device('cpu'), torch.device('cuda')
 
@@ -57,7 +58,7 @@ def native(gpu: tuple[str, str]) -> Card:
         (CPU, None, Machine(), TORCH, 'does not pay on cpu'),
         (CPU, None, Machine(packages=EVERYTHING), TORCH, 'does not pay on cpu'),
         (CUDA, None, Machine(HOPPER, packages=EVERYTHING), TORCH_COMPILED, 'NVIDIA H100'),
-        (CUDA, None, Machine(HOPPER), TORCH, 'Triton'),
+        (CUDA, None, Machine(HOPPER, uncompilable=NO_TRITON), TORCH, 'triton is not installed'),
         (CPU, graphs(), Machine(packages=EVERYTHING), ONNX_RUNTIME, 'no engines'),
         (CUDA, card(), Machine(ADA, RTX, EVERYTHING), TENSORRT, 'sm_89, sm_120'),
         (CUDA, native(HOPPER), Machine(HOPPER, FULL, EVERYTHING), TENSORRT, 'native'),
@@ -85,7 +86,7 @@ def test_what_is_asked_for_is_taken_where_it_runs(name: str) -> None:
         (ONNX_RUNTIME, None, Machine(packages=EVERYTHING), ['compiled']),
         (TORCH, graphs(), Machine(), ['compiled']),
         (TORCH_COMPILED, card(), Machine(ADA, packages=EVERYTHING), ['compiled']),
-        (TORCH_COMPILED, None, Machine(ADA), ['triton']),
+        (TORCH_COMPILED, None, Machine(ADA, uncompilable=NO_TRITON), ['triton']),
         (ONNX_RUNTIME, graphs('bf16'), Machine(), ['onnxruntime', 'precision']),
         (TENSORRT, graphs(), Machine(ADA, RTX), ['compiled']),
         (AUTO, card(), Machine(), ['tensorrt_rtx', 'GPU']),
@@ -111,6 +112,6 @@ def test_compiled_parts_that_do_not_fit_are_never_passed_over() -> None:
 
 
 def test_this_machine_is_told_as_it_is() -> None:
-    here = Machine.this()
+    here = Machine.this(CPU)
     assert (here.gpu is not None) == torch.cuda.is_available()
     assert here.packages <= EVERYTHING

@@ -157,6 +157,17 @@ def test_any_run_ends_at_the_constant_combination_of_its_velocities():
     torch.testing.assert_close(final, basis_run(10, 3.0)[-1] @ torch.stack([start, *velocities]), rtol=0, atol=5e-6)
 
 
+@pytest.mark.parametrize('steps', [1, 2, 3, 4, 5])
+def test_short_and_long_runs_go_the_same_way(monkeypatch: pytest.MonkeyPatch, steps: int):
+    """Sums of velocities for a few steps, three tensors for many: nothing changes at the seam."""
+    start = torch.randn(1000, generator=torch.Generator().manual_seed(4))
+    ways = []
+    for short in (0, 10):
+        monkeypatch.setattr('engine.sampler.SHORT', short)
+        ways.append(run(steps, 5.0, lambda x, t: torch.sin(x) + t / 1000, start))
+    torch.testing.assert_close(ways[0], ways[1], rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize(('steps', 'shift'), [(4, 5.0), (30, 10.0)])
 def test_positions_without_velocity_keep_their_value_bit_for_bit(steps: int, shift: float):
     generator = torch.Generator().manual_seed(0)
