@@ -18,6 +18,9 @@ STEP = 66_666_667
 MIDDLE = np.array([0.0, 0.0, 0.0, -1.5, 0.0, 1.8, 0.0])
 """A pose of the Panda far from the ends of its joints."""
 
+_STANDING = 7 * MS
+"""Length of a command that is none of the guard's, and lets the arm stand where it is."""
+
 Bench = Any
 Happening = tuple[Any, dict[str, Any]]
 
@@ -222,7 +225,12 @@ def clock_back(bench: Bench, rng: np.random.Generator) -> None:
 
 
 def started_over(bench: Bench, rng: np.random.Generator) -> None:
-    """A simulation begins anew: the clock is set back, and the arm stands somewhere else and was told nothing."""
+    """A simulation begins anew: the clock is set back, and the arm stands somewhere else and was told nothing.
+
+    Not again before the guard has said something: a second one could put the arm beside its old place by chance.
+    """
+    if bench.told is not None and bench.told.times_ns[-1] == _STANDING:
+        return
     bench.now -= int(rng.integers(1000, 4000)) * MS  # further than the guard may be held up: it shall notice
     limits, joint = bench.limits, rng.integers(len(bench.arm))
     bench.arm = np.clip(bench.arm, limits.lower, limits.upper)
@@ -230,7 +238,7 @@ def started_over(bench: Bench, rng: np.random.Generator) -> None:
     told, bench.told = bench.told, None
     if told is not None:  # a command that lets it stand there, for the next one to be compared with
         rest, still = np.tile(bench.arm, (2, 1)), np.zeros((2, len(bench.arm)))
-        span = np.array([0, 10 * MS])
+        span = np.array([0, _STANDING])
         stands = dataclasses.replace(
             told, stamp_ns=bench.now, times_ns=span, positions=rest, velocities=still, accelerations=still
         )
