@@ -297,10 +297,13 @@ def _make_parts(work: _Work, shop: Path, tell: Report) -> None:
         with step_part(skeleton, work.dtype, plan, index, weights) as part:
             drawn = _draw(work, part, shop, tell)
         _build(work, drawn, shop, tell)
-    vae = checkpoint.load_vae('cpu', work.dtype)
+    # Every action begins with the picture, and in float16 its encoder errs far more than the whole network does.
+    exact = torch.float32 if work.dtype is torch.float16 else work.dtype
+    vae = checkpoint.load_vae('cpu', exact)
     canvas, vision = canvas_of(work.order.contract), work.layout.vision
     _build(work, _draw(work, encoder_part(vae, canvas.height, canvas.width), shop, tell), shop, tell)
     if vision is not None and work.order.decoder:
+        vae = vae if exact is work.dtype else checkpoint.load_vae('cpu', work.dtype)
         part = decoder_part(vae, vision.frames, vision.height, vision.width)
         _build(work, _draw(work, part, shop, tell), shop, tell)
 

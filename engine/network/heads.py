@@ -28,8 +28,8 @@ class TimeEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed scaled times [n] as [n, hidden_size], float32 (float64 in a float64 model)."""
-        hidden = F.silu(_linear_at_least_float32(self.linear_1, time_features(t)))
-        return _linear_at_least_float32(self.linear_2, hidden)
+        hidden = F.silu(linear_at_least_float32(self.linear_1, time_features(t)))
+        return linear_at_least_float32(self.linear_2, hidden)
 
 
 class DomainLinear(nn.Module):
@@ -80,6 +80,7 @@ def unpatchify(tokens: Tensor, item: VisionItem, patch: int) -> Tensor:
     return latents[..., : item.height, : item.width].unsqueeze(0)
 
 
-def _linear_at_least_float32(layer: nn.Linear, x: Tensor) -> Tensor:
+def linear_at_least_float32(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear map calculated in float32 (float64 if its weights are), whatever type its weights are stored in."""
     dtype = torch.promote_types(layer.weight.dtype, torch.float32)
     return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))

@@ -55,10 +55,16 @@ class RmsNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension."""
+        """Normalise the last dimension; of a stream that is wider than the model's type, into that type."""
+        if x.dtype != self.weight.dtype:
+            return self.exactly(x).to(self.weight.dtype)
         if self.nemotron:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, eps=self.eps) * self.weight
+
+    def exactly(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension in the type of `x`."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class GatedMlp(nn.Module):

@@ -78,11 +78,11 @@ def test_graphs_of_float32_give_the_chunks_of_the_reference(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('family', 'bound'), [('nano', 5e-3), ('edge', 8e-3)])
+@pytest.mark.parametrize(('family', 'bound'), [('nano', 5e-3), ('edge', 6e-3)])
 def test_graphs_of_float16_are_as_near_to_the_reference_as_their_digits_allow(
     family: str, bound: float, contract: engine.Contract, observation: engine.Observation, tmp_path: Path
 ) -> None:
-    """All four steps with guidance, against float32; Edge in PyTorch's own float16 is off by 3.5e-3."""
+    """All four steps with guidance, against float32; Edge in PyTorch's own float16 is off by as much."""
     tiny = make_checkpoint(tmp_path / family, family, 'reflex')
     order = Order(open_checkpoint(tiny), contract, 'fp16', decoder=False)
     ours = engine.load(tiny, compiled=compile_checkpoint(order, tmp_path / 'compiled').folder).policy(contract)
