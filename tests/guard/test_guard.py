@@ -458,6 +458,16 @@ def test_a_simulation_that_started_over_in_the_middle_of_a_motion_gets_no_comman
     np.testing.assert_allclose(first.positions[0], bench.arm, atol=0.01)
 
 
+def test_no_chunk_begins_before_a_stop_from_before_the_jump_is_over_where_the_arm_is_elsewhere(bench):
+    in_motion(bench)
+    bench.now -= 5_000 * MS
+    bench.arm, bench.told = bench.arm - 0.15, None
+    bench.report()
+    assert refused(bench, bench.wave()).reason is Reason.CLOCK_JUMP
+    assert bench.run(1000) == []
+    accept(bench, bench.wave())
+
+
 def test_a_guard_switched_off_right_after_its_clock_jumped_says_nothing_more(bench):
     in_motion(bench)
     bench.now -= 5_000 * MS
