@@ -8,6 +8,7 @@ imported, so that this can run before anything heavy does.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STUCK_S = 1.5  # after the grace: how long the end itself may take
 SUPERVISOR_VARIABLE = 'COSMOS3_ROS_SUPERVISOR'  # process id of the supervisor that this process must not outlive
 
 
@@ -25,6 +27,9 @@ class StopRequest:
     Until :meth:`take_over` nothing can be moving, and a stop request ends the process at once with exit code 0.
     Afterwards it sets :attr:`requested` and leaves the stopping to the program, for `grace_s` seconds; then the process
     is ended whatever still blocks it (a model that loads cannot be interrupted), with the exit code the program chose.
+    If not even that goes through, because something inside C waits and keeps Python from running, or because the
+    interpreter hangs while it is taken down, the process is ended another :data:`STUCK_S` later with exit code 1, and
+    says where each thread stood.
     """
 
     def __init__(self) -> None:
@@ -81,6 +86,8 @@ class StopRequest:
             if self.requested.is_set():
                 continue  # a second Ctrl-C, or the terminal and a supervisor both asking
             self.requested.set()
+            # A thread of C's own, which needs no turn from the interpreter.
+            faulthandler.dump_traceback_later(grace_s + STUCK_S, exit=True)
             threading.Thread(target=self._enforce, args=(late_exit_code, grace_s), daemon=True).start()
 
     def _enforce(self, late_exit_code: Callable[[], int], grace_s: float) -> None:

@@ -351,7 +351,7 @@ def test_a_changeable_parameter_that_nobody_applies_cannot_be_declared(graph):
 
 
 PROGRAM = """
-import sys, threading
+import ctypes, sys, threading
 from cosmos3_ros import process
 if {early}:
     process.answer_signals()
@@ -381,6 +381,8 @@ class Talker(CosmosLifecycleNode):
         print('active', flush=True)
 
     def deactivate_node(self):
+        if {halt}:
+            ctypes.PyDLL(None).sleep(60)  # keeps the interpreter's lock
         with lock:
             stopped.set()
             self.words.publish(String(data='stop'))
@@ -391,9 +393,10 @@ sys.exit(spin(lambda: Talker('talker')))
 
 @pytest.fixture
 def talker(program, tmp_path: Path):
-    def start(*, early: bool = True, hang: bool = False, fail: bool = False, autostart: bool = True):
+    def start(*, autostart: bool = True, **changes: bool):
+        values = {'early': True, 'hang': False, 'halt': False, 'fail': False, **changes}
         path = tmp_path / 'talker.py'
-        path.write_text(textwrap.dedent(PROGRAM.format(early=early, hang=hang, fail=fail)))
+        path.write_text(textwrap.dedent(PROGRAM.format(**values)))
         return program(str(path), '--ros-args', '-p', f'autostart:={str(autostart).lower()}')
 
     return start
@@ -421,6 +424,16 @@ def test_a_signal_ends_a_node_that_is_stuck_in_configure(talker, number):
     code, seconds = running.end(number)
     assert code == 0, running.output
     assert seconds < 2.5
+
+
+def test_a_signal_ends_a_process_in_which_python_itself_has_come_to_a_halt(talker):
+    """As when a library waits inside C for something of another process, and gives no other thread a turn."""
+    running = talker(halt=True)
+    running.wait_for('active')
+    code, seconds = running.end(signal.SIGTERM)
+    assert code == 1, running.output
+    assert seconds < 6.0
+    assert 'deactivate_node' in running.output, 'it says where it stood'
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
