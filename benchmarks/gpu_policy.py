@@ -248,7 +248,9 @@ class Bench:
 
         tell('compiling graphs')
         checkpoint = self.scratch / 'tiny'
-        made = compile_checkpoint(Order(open_checkpoint(checkpoint), self.contract, 'fp32'), self.scratch / 'graphs')
+        made = compile_checkpoint(
+            Order(open_checkpoint(checkpoint), self.contract, 'fp32', decoder=False), self.scratch / 'graphs'
+        )
         return engine.load(checkpoint, compiled=made.folder).policy(self.contract)
 
     def _runner(self, name: str, side: Policy | Reference) -> Callable[[int], tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import glob
 import os
@@ -15,6 +16,7 @@ from engine.backends.card import CARD
 from engine.errors import CosmosError, InvalidInput, Problem
 
 _PARTIAL = '.partial'
+_FROM_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and the flag of renameat2(2), Linux
 
 
 @contextmanager
@@ -77,13 +79,30 @@ def _clear_away(folder: Path) -> None:
 
 
 def _put(shop: Path, folder: Path) -> None:
-    """Put the finished folder in place of an earlier one, which comes back if that is interrupted."""
+    """Put the finished folder in place of an earlier one, which is left in the workshop."""
     _check(folder)
+    if not folder.exists():
+        shop.replace(folder)
+    elif not _exchange(shop, folder):
+        _put_by_turns(shop, folder)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one go, which a killed process has done or not; False where that cannot be done."""
+    try:
+        exchange = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    paths = (os.fsencode(path) for path in (one, other))
+    return exchange(_FROM_HERE, next(paths), _FROM_HERE, next(paths), _RENAME_EXCHANGE) == 0
+
+
+def _put_by_turns(shop: Path, folder: Path) -> None:
+    """The same with two renames; the earlier folder comes back if that is interrupted."""
     with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', suffix='.old', dir=folder.parent) as place:
         old = Path(place) / folder.name
         try:
-            if folder.exists():
-                folder.replace(old)
+            folder.replace(old)
             shop.replace(folder)
         except BaseException:
             if old.exists() and not folder.exists():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from engine.backends.card import CARD
 from engine.errors import CosmosError, InvalidInput
+from engine.export import folders
 from engine.export.folders import workshop
 
 
@@ -32,6 +34,42 @@ def test_a_folder_appears_when_all_is_done_and_takes_the_place_of_an_earlier_one
             assert not target.exists() or (target / CARD).read_text() == 'first'
         assert (target / CARD).read_text() == (target / 'step.onnx').read_text() == text
         assert names(target.parent) == ['made [1]']
+
+
+def test_an_earlier_folder_is_whole_until_the_new_one_is_so_that_a_kill_finds_one_of_them(tmp_path: Path) -> None:
+    target, stop, seen = tmp_path / 'made', threading.Event(), set()
+
+    def watch() -> None:
+        while not stop.is_set():
+            try:
+                seen.add((target / CARD).read_text())
+            except FileNotFoundError:
+                seen.add('missing')
+
+    with workshop(target) as shop:
+        fill(shop, '0')
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        for number in range(1, 50):
+            with workshop(target) as shop:
+                fill(shop, str(number))
+    finally:
+        stop.set()
+        watching.join()
+    assert 'missing' not in seen
+    assert names(tmp_path) == ['made']
+
+
+def test_where_folders_cannot_be_exchanged_the_new_one_takes_the_place_by_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, '_exchange', lambda *_paths: False)
+    for text in ('first', 'second'):
+        with workshop(tmp_path / 'made') as shop:
+            fill(shop, text)
+    assert (tmp_path / 'made' / CARD).read_text() == 'second'
+    assert names(tmp_path) == ['made']
 
 
 @pytest.mark.parametrize('ending', [KeyboardInterrupt, MemoryError, ValueError])
