@@ -43,10 +43,13 @@ from engine.network.transformer import CosmosTransformer, Prefix
 from engine.network.vae import VideoVae
 from engine.policy import Policy
 from engine.runtime import FrameCodec, Runtime, Stopwatch, Task
-from engine.sampler import Guidance, flow_unipc_schedule
+from engine.sampler import Guidance, flow_unipc_schedule, request_seeds
 from engine.sequence import Layout, forward_dynamics_layout
 
 REPEATS = {'tiny': 5, 'mid': 3, 'nano': 20}
+OUTSIDE_REPEATS = 12
+OUTSIDE_PAUSE_S = 0.06
+"""Between requests, as a loop has it that waits for the rows to be executed."""
 IMAGINED_ROWS = 16
 IMAGINED_STEPS = {'tiny': 4, 'mid': 4, 'nano': 30}
 QUESTION, ANSWER = 404, 100
@@ -287,15 +290,16 @@ class Bench:
         return Column(name, precision, total, denoise, outside, peak_gb, work.teraflop, floor, rmse)
 
     def _outside(self, side: Policy) -> float:
-        """Seconds of a request in which neither tower nor autoencoder work; median of a few."""
+        """Seconds of a request in which neither tower nor autoencoder work; median of a few, seeded as a node does."""
         watched = Timed(side.runtime.backend)
         policy = Policy(Runtime(watched, side.runtime.vae, side.runtime.tokenizer), side.contract)
         found = []
-        for seed in range(4):
+        for _, seed in zip(range(OUTSIDE_REPEATS), request_seeds(0), strict=False):
             watched.seconds = 0.0
             seconds = policy.infer(self.observation, seed).seconds
             found.append(seconds['total'] - seconds['encode'] - seconds['prefix'] - watched.seconds)
-        return statistics.median(found[1:])  # the first one reads the prompt
+            time.sleep(OUTSIDE_PAUSE_S)
+        return statistics.median(found[2:])  # the first one reads the prompt
 
     def _rmse(self, side: Policy) -> float:
         """Largest root mean square difference of a joint from the eager side, rad."""
