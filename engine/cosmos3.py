@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import ContractError, CosmosError, Problem
+from engine.errors import ContractError, CosmosError, InvalidInput, Problem
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from engine.backends.card import Card
     from engine.checkpoint import Checkpoint
     from engine.contract import Contract
+    from engine.dynamics import Dynamics, DynamicsTerms
     from engine.policy import Policy
     from engine.runtime import Runtime
 
@@ -63,6 +64,28 @@ class Cosmos3:
                 raise ContractError(f'contract {contract.name} and parts compiled for {made_for}', problems)
         return Policy(self.runtime, contract)
 
+    def dynamics(self, terms: Contract | DynamicsTerms) -> Dynamics:
+        """The dynamics surface: for what a contract's policy sees, or for terms of its own.
+
+        Raises:
+            ContractError: The terms do not fit this checkpoint, or its embodiment has no poses; lists every difference.
+            InvalidInput: The model was loaded from compiled parts, which hold the step of a policy alone.
+        """
+        from engine.backends.compiled import CompiledBackend
+        from engine.dynamics import Dynamics, DynamicsTerms
+
+        if isinstance(self.runtime.backend, CompiledBackend):
+            remedy = 'load the checkpoint without them'
+            raise InvalidInput(
+                'dynamics', [Problem('compiled parts', 'hold the step of a policy alone', remedy=remedy)]
+            )
+        contract = None if isinstance(terms, DynamicsTerms) else terms
+        wanted = terms if isinstance(terms, DynamicsTerms) else DynamicsTerms.of_contract(terms)
+        problems = action_differences(self.checkpoint, 'raw_dim', wanted.raw_dim)
+        if problems:
+            raise ContractError(f'dynamics of {wanted.embodiment.name} and checkpoint {self.checkpoint.root}', problems)
+        return Dynamics(self.runtime, wanted, contract)
+
 
 def contract_differences(checkpoint: Checkpoint, contract: Contract) -> list[Problem]:
     """Everything in which a contract and a checkpoint disagree; empty if they fit."""
@@ -77,20 +100,7 @@ def contract_differences(checkpoint: Checkpoint, contract: Contract) -> list[Pro
                 'choose another checkpoint or contract',
             )
         )
-    config = checkpoint.transformer_config
-    if not checkpoint.has_action:
-        problems.append(
-            Problem('transformer', 'has no action head', 'action_gen false', '', 'use a checkpoint with actions')
-        )
-    elif contract.embodiment.raw_action_dim > (config.action_dim or 0):
-        problems.append(
-            Problem(
-                'embodiment.raw_action_dim',
-                'exceeds the width of the action head',
-                str(contract.embodiment.raw_action_dim),
-                f'at most {config.action_dim}',
-            )
-        )
+    problems += action_differences(checkpoint, 'embodiment.raw_action_dim', contract.embodiment.raw_action_dim)
     terms = checkpoint.provenance.get('policy') or {}
     declared = (
         ('timing.chunk_rows', 'action_chunk_size', contract.timing.chunk_rows),
@@ -101,6 +111,16 @@ def contract_differences(checkpoint: Checkpoint, contract: Contract) -> list[Pro
         if name in terms and terms[name] != value:
             problems.append(Problem(key, f'differs from checkpoint.json policy.{name}', str(value), str(terms[name])))
     return problems
+
+
+def action_differences(checkpoint: Checkpoint, where: str, width: int) -> list[Problem]:
+    """What keeps a checkpoint from reading or writing rows of `width` numbers; `where` names that figure."""
+    most = checkpoint.transformer_config.action_dim
+    if not checkpoint.has_action:
+        return [Problem('transformer', 'has no action head', 'action_gen false', '', 'use a checkpoint with actions')]
+    if width > (most or 0):
+        return [Problem(where, 'exceeds the width of the action head', str(width), f'at most {most}')]
+    return []
 
 
 def load(

@@ -25,7 +25,7 @@ from engine.errors import ContractError, CosmosError, InvalidInput, ObservationE
 from engine.observation.geometry import Canvas, choose_canvas, content_size, fit, latent_crop, to_unit
 from engine.observation.on_device import compose_on
 from engine.observation.prompts import action_prompt
-from engine.observation.views import compose, letterbox, view_size
+from engine.observation.views import compose, in_shape
 from engine.runtime import Stopwatch, Task
 from engine.runtime_lanes import hand_out
 from engine.sampler import Guidance, flow_unipc_schedule, framework_noise
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 POSE_COLUMNS = 7
 """Columns of one arm's pose in a row of :attr:`PolicyChunk.actions`: position (m), then quaternion x, y, z, w."""
-ASPECT_TOLERANCE = 0.03
-"""Relative difference in shape that is scaled away rather than padded: tiles of rounded sizes, 152 x 304 for 16:9."""
 
 
 @dataclass(frozen=True)
@@ -262,8 +260,7 @@ class Policy:
     def _in_shape(self, observation: Observation) -> dict[str, NDArray[np.uint8]]:
         """The contract's pictures, those of another shape than their tiles letter-boxed."""
         views = self.contract.views
-        tile = view_size(views.composition, views.size)
-        return {name: _in_shape(observation.images[name], tile) for name in views.streams}
+        return in_shape(observation.images, views.composition, views.size)
 
     def _pixels(self, observation: Observation) -> torch.Tensor:
         """The one picture on its canvas, as the autoencoder takes it: float32 [3, H, W] in -1..1, on the device."""
@@ -470,13 +467,6 @@ def _leading(noise: torch.Tensor, seed: int, shape: tuple[int, int]) -> torch.Te
     """Noise of `shape` under the same seed: every modality starts the generator anew, so it is the video's first."""
     count = shape[0] * shape[1]
     return noise.view(-1)[:count].view(shape) if noise.numel() >= count else framework_noise(seed, shape)
-
-
-def _in_shape(picture: NDArray[np.uint8], tile: tuple[int, int]) -> NDArray[np.uint8]:
-    """The picture itself if its aspect ratio is that of `tile` (height, width), else letter-boxed to it."""
-    height, width = picture.shape[:2]
-    same = abs(height * tile[1] / (width * tile[0]) - 1) < ASPECT_TOLERANCE
-    return picture if same else letterbox(picture, tile)
 
 
 def _pose_shape(contract: Contract, rows: int, numbers: int) -> tuple[int, ...]:

@@ -92,6 +92,9 @@ class FrameCodec(Protocol):
     def encode_frame(self, rgb: Tensor) -> Tensor:
         """[3, H, W] in -1..1 to normalised latents [1, C, 1, h, w] float32."""
 
+    def encode(self, video: Tensor) -> Tensor:
+        """[3, F, H, W] in -1..1 to normalised latents [1, C, T, h, w] float32; not while a clip is decoded."""
+
     def decode(self, latents: Tensor, between: Callable[[], None]) -> Tensor:
         """Normalised latents [1, C, T, h, w] to pixels, uint8 [F, H, W, 3].
 
@@ -190,6 +193,13 @@ class Runtime:
         hand_out(vision)
         hand_out(action)
         return vision, action
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Encode a clip, [3, F, H, W] in -1..1 to latents [1, C, T, h, w]. To be called within a turn of imagination.
+
+        It uses the scratch memory that :meth:`decode` uses, which therefore has the same priority.
+        """
+        return self.vae.encode(video)
 
     def decode(self, latents: Tensor, cancelled: Callable[[], bool] | None = None) -> Tensor:
         """Decode a clip for people to see: uint8 [F, H, W, 3] in the processor's memory.

@@ -150,8 +150,11 @@ class CompiledBackend:
             first += layers
 
 
-class Decoder(Protocol):
-    """Whatever turns latents into pixels."""
+class ClipCodec(Protocol):
+    """Whatever turns clips into latents and latents into pixels."""
+
+    def encode(self, video: Tensor) -> Tensor:
+        """See :meth:`engine.network.vae.VideoVae.encode`."""
 
     def decode(self, latents: Tensor, between: Callable[[], None] | None = None) -> Tensor:
         """See :meth:`engine.network.vae.VideoVae.decode`."""
@@ -161,15 +164,15 @@ class CompiledVae:
     """The autoencoder as compiled parts: the pictures of one canvas, the clips of one length.
 
     Attributes:
-        elsewhere: Makes the autoencoder that decodes if the parts were made without a decoder; called at the first
-            clip. Without it clips are refused.
+        elsewhere: Makes the autoencoder that encodes clips, and decodes them if the parts were made without a decoder;
+            called at the first such clip. Without it they are refused.
     """
 
     def __init__(self, card: Card, device: torch.device, runners: Mapping[str, Runner]) -> None:
         """Take the parts `encoder` and `decoder`, if the latter is there."""
         self.device = device
-        self.elsewhere: Callable[[], Decoder] | None = None
-        self._decoder: Decoder | None = None
+        self.elsewhere: Callable[[], ClipCodec] | None = None
+        self._other: ClipCodec | None = None
         self._card = card
         self._runners = runners
 
@@ -189,19 +192,23 @@ class CompiledVae:
             ObservationError: The clip is not of the size that the part was made for.
         """
         if 'decoder' not in self._card.parts:
-            return self._decoded_elsewhere(latents, between)
+            return self._elsewhere().decode(latents, between)
         self._check('decoder', 'latents', latents)
         pixels = self._runners['decoder']({'latents': latents.to(self.device, torch.float32)})['pixels']
         levels: Tensor = (pixels.clamp(-1.0, 1.0) + 1.0) * 127.5
         return levels.to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
-    def _decoded_elsewhere(self, latents: Tensor, between: Callable[[], None] | None) -> Tensor:
-        if self._decoder is None and self.elsewhere is not None:
-            self._decoder = self.elsewhere()
-        if self._decoder is None:
-            problem = Problem('decoder', 'is not among the parts', remedy='compile with it')
-            raise ObservationError('compiled decoder', [problem])
-        return self._decoder.decode(latents, between)
+    def encode(self, video: Tensor) -> Tensor:
+        """Encode a clip, which no part does; see :meth:`engine.network.vae.VideoVae.encode`."""
+        return self._elsewhere().encode(video)
+
+    def _elsewhere(self) -> ClipCodec:
+        if self._other is None and self.elsewhere is not None:
+            self._other = self.elsewhere()
+        if self._other is None:
+            problem = Problem('autoencoder for clips', 'is not among the parts', remedy='compile with it')
+            raise ObservationError('compiled autoencoder', [problem])
+        return self._other
 
     def _check(self, part: str, name: str, tensor: Tensor) -> None:
         wanted = next(port.shape for port in self._card.parts[part].inputs if port.name == name)

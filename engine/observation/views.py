@@ -29,6 +29,9 @@ Size = tuple[int, int]
 Tile = tuple[slice, slice]
 """Rows and columns of the composite that a view takes."""
 
+ASPECT_TOLERANCE = 0.03
+"""Relative difference in shape that is scaled away rather than padded: tiles of rounded sizes, 152 x 304 for 16:9."""
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -219,6 +222,34 @@ def split(composite: Pixels, composition: str, size: Size | None = None) -> dict
     layout = _layout(composition)
     tiles = layout.tiles(size or (composite.shape[-3], composite.shape[-2]))
     return {name: composite[..., rows, columns, :] for name, (rows, columns) in zip(layout.views, tiles, strict=True)}
+
+
+def in_shape(views: Mapping[str, Pixels], composition: str, size: Size) -> dict[str, Pixels]:
+    """The views of a composition in the shape of their tiles: of another one they are letter-boxed.
+
+    That is what NVIDIA's evaluation clients do; views of the right shape are left to :func:`compose` to scale.
+
+    Args:
+        views: uint8 [H, W, 3] RGB for each view of the composition.
+        composition: One of :data:`COMPOSITIONS`.
+        size: Height and width of the composite.
+
+    Raises:
+        ObservationError: A view is missing.
+    """
+    tile, wanted = view_size(composition, size), _layout(composition).views
+    missing = [name for name in wanted if name not in views]
+    if missing:
+        given = f'given: {", ".join(views) or "none"}'
+        raise ObservationError('views', [Problem(name, 'is missing', remedy=given) for name in missing])
+    return {name: _in_shape(views[name], tile) for name in wanted}
+
+
+def _in_shape(picture: Pixels, tile: Size) -> Pixels:
+    """The picture itself if its aspect ratio is that of `tile`, else letter-boxed to it."""
+    height, width = picture.shape[:2]
+    same = abs(height * tile[1] / (width * tile[0]) - 1) < ASPECT_TOLERANCE
+    return picture if same else letterbox(picture, tile)
 
 
 def letterbox(image: Pixels, size: Size) -> Pixels:

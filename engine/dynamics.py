@@ -1,0 +1,447 @@
+"""The dynamics surface: a picture and rows of actions -> the video that they will cause, and from a video its actions.
+
+Long rows are imagined in windows of the length that the network was trained on. A window after the first starts from
+the last frames of the one before, decoded and encoded again as they are; no picture or video file lies in between, as
+it does in the published examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from engine.actions import MODEL_WIDTH, Embodiment, embodiment
+from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError, Problem
+from engine.observation.geometry import Canvas, choose_canvas, content_size, fit, latent_crop, to_unit
+from engine.observation.prompts import action_prompt
+from engine.observation.views import compose, in_shape
+from engine.runtime import Stopwatch, Task
+from engine.runtime_lanes import hand_out
+from engine.sampler import Guidance, flow_unipc_schedule, framework_noise
+from engine.sequence import (
+    TEMPORAL_COMPRESSION,
+    Layout,
+    forward_dynamics_layout,
+    inverse_dynamics_layout,
+    latent_frames,
+)
+from engine.turns import Priority
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.contract import Contract
+    from engine.runtime import Runtime
+
+Frames = NDArray[np.uint8]
+"""RGB, uint8 [F, H, W, 3]."""
+SPACE = 'ee_delta'
+"""The action space that imagination was trained on; other ones need the bridge of the robot's kinematics first."""
+
+
+@dataclass(frozen=True)
+class DynamicsTerms:
+    """What a clip is and how it is denoised. The figures are those of cosmos-framework's action examples.
+
+    Attributes:
+        embodiment: Whose actions they are.
+        raw_dim: Numbers in a row.
+        chunk: Rows of one window, a multiple of 4.
+        fps: Rows, and frames of the clip, per second.
+        tier: Resolution tier of the canvas.
+        viewpoint: Of the pictures; None to say nothing of it.
+        description: What a composite shows, after the viewpoint's sentence.
+        prompt: Format of the prompt, 'plain' or 'json'.
+        steps: Network evaluations for a window (two with guidance).
+        guidance: Scale; 1 for none.
+        shift: Of the schedule.
+    """
+
+    embodiment: Embodiment
+    raw_dim: int
+    chunk: int
+    fps: float
+    tier: int = 480
+    viewpoint: str | None = None
+    description: str | None = None
+    prompt: str = 'json'
+    steps: int = 30
+    guidance: float = 1.0
+    shift: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Raise InvalidInput with every fault."""
+        problems = []
+        if self.chunk < TEMPORAL_COMPRESSION or self.chunk % TEMPORAL_COMPRESSION:
+            problems.append(Problem('chunk', 'has no whole latents', str(self.chunk), 'a multiple of 4'))
+        if not 0 < self.raw_dim <= MODEL_WIDTH:
+            problems.append(Problem('raw_dim', 'out of range', str(self.raw_dim), f'1 to {MODEL_WIDTH}'))
+        if not self.fps > 0:
+            problems.append(Problem('fps', 'is not positive', str(self.fps), 'above 0'))
+        if problems:
+            raise InvalidInput('terms of dynamics', problems)
+
+    @classmethod
+    def published(cls, domain: str, raw_dim: int | None = None, **changes: Any) -> Self:
+        """Terms of an embodiment as it was trained, with whatever is to be different.
+
+        Args:
+            domain: Name of the embodiment.
+            raw_dim: Numbers in a row; None if the embodiment has but one space of actions, or `ee_delta` among them.
+            changes: Other attributes.
+
+        Raises:
+            InvalidInput: There is no such embodiment, its rate or the width of its rows is not public and not given, or
+                a figure is out of range.
+        """
+        of = embodiment(domain)
+        widths = {SPACE: of.raw_dims[SPACE]} if SPACE in of.raw_dims else of.raw_dims
+        width = raw_dim or (min(widths.values()) if len(set(widths.values())) == 1 else 0)
+        found = {'chunk': of.chunk, 'fps': of.fps or 0.0, 'viewpoint': of.viewpoint} | changes
+        return cls(of, width, **found)
+
+    @classmethod
+    def of_contract(cls, contract: Contract) -> Self:
+        """Terms that fit what a contract's policy sees: its rate, tier, views and prompt.
+
+        Windows have the embodiment's own length and rows are deltas of poses, also if the policy's are others.
+
+        Raises:
+            ContractError: The embodiment has no such rows.
+        """
+        of = embodiment(contract.embodiment.domain)
+        if SPACE not in of.raw_dims:
+            have = ', '.join(of.raw_dims) or 'none'
+            problem = Problem('embodiment.domain', f'has no action space {SPACE}', of.name, '', f'it has {have}')
+            raise ContractError(f'dynamics for contract {contract.name}', [problem])
+        prompt, timing = contract.prompt, contract.timing
+        return cls(
+            of,
+            of.raw_dims[SPACE],
+            of.chunk,
+            timing.fps,
+            timing.resolution_tier,
+            prompt.viewpoint,
+            prompt.description,
+            prompt.format,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """An imagined future.
+
+    Attributes:
+        latents: Of each window, float32 [1, C, T, h, w].
+        rows: float32 [N, D]: the actions that it was imagined for.
+        overlap: Frames of a window that were given, the last ones of the window before.
+        instruction: The prompt's words.
+        seed: Of the first window's noise; the others' follow.
+        seconds: Time per stage.
+    """
+
+    latents: tuple[Tensor, ...]
+    rows: NDArray[np.float32]
+    overlap: int
+    instruction: str
+    seed: int
+    seconds: Mapping[str, float]
+    _decode: Callable[[Tensor], Frames] = field(repr=False)
+    _decoded: list[Frames] = field(repr=False)
+
+    @property
+    def frames(self) -> Frames:
+        """The observed frame and one for every row, [N + 1, H, W, 3]; windows are decoded when first asked for."""
+        while len(self._decoded) < len(self.latents):
+            self._decoded.append(self._decode(self.latents[len(self._decoded)]))
+        first, *others = self._decoded
+        return np.concatenate([first, *(window[self.overlap :] for window in others)])[: len(self.rows) + 1]
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """Pictures of one size on their way into the network: the canvas they are padded to, and what of it is kept."""
+
+    canvas: Canvas
+    content: tuple[int, int]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of latents."""
+        return latent_crop(*self.content)
+
+    @classmethod
+    def of(cls, tier: int, frames: Frames) -> Self:
+        """For frames [..., H, W, 3]."""
+        height, width = frames.shape[-3:-1]
+        canvas = choose_canvas(tier, height, width)
+        return cls(canvas, content_size(height, width, canvas))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What all windows of one call have in common."""
+
+    instruction: str
+    watch: Stopwatch
+    cancelled: Callable[[], bool]
+
+
+class Dynamics:
+    """Imagines videos, and finds the actions behind them. Thread-safe; the policy's requests go first.
+
+    Attributes:
+        terms: What a window is and how it is denoised.
+        contract: Whose views are composed into the picture; None if only whole pictures are given.
+    """
+
+    priority = Priority.DYNAMICS
+
+    def __init__(self, runtime: Runtime, terms: DynamicsTerms, contract: Contract | None = None) -> None:
+        """Use :meth:`engine.Cosmos3.dynamics`, which checks the terms against the checkpoint first."""
+        self.runtime = runtime
+        self.terms = terms
+        self.contract = contract
+        self.schedule = flow_unipc_schedule(terms.steps, terms.shift)
+        self._device = runtime.backend.device
+
+    def with_terms(self, **changes: Any) -> Dynamics:
+        """The same with other terms: fewer steps, another tier.
+
+        Raises:
+            InvalidInput: A figure is out of range.
+        """
+        return Dynamics(self.runtime, replace(self.terms, **changes), self.contract)
+
+    def caption(self, instruction: str, canvas: Canvas) -> str:
+        """The prompt of a window for an instruction; '' stays ''."""
+        terms = self.terms
+        return action_prompt(
+            terms.prompt,
+            instruction,
+            viewpoint=terms.viewpoint,
+            description=terms.description,
+            frames=terms.chunk + 1,
+            fps=terms.fps,
+            canvas=canvas,
+        )
+
+    def imagine(
+        self,
+        seen: Frames | Mapping[str, Frames],
+        actions: ArrayLike,
+        instruction: str = '',
+        seed: int = 0,
+        *,
+        overlap: int = 1,
+        windows: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, int], None] = lambda _done, _all: None,
+    ) -> Rollout:
+        """The video that actions will cause.
+
+        Args:
+            seen: The picture of now, uint8 [H, W, 3], or one of each view of the contract.
+            actions: [N, D] in the model's space, as action files hold them and codecs write them: row k leads from
+                frame k to frame k + 1. Rows that are missing in the last window are its last one again.
+            instruction: What is going on, in words; may be empty.
+            seed: Of the noise of the first window; window k takes seed + k.
+            overlap: Frames that a window shares with the one before it, 4 k + 1: from five on the network sees how
+                things move and not only where they are. The published examples share one.
+            windows: Imagine no more than so many, and leave the rows beyond them out; None for all.
+            cancelled: Asked between denoising steps, and while the request waits for others.
+            progress: Told the number of windows done, and of all.
+
+        Raises:
+            ObservationError: The picture does not fit, or the words are too many.
+            InvalidInput: Actions, overlap or windows do not fit; lists every fault.
+            Cancelled: `cancelled` returned True.
+        """
+        rows, given = self._check(actions, overlap, windows), self._picture(seen)[None]
+        starts = _starts(len(rows), self.terms.chunk, overlap)[:windows]
+        rows = rows[: starts[-1] + self.terms.chunk]
+        request = _Request(instruction, Stopwatch(self._device), cancelled)
+        clip = _Clip.of(self.terms.tier, given)
+        latents: list[Tensor] = []
+        decoded: list[Frames] = []
+        with request.watch.stage('total', with_waits=True):
+            for number, start in enumerate(starts):
+                if number:
+                    with request.watch.stage('decode'):
+                        decoded.append(self._decoded(latents[-1], cancelled))
+                    given = decoded[-1][-overlap:]
+                latents.append(
+                    self._ahead(given, clip, _exactly(rows[start:], self.terms.chunk), seed + number, request)
+                )
+                progress(number + 1, len(starts))
+        seconds = dict(request.watch.seconds)
+        return Rollout(tuple(latents), rows, overlap, instruction, seed, seconds, self._decoded, decoded)
+
+    def actions_from_video(
+        self,
+        frames: Frames | Sequence[Frames],
+        instruction: str = '',
+        seed: int = 0,
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> NDArray[np.float32]:
+        """The actions that lead through a video.
+
+        Args:
+            frames: uint8 [N + 1, H, W, 3], at the rate of the terms. What is missing in the last window is the last
+                frame again, and the rows for it are left out.
+            instruction: What is going on, in words; may be empty.
+            seed: Of the noise of the first window; window k takes seed + k.
+            cancelled: As in :meth:`imagine`.
+
+        Returns:
+            float32 [N, D], in the model's space; row k leads from frame k to frame k + 1.
+
+        Raises:
+            ObservationError: The frames do not fit, or the words are too many.
+            Cancelled: `cancelled` returned True.
+        """
+        video, chunk = _check_video(frames), self.terms.chunk
+        request = _Request(instruction, Stopwatch(self._device), cancelled)
+        clip = _Clip.of(self.terms.tier, video)
+        found = [
+            self._behind(_exactly(video[start:], chunk + 1), clip, seed + number, request)
+            for number, start in enumerate(range(0, len(video) - 1, chunk))
+        ]
+        return np.concatenate(found)[: len(video) - 1]
+
+    # One window
+
+    def _ahead(self, given: Frames, clip: _Clip, rows: NDArray[np.float32], seed: int, request: _Request) -> Tensor:
+        """Latents of the window that begins with the frames `given` and is driven by the rows."""
+        clean = latent_frames(len(given))
+        plain = self._layout(forward_dynamics_layout, clip)
+        if plain.vision is None:
+            raise CosmosError(f'imagination needs vision, got {plain}')
+        layout = replace(plain, vision=replace(plain.vision, clean=tuple(range(clean))))
+        with torch.inference_mode(), self.runtime.turn(self.priority, request.watch, request.cancelled):
+            first = self._encoded(given, clip, request.watch)
+            vision = framework_noise(seed, (1, first.shape[1], plain.vision.frames, *clip.grid)).to(self._device)
+            vision[:, :, :clean] = first
+            action = torch.zeros(len(rows), MODEL_WIDTH)
+            action[:, : self.terms.raw_dim] = torch.from_numpy(rows)
+            latents, _ = self._denoised(layout, clip, vision, action, request)
+        return latents
+
+    def _behind(self, video: Frames, clip: _Clip, seed: int, request: _Request) -> NDArray[np.float32]:
+        """Rows of the window that these frames are."""
+        layout = self._layout(inverse_dynamics_layout, clip)
+        with torch.inference_mode(), self.runtime.turn(self.priority, request.watch, request.cancelled):
+            vision = self._encoded(video, clip, request.watch)
+            action = framework_noise(seed, (self.terms.chunk, MODEL_WIDTH))
+            action[:, self.terms.raw_dim :] = 0
+            _, rows = self._denoised(layout, clip, vision, action, request)
+        found: NDArray[np.float32] = rows[:, : self.terms.raw_dim].float().cpu().numpy()
+        return found
+
+    def _layout(self, make: Callable[..., Layout], clip: _Clip) -> Layout:
+        height, width = clip.grid
+        terms = self.terms
+        domain = terms.embodiment.domain_id
+        return make(
+            chunk=terms.chunk, height=height, width=width, fps=terms.fps, domain_id=domain, raw_dim=terms.raw_dim
+        )
+
+    def _encoded(self, frames: Frames, clip: _Clip, watch: Stopwatch) -> Tensor:
+        """Latents of frames, as far as they are denoised."""
+        with watch.stage('encode'):
+            pixels = to_unit(fit(frames, clip.canvas).pixels, self._device)
+            latents = self.runtime.vae.encode_frame(pixels[:, 0]) if len(frames) == 1 else self.runtime.encode(pixels)
+        height, width = clip.grid
+        return latents[..., :height, :width]
+
+    def _denoised(
+        self, layout: Layout, clip: _Clip, vision: Tensor, action: Tensor, request: _Request
+    ) -> tuple[Tensor, Tensor]:
+        task = Task(
+            layout,
+            self.caption(request.instruction, clip.canvas),
+            self.schedule,
+            Guidance(self.terms.guidance),
+            vision=vision.to(self._device),
+            action=action.to(self._device),
+        )
+        latents, rows = self.runtime.denoise(task, request.watch, request.cancelled, self.priority)
+        if latents is None or rows is None:
+            raise CosmosError(f'the sampler lost a modality of {layout}')
+        hand_out(latents)
+        return latents, rows
+
+    def _decoded(self, latents: Tensor, cancelled: Callable[[], bool] | None = None) -> Frames:
+        with torch.inference_mode():
+            frames: Frames = self.runtime.decode(latents, cancelled).numpy()
+        return frames
+
+    # What is given
+
+    def _picture(self, seen: Frames | Mapping[str, Frames]) -> Frames:
+        """One picture, [H, W, 3]."""
+        if isinstance(seen, Mapping):
+            if self.contract is None:
+                problem = Problem('views', 'cannot be composed without a contract', ', '.join(seen))
+                raise ObservationError('picture', [problem])
+            views = self.contract.views
+            return compose(in_shape(seen, views.composition, views.size), views.composition, views.size)
+        picture = np.asarray(seen)
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3 or min(picture.shape) < 3:
+            kind = f'{picture.dtype} {list(picture.shape)}'
+            raise ObservationError('picture', [Problem('seen', 'is no RGB picture', kind, 'uint8 [H, W, 3]')])
+        return picture
+
+    def _check(self, actions: ArrayLike, overlap: int, windows: int | None) -> NDArray[np.float32]:
+        """Return the rows [N, raw_dim] if all three can be used."""
+        chunk, width = self.terms.chunk, self.terms.raw_dim
+        problems = []
+        if overlap % TEMPORAL_COMPRESSION != 1 or not 1 <= overlap < chunk:
+            problems.append(Problem('overlap', 'has no whole latents', str(overlap), f'4 k + 1, below {chunk}'))
+        if windows is not None and windows < 1:
+            problems.append(Problem('windows', 'is too small', str(windows), '1 or more'))
+        try:
+            rows = np.asarray(actions, np.float32)
+        except (TypeError, ValueError):
+            rows = np.zeros((0, 0), np.float32)
+        if rows.ndim != 2 or not len(rows) or rows.shape[1] != width:
+            found = str(list(rows.shape)) if rows.size else type(actions).__name__
+            problems.append(Problem('actions', 'are not rows of this embodiment', found, f'numbers [N, {width}]'))
+        elif not np.isfinite(rows).all():
+            where = tuple(int(i) for i in np.argwhere(~np.isfinite(rows))[0])
+            problems.append(
+                Problem('actions', f'are not finite at row {where[0]}, column {where[1]}', str(rows[where]))
+            )
+        if problems:
+            raise InvalidInput(f'imagination for {self.terms.embodiment.name}', problems)
+        return rows
+
+
+def _starts(rows: int, chunk: int, overlap: int) -> list[int]:
+    """The frame at which each window begins, so that all rows are covered."""
+    stride = chunk - (overlap - 1)
+    return list(range(0, max(1, rows - overlap + 1), stride))
+
+
+def _exactly[A: NDArray[Any]](items: A, length: int) -> A:
+    """The first `length` items; if there are fewer, the last one again and again."""
+    return items[np.minimum(np.arange(length), len(items) - 1)]
+
+
+def _check_video(frames: Frames | Sequence[Frames]) -> Frames:
+    """Return frames as one array [F, H, W, 3], F > 1."""
+    shapes = {np.shape(frame) for frame in frames}
+    if len(shapes) != 1:
+        found = ', '.join(map(str, sorted(shapes))) or 'none'
+        raise ObservationError('video', [Problem('frames', 'are not of one size', found)])
+    video = np.asarray(frames)
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or min(video.shape[1:]) < 3 or len(video) < 2:
+        kind = f'{video.dtype} {list(video.shape)}'
+        raise ObservationError('video', [Problem('frames', 'are no RGB video', kind, 'uint8 [2 or more, H, W, 3]')])
+    return video
