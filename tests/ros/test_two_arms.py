@@ -366,18 +366,22 @@ def test_a_policy_moves_two_simulated_arms_through_the_guard(graph, policy_bench
     assert policy.chunks[0].action_space == ActionChunk.JOINT_POSITION
     assert list(policy.chunks[0].joint_names) == list(DUAL.robot.joints)
     assert len(policy.chunks[0].grippers) == 2 * policy.chunks[0].rows == 32
-    limits = PAIR.for_joints(DUAL.robot.joints)
-    for command in heard['commands']:
-        assert tuple(command.joint_names) == DUAL.robot.joints
-        rows = np.array([point.positions for point in command.points])
-        speeds = np.array([point.velocities for point in command.points])
-        assert ((rows >= limits.lower) & (rows <= limits.upper)).all()
-        assert (np.abs(speeds) <= limits.velocity * (1 + 1e-6)).all()
+    _check_commands(heard['commands'])
     for name, finger in zip(ARMS, FINGERS, strict=True):
         assert all(list(message.name) == [finger] for message in heard[name])
         assert all(0.0 <= message.position[0] <= 0.04 for message in heard[name])
     assert heard['pose'][-1].header.frame_id == 'base'
     assert heard['pose'][-1].pose.position.y == pytest.approx(-0.4, abs=0.2)
+
+
+def _check_commands(commands):
+    limits = PAIR.for_joints(DUAL.robot.joints)
+    for command in commands:
+        assert tuple(command.joint_names) == DUAL.robot.joints
+        rows = np.array([point.positions for point in command.points])
+        speeds = np.array([point.velocities for point in command.points])
+        assert ((rows >= limits.lower) & (rows <= limits.upper)).all()
+        assert (np.abs(speeds) <= limits.velocity * (1 + 1e-6)).all()
 
 
 def _with_patience(data, max_age_s, fps):
