@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos3_ros.contract_arms import chain_of, key_of
 from cosmos3_ros.conversions import Pose
 from cosmos3_ros.guard.kinematics import Place, places
 from cosmos3_ros.guard.limits import RobotLimits, load_limits
@@ -142,19 +143,11 @@ def _arm(terms: ArmTerms, joints: slice, poses: slice, limits: RobotLimits) -> _
     Raises:
         InvalidInput: There is none, it has no kinematics, or no such frame.
     """
-    same = [arm for arm in limits.arms if set(arm.joint_names) == set(terms.joints)]
-    key = f'robot.arms.{terms.name}' if terms.name else 'robot'
-    if not same:
-        given, allowed = ', '.join(terms.joints), ' or '.join(', '.join(arm.joint_names) for arm in limits.arms)
-        what = f'are not those of an arm of {limits.name}'
-        raise InvalidInput('robot', [Problem(f'{key}.joints', what, given, allowed)])
-    chain = same[0].chain
-    if chain is None:
-        raise InvalidInput('robot', [Problem('robot.description', 'has no kinematics', limits.name)])
+    chain = chain_of(terms, limits)
     try:
         inverse = InverseKinematics(chain, terms.joints, terms.end_effector_frame)
     except InvalidInput as error:
-        faults = [replace(problem, where=f'{key}.end_effector_frame') for problem in error.problems]
+        faults = [replace(problem, where=f'{key_of(terms)}.end_effector_frame') for problem in error.problems]
         raise InvalidInput(error.subject, faults) from error
     fixed = {name: place for name, place in places(chain).items() if place.link == 0}
     return _Arm(terms.name, joints, poses, inverse, chain.base, fixed)

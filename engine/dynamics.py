@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from engine.actions import MODEL_WIDTH, Embodiment, embodiment
+from engine.actions import MODEL_WIDTH, Embodiment, PoseCodec, codec, embodiment
 from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError, Problem
 from engine.observation.geometry import Canvas, choose_canvas, content_size, fit, latent_crop, to_unit
 from engine.observation.prompts import action_prompt
@@ -53,6 +53,7 @@ class DynamicsTerms:
         raw_dim: Numbers in a row.
         chunk: Rows of one window, a multiple of 4.
         fps: Rows, and frames of the clip, per second.
+        normalization: How physical rows are scaled to the model's space.
         tier: Resolution tier of the canvas.
         viewpoint: Of the pictures; None to say nothing of it.
         description: What a composite shows, after the viewpoint's sentence.
@@ -66,6 +67,7 @@ class DynamicsTerms:
     raw_dim: int
     chunk: int
     fps: float
+    normalization: str = 'quantile'
     tier: int = 480
     viewpoint: str | None = None
     description: str | None = None
@@ -102,8 +104,14 @@ class DynamicsTerms:
         of = embodiment(domain)
         widths = {SPACE: of.raw_dims[SPACE]} if SPACE in of.raw_dims else of.raw_dims
         width = raw_dim or (min(widths.values()) if len(set(widths.values())) == 1 else 0)
-        found = {'chunk': of.chunk, 'fps': of.fps or 0.0, 'viewpoint': of.viewpoint} | changes
-        return cls(of, width, **found)
+        known = SPACE in of.raw_dims and of.space(SPACE).statistics
+        found = {
+            'chunk': of.chunk,
+            'fps': of.fps or 0.0,
+            'viewpoint': of.viewpoint,
+            'normalization': 'quantile' if known else 'none',
+        }
+        return cls(of, width, **(found | changes))
 
     @classmethod
     def of_contract(cls, contract: Contract) -> Self:
@@ -119,17 +127,30 @@ class DynamicsTerms:
             have = ', '.join(of.raw_dims) or 'none'
             problem = Problem('embodiment.domain', f'has no action space {SPACE}', of.name, '', f'it has {have}')
             raise ContractError(f'dynamics for contract {contract.name}', [problem])
-        prompt, timing = contract.prompt, contract.timing
+        prompt, timing, terms = contract.prompt, contract.timing, contract.embodiment
         return cls(
             of,
             of.raw_dims[SPACE],
             of.chunk,
             timing.fps,
+            terms.normalization if terms.action_space == SPACE else 'quantile',
             timing.resolution_tier,
             prompt.viewpoint,
             prompt.description,
             prompt.format,
         )
+
+    def codec(self) -> PoseCodec:
+        """What writes poses as rows and reads them.
+
+        Raises:
+            InvalidInput: The embodiment's rows are no deltas of poses, or its statistics are not public.
+        """
+        found = codec(self.embodiment, SPACE, self.normalization)
+        if not isinstance(found, PoseCodec):
+            problem = Problem(self.embodiment.name, 'has rows that are no deltas of poses alone')
+            raise InvalidInput('terms of dynamics', [problem])
+        return found
 
 
 @dataclass(frozen=True, eq=False)

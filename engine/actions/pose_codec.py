@@ -94,7 +94,7 @@ class PoseCodec(Codec):
         first = compose(self._by_body(start), self._frame)
         path = integrate_anchored(first, deltas) if self._anchored else integrate_framewise(first, deltas)
         poses = compose(path[1:], inverse(self._frame))
-        return PoseActions(poses.reshape(poses.shape[:-1]) if self._bodies == 1 else poses, self._read_grippers(raw))
+        return PoseActions(poses.reshape(poses.shape[:-1]) if self.bodies == 1 else poses, self._read_grippers(raw))
 
     def _write(self, poses: Poses, gripper: ArrayLike | None) -> Floats:
         """Return normalised rows [..., D] of poses [..., B] in the model's frame."""
@@ -107,19 +107,20 @@ class PoseCodec(Codec):
 
     def _read(self, raw: Floats) -> Poses:
         """Return poses [..., B] in the model's frame of raw rows [..., D]."""
-        lead = (*raw.shape[:-1], self._bodies)
+        lead = (*raw.shape[:-1], self.bodies)
         position = raw[..., self._channels(Kind.TRANSLATION)].reshape(*lead, 3) / self.space.translation_scale
         return Poses(position, rot6d_to_matrix(raw[..., self._channels(Kind.ROT6D)].reshape(*lead, 6)))
 
     def _by_body(self, poses: Poses) -> Poses:
         """Return poses with their dimension of bodies, which those of a single body lack."""
-        if self._bodies == 1:
+        if self.bodies == 1:
             return poses.reshape((*poses.shape, 1))
-        self._same_shape('poses', poses.shape, (*poses.shape[:-1], self._bodies))
+        self._same_shape('poses', poses.shape, (*poses.shape[:-1], self.bodies))
         return poses
 
     @property
-    def _bodies(self) -> int:
+    def bodies(self) -> int:
+        """Bodies whose poses are in a row."""
         return len(self.space.of_kind(Kind.ROT6D))
 
     @property
