@@ -55,7 +55,7 @@ class TimerGuard(GuardNode):
 
 kind = {'timer': TimerGuard, 'thread': GuardNode}[sys.argv[1]]
 import gc; gc.freeze()
-sys.exit(spin(kind, args=sys.argv[1:]))
+spin(kind, args=sys.argv[1:])
 """
 
 RECORDER = """

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-import sys
+from typing import NoReturn
 
 from cosmos3_ros.process import answer_signals
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Entry point of the executable `guard`."""
     answer_signals()  # before ROS is imported, so that a stop request is answered at any moment
     from cosmos3_ros.guard_node import GuardNode
@@ -17,8 +17,8 @@ def main() -> int:
     # What has been imported stays: the collector need not look through it while the arm moves.
     gc.collect()
     gc.freeze()
-    return spin(GuardNode, threads=4)
+    spin(GuardNode, threads=4)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import rclpy
 import rclpy.exceptions
@@ -36,7 +36,7 @@ from rclpy.subscription import Subscription
 from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.middleware_events import QuietEvents
 from cosmos3_ros.parameters import Parameter, ParameterSet
-from cosmos3_ros.process import StopRequest, answer_signals
+from cosmos3_ros.process import StopRequest, answer_signals, leave
 from engine.errors import CosmosError
 
 RCLError = rclpy_implementation.RCLError  # rclpy has no public name for it
@@ -540,23 +540,20 @@ NodeFactory = Callable[[], CosmosLifecycleNode | Sequence[CosmosLifecycleNode]]
 
 def spin(
     factory: NodeFactory, *, args: Sequence[str] | None = None, threads: int = 4, grace_s: float = STOP_GRACE_S
-) -> int:
-    """Run nodes until SIGINT or SIGTERM; the whole life of a process.
+) -> NoReturn:
+    """Run nodes until SIGINT or SIGTERM, and end the process; its whole life.
 
-    On a signal every node is shut down from whatever state it is in, so that its stop command goes out. A node that is
-    still configuring when the grace is over is abandoned; nothing of it was moving.
+    The exit code is 0 after a signal, 1 if a callback raised or a node could not be stopped, and 2 if arguments or
+    parameters are wrong. On a signal every node is shut down from whatever state it is in, so that its stop command
+    goes out. A node that is still configuring when the grace is over is abandoned; nothing of it was moving.
 
     Args:
         factory: Makes the node, or several that share the process; called after ROS is initialised.
         args: Command line; None: that of the process.
         threads: Threads that run callbacks.
         grace_s: Seconds from the signal to the end of the process.
-
-    Returns:
-        Exit code: 0 after a signal, 1 if a callback raised or a node could not be stopped, 2 if arguments or parameters
-        are wrong.
     """
-    return _Program(answer_signals(), grace_s).run(factory, args, threads)
+    leave(_Program(answer_signals(), grace_s).run(factory, args, threads))
 
 
 class _Program:

@@ -8,16 +8,21 @@ imported, so that this can run before anything heavy does.
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import faulthandler
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-STUCK_S = 1.5  # after the grace: how long the end itself may take
+STUCK_S = 5.0  # after the grace: how long the end itself may take
 SUPERVISOR_VARIABLE = 'COSMOS3_ROS_SUPERVISOR'  # process id of the supervisor that this process must not outlive
 
 
@@ -27,9 +32,8 @@ class StopRequest:
     Until :meth:`take_over` nothing can be moving, and a stop request ends the process at once with exit code 0.
     Afterwards it sets :attr:`requested` and leaves the stopping to the program, for `grace_s` seconds; then the process
     is ended whatever still blocks it (a model that loads cannot be interrupted), with the exit code the program chose.
-    If not even that goes through, because something inside C waits and keeps Python from running, or because the
-    interpreter hangs while it is taken down, the process is ended another :data:`STUCK_S` later with exit code 1, and
-    says where each thread stood.
+    If not even that goes through, because something inside C waits and keeps Python from running, the process is ended
+    another :data:`STUCK_S` later with exit code 1, and says where each thread stood.
     """
 
     def __init__(self) -> None:
@@ -93,6 +97,21 @@ class StopRequest:
     def _enforce(self, late_exit_code: Callable[[], int], grace_s: float) -> None:
         time.sleep(grace_s)
         os._exit(late_exit_code())
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code once everything in it has stopped, and do not take the interpreter apart.
+
+    That would run the destructors of every library in no particular order, beside threads that still belong to some of
+    them: on a busy machine it takes seconds, and at times it hangs.
+    """
+    with suppress(Exception):
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)  # what was written from C
+    os._exit(code)
 
 
 _stop_request: StopRequest | None = None

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sys
+from typing import NoReturn
 
 from cosmos3_ros.process import answer_signals
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Entry point of the executable `replay_robot`."""
     answer_signals()  # before the heavy imports below, so that Ctrl-C works during them
     from cosmos3_ros.node_base import spin
     from cosmos3_ros.replay_robot import ReplayRobotNode
 
-    return spin(ReplayRobotNode)
+    spin(ReplayRobotNode)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -204,7 +204,7 @@ class Probe(CosmosLifecycleNode):
         values = ParameterSet(self, [Parameter(name, Required(str), 'Probed.') for name in names]).as_dict()
         print(self.get_fully_qualified_name(), values, flush=True)
 
-sys.exit(spin(Probe))
+spin(Probe)
 """
 ENDING = 'import sys; print("done", flush=True); sys.exit({code})'
 STUBBORN = """

@@ -201,8 +201,8 @@ def test_an_impossible_transition_is_refused_and_the_node_lives_on(graph):
 
 def test_autostart_configures_and_activates_once(graph):
     probe = graph.add(Probe(parameter_overrides=[RosParameter('autostart', value=True)]))
-    graph.eventually(lambda: probe.active)
-    assert probe.calls == UP
+    graph.eventually(lambda: probe.calls == UP)
+    assert probe.active
 
 
 def test_autostart_does_not_retry_after_a_failure(graph):
@@ -387,7 +387,7 @@ class Talker(CosmosLifecycleNode):
             stopped.set()
             self.words.publish(String(data='stop'))
 
-sys.exit(spin(lambda: Talker('talker')))
+spin(lambda: Talker('talker'))
 """
 
 
@@ -430,10 +430,24 @@ def test_a_signal_ends_a_process_in_which_python_itself_has_come_to_a_halt(talke
     """As when a library waits inside C for something of another process, and gives no other thread a turn."""
     running = talker(halt=True)
     running.wait_for('active')
-    code, seconds = running.end(signal.SIGTERM)
+    code, seconds = running.end(signal.SIGTERM, timeout=20.0)
     assert code == 1, running.output
-    assert seconds < 6.0
+    assert seconds < 15.0
     assert 'deactivate_node' in running.output, 'it says where it stood'
+
+
+def test_what_was_written_and_what_was_registered_is_done_before_the_end(program):
+    code = (
+        'import atexit, os, sys, threading, time\n'
+        'from cosmos3_ros.process import leave\n'
+        'atexit.register(lambda: print("registered"))\n'
+        'threading.Thread(target=time.sleep, args=(600,)).start()\n'
+        'print("written", end=" ")\n'
+        'leave(3)\n'
+    )
+    running = program('-c', code, PYTHONUNBUFFERED='')
+    assert running.wait(20.0) == 3, 'whatever thread is still at work'
+    assert running.output == 'written registered'
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -472,7 +486,7 @@ def test_faulty_parameters_end_the_process_with_code_2_and_their_text(program):
         'class N(CosmosLifecycleNode):\n'
         '    def __init__(self):\n'
         '        super().__init__("n"); ParameterSet(self, [Parameter("contract", Required(str), "Which contract.")])\n'
-        'sys.exit(spin(N))'
+        'spin(N)'
     )
     running = program('-c', code)
     assert running.wait(20.0) == 2
