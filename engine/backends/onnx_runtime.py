@@ -58,7 +58,7 @@ class OnnxRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        # Its threads would otherwise keep the cores busy while PyTorch works between two steps: a third of a chunk's time.
+        # Its threads would otherwise keep the cores busy while PyTorch works between two steps.
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         try:
             self._session: Any = onnxruntime.InferenceSession(str(path), options, ['CPUExecutionProvider'])
