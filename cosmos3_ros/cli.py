@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosmos3_ros.cli_imagine import add_imagine, add_infer_actions
 from engine.errors import CosmosError, InvalidInput, Problem
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_compile(commands)
     _add_accuracy(commands)
+    add_imagine(commands, _bars)
+    add_infer_actions(commands, _bars)
     return parser
 
 
