@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,12 +74,16 @@ def _add_terms(command: argparse.ArgumentParser) -> None:
 
 
 def _imagine(arguments: argparse.Namespace, bars: Bars) -> int:
-    rows = _read_rows(arguments.actions)
-    picture = _read_picture(arguments.image)
-    _check_output(arguments.output)
-    dynamics = _load(arguments, rows.shape[1])
+    from engine.dynamics import check_request
     from engine.evaluation.video import VideoWriter
 
+    rows = _read_rows(arguments.actions)
+    terms = _terms(arguments, rows.shape[1])
+    check_request(terms, rows, arguments.overlap, arguments.windows, arguments.seed)
+    picture = _read_picture(arguments.image)
+    _check_output(arguments.output)
+    dynamics = _load(arguments, terms)
+    began = time.monotonic()
     with bars() as report:
         rollout = dynamics.imagine(
             picture,
@@ -91,19 +99,20 @@ def _imagine(arguments: argparse.Namespace, bars: Bars) -> int:
     with VideoWriter(arguments.output, dynamics.terms.fps, (height, width)) as writer:
         for frame in frames:
             writer.write(frame)
-    seconds = rollout.seconds['total']
-    print(f'{arguments.output}: {len(frames)} frames of {width} x {height}, imagined in {seconds:.1f} s')
+    seconds = time.monotonic() - began
+    print(f'{arguments.output}: {len(frames)} frames of {width} x {height} in {seconds:.1f} s')
     return 0
 
 
 def _infer(arguments: argparse.Namespace, bars: Bars) -> int:
     from engine.evaluation.video import read_video
 
+    terms = _terms(arguments, None)
     _check_output(arguments.output)
     if arguments.frames is not None and arguments.frames < 2:
         raise InvalidInput('arguments', [Problem('--frames', 'are too few', str(arguments.frames), '2 or more')])
     frames = [frame for frame, _ in zip(read_video(arguments.video), _count(arguments.frames), strict=False)]
-    dynamics = _load(arguments, None)
+    dynamics = _load(arguments, terms)
     with bars() as report:
         report(f'{len(frames)} frames', 0.0)
         rows = dynamics.actions_from_video(frames, arguments.prompt, arguments.seed)
@@ -113,72 +122,74 @@ def _infer(arguments: argparse.Namespace, bars: Bars) -> int:
     return 0
 
 
-def _count(limit: int | None) -> range | Any:
-    from itertools import count
-
+def _count(limit: int | None) -> range | count[int]:
     return count() if limit is None else range(limit)
 
 
-def _load(arguments: argparse.Namespace, width: int | None) -> Dynamics:
-    """The surface for what the command line asks for; `width` is that of the rows, if there are any."""
-    import engine
+def _terms(arguments: argparse.Namespace, width: int | None) -> DynamicsTerms:
+    """What the command line asks for; `width` is that of the rows, if there are any."""
     from engine.contract import load_contract
     from engine.dynamics import DynamicsTerms
 
     names = ('chunk', 'fps', 'tier', 'viewpoint', 'steps', 'guidance', 'shift')
     changes = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if arguments.contract:
-        from dataclasses import replace
-
-        terms = replace(DynamicsTerms.of_contract(load_contract(arguments.contract)), **changes)
-    else:
-        terms = DynamicsTerms.published(arguments.domain, width, **changes)
-    _check_width(terms, width)
-    return engine.load(arguments.checkpoint, arguments.device, arguments.dtype, backend=arguments.backend).dynamics(
-        terms
-    )
+        return replace(DynamicsTerms.of_contract(load_contract(arguments.contract)), **changes)
+    return DynamicsTerms.published(arguments.domain, width, **changes)
 
 
-def _check_width(terms: DynamicsTerms, width: int | None) -> None:
-    allowed = sorted(set(terms.embodiment.raw_dims.values()))
-    if width is not None and allowed and width not in allowed:
-        found = ' or '.join(map(str, allowed))
-        problem = Problem('--actions', f'has rows that {terms.embodiment.name} does not have', str(width), found)
-        raise InvalidInput('arguments', [problem])
+def _load(arguments: argparse.Namespace, terms: DynamicsTerms) -> Dynamics:
+    import engine
+
+    model = engine.load(arguments.checkpoint, arguments.device, arguments.dtype, backend=arguments.backend)
+    return model.dynamics(terms)
 
 
 def _read_rows(path: Path) -> NDArray[np.float32]:
     """Rows [N, D] of an action file."""
     what = 'a JSON list of rows of equal length, all numbers'
     try:
-        rows = np.asarray(json.loads(path.read_text(encoding='utf-8')), np.float32)
+        document = json.loads(path.read_text(encoding='utf-8'))
     except OSError as error:
         raise InvalidInput('arguments', [Problem('--actions', 'cannot be read', str(error))]) from error
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise InvalidInput(str(path), [Problem('actions', 'are no rows', str(error), what)]) from error
-    if rows.ndim != 2 or not rows.size:
-        raise InvalidInput(str(path), [Problem('actions', 'are no rows', str(list(rows.shape)), what)])
-    return rows
+    rows = document if isinstance(document, list) else []
+    lengths = {len(row) if isinstance(row, list) else 0 for row in rows}
+    odd = [value for row in rows if isinstance(row, list) for value in row if type(value) not in (int, float)]
+    if odd or len(lengths) != 1 or 0 in lengths:
+        found = repr(odd[0])[:40] if odd else f'{len(rows)} rows of {" or ".join(map(str, sorted(lengths)))}'
+        raise InvalidInput(str(path), [Problem('actions', 'are no rows', found, what)])
+    try:
+        return np.asarray(rows, np.float32)
+    except OverflowError as error:
+        raise InvalidInput(str(path), [Problem('actions', 'are too large', str(error), what)]) from error
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:
-    """RGB of a picture, or of the first frame of a video."""
-    from PIL import Image, UnidentifiedImageError
+    """RGB of a picture the right way up, or of the first frame of a video."""
+    from PIL import Image, ImageOps
 
     if path.suffix.lower() in _VIDEOS:
         from engine.evaluation.video import read_video
 
-        return next(read_video(path))
+        for frame in read_video(path):
+            return frame
+        raise InvalidInput('arguments', [Problem('--image', 'has no frame', str(path))])
     try:
         with Image.open(path) as file:
-            return np.asarray(file.convert('RGB'))
-    except (OSError, UnidentifiedImageError) as error:
+            return np.asarray(ImageOps.exif_transpose(file).convert('RGB'))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidInput('arguments', [Problem('--image', 'cannot be read', str(error))]) from error
 
 
 def _check_output(path: Path) -> None:
     """Do nothing if a file can be made there: found out before minutes of imagination, not after."""
-    if not path.parent.is_dir():
-        raise InvalidInput('arguments', [Problem('--output', 'has no such folder', str(path.parent), remedy='make it')])
-    if path.is_dir():
-        raise InvalidInput('arguments', [Problem('--output', 'is a folder', str(path), 'a file')])
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(f'{path} is a folder')
+        with tempfile.NamedTemporaryFile(prefix=f'.{path.name}.', dir=path.parent):
+            pass
+    except OSError as error:
+        remedy = 'name a file in a folder that can be written to'
+        raise InvalidInput('arguments', [Problem('--output', 'cannot be made', str(error), remedy=remedy)]) from error

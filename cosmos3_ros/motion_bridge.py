@@ -48,11 +48,14 @@ class MotionBridge:
 
         Raises:
             ContractError: The robot file has no kinematics, no such frame, or no arm with the joints of one of the
-                contract's; or the embodiment moves another number of arms. Lists all faults.
+                contract's; or the embodiment has rows of another kind or number of arms. Lists all faults.
         """
         self.terms = terms
-        self._codec = terms.codec()
         problems: list[Problem] = []
+        try:
+            self._codec = terms.codec()
+        except InvalidInput as error:
+            problems += error.problems
         self._arms: list[_Arm] = []
         first = 0
         for arm in contract.robot.arms:
@@ -62,7 +65,7 @@ class MotionBridge:
                 self._arms.append(_find_arm(arm, columns, contract.robot.description))
             except InvalidInput as error:
                 problems += error.problems
-        problems += _bodies(contract, terms)
+        problems = problems or [*_bodies(contract, self._codec.bodies)]
         if problems:
             raise ContractError(f'contract {contract.name} and imagination', problems)
 
@@ -83,7 +86,7 @@ class MotionBridge:
         Raises:
             InvalidInput: Another width, or values that are not finite.
         """
-        table = self._table('joints', joints, self.joints)
+        table = _table('joints', joints, self.joints)
         found = [
             frame_poses(arm.chain, arm.joints, np.ascontiguousarray(table[:, arm.columns]), arm.frame)
             for arm in self._arms
@@ -112,7 +115,7 @@ class MotionBridge:
         path = self.poses(joints)
         bodies, count = self._codec.bodies, len(path.position) - 1
         given = np.asarray(grippers, np.float64)
-        closed = self._table('grippers', given[:, None] if bodies == given.ndim == 1 else given, bodies)
+        closed = _table('grippers', given[:, None] if bodies == given.ndim == 1 else given, bodies)
         if len(closed) != count:
             problem = Problem('grippers', 'are not one for every row', str(len(closed)), str(count))
             raise InvalidInput('motion', [problem])
@@ -136,19 +139,6 @@ class MotionBridge:
         found = self._codec.decode(rows, self.poses(np.reshape(start, (1, -1)))[0])
         return found.poses, found.gripper
 
-    @staticmethod
-    def _table(name: str, values: ArrayLike, width: int) -> Floats:
-        table = np.asarray(values, np.float64)
-        problems = []
-        if table.ndim != 2 or table.shape[1] != width:
-            problems.append(Problem(name, 'have another width', str(list(table.shape)), f'[N, {width}]'))
-        elif not np.isfinite(table).all():
-            row, column = np.argwhere(~np.isfinite(table))[0]
-            problems.append(Problem(name, f'are not finite at row {row}, column {column}', str(table[row, column])))
-        if problems:
-            raise InvalidInput('motion', problems)
-        return table
-
 
 def expected_motion(start: ArrayLike, targets: ArrayLike, period_s: float, lag_s: float) -> Floats:
     """Where an arm is at the end of each period if it follows its targets with a first-order lag.
@@ -166,7 +156,7 @@ def expected_motion(start: ArrayLike, targets: ArrayLike, period_s: float, lag_s
         [N + 1, J], rad; the first is `start`.
 
     Raises:
-        InvalidInput: A time is out of range.
+        InvalidInput: A time is out of range, or the joints do not fit or are not finite.
     """
     problems = []
     if not period_s > 0:
@@ -176,10 +166,24 @@ def expected_motion(start: ArrayLike, targets: ArrayLike, period_s: float, lag_s
     if problems:
         raise InvalidInput('expected motion', problems)
     share = 1.0 if lag_s == 0 else -math.expm1(-period_s / lag_s)
-    found = [np.asarray(start, np.float64)]
-    for target in np.asarray(targets, np.float64):
+    first = np.asarray(start, np.float64)
+    found = [_table('start', first[None], first.size)[0]]
+    for target in _table('targets', targets, first.size):
         found.append(found[-1] + share * (target - found[-1]))
     return np.stack(found)
+
+
+def _table(name: str, values: ArrayLike, width: int) -> Floats:
+    table = np.asarray(values, np.float64)
+    problems = []
+    if table.ndim != 2 or table.shape[1] != width:
+        problems.append(Problem(name, 'have another width', str(list(table.shape)), f'[N, {width}]'))
+    elif not np.isfinite(table).all():
+        row, column = np.argwhere(~np.isfinite(table))[0]
+        problems.append(Problem(name, f'are not finite at row {row}, column {column}', str(table[row, column])))
+    if problems:
+        raise InvalidInput('motion', problems)
+    return table
 
 
 def _find_arm(arm: ArmTerms, columns: slice, description: str) -> _Arm:
@@ -195,9 +199,8 @@ def _find_arm(arm: ArmTerms, columns: slice, description: str) -> _Arm:
     return _Arm(chain, tuple(arm.joints), arm.end_effector_frame, columns)
 
 
-def _bodies(contract: Contract, terms: DynamicsTerms) -> Iterator[Problem]:
-    """Whether the rows of the embodiment are those of as many arms as the contract has."""
-    arms, bodies = len(contract.robot.arms), terms.codec().bodies
+def _bodies(contract: Contract, bodies: int) -> Iterator[Problem]:
+    """Whether rows of so many bodies are those of the contract's arms."""
+    arms = len(contract.robot.arms)
     if arms != bodies:
-        what = f'moves {bodies} arms, and the robot has {arms}'
-        yield Problem('embodiment.domain', what, terms.embodiment.name)
+        yield Problem('embodiment.domain', f'moves {bodies} arms, and the robot has {arms}')

@@ -90,9 +90,10 @@ class StopRequest:
             if self.requested.is_set():
                 continue  # a second Ctrl-C, or the terminal and a supervisor both asking
             self.requested.set()
-            # A thread of C's own, which needs no turn from the interpreter.
-            faulthandler.dump_traceback_later(grace_s + STUCK_S, exit=True)
             threading.Thread(target=self._enforce, args=(late_exit_code, grace_s), daemon=True).start()
+            with suppress(Exception):  # there may be no stderr to write to
+                # A thread of C's own, which needs no turn from the interpreter.
+                faulthandler.dump_traceback_later(grace_s + STUCK_S, exit=True)
 
     def _enforce(self, late_exit_code: Callable[[], int], grace_s: float) -> None:
         time.sleep(grace_s)

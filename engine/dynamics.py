@@ -2,11 +2,14 @@
 
 Long rows are imagined in windows of the length that the network was trained on. A window after the first starts from
 the last frames of the one before, decoded and encoded again as they are; no picture or video file lies in between, as
-it does in the published examples.
+it does in the published examples. All windows have the canvas of the first picture, while an example that reads its
+last frame from a file chooses anew: that makes a difference only for pictures that are scaled or cut to whole latents.
 """
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -17,13 +20,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from engine.actions import MODEL_WIDTH, Embodiment, PoseCodec, codec, embodiment
 from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError, Problem
-from engine.observation.geometry import Canvas, choose_canvas, content_size, fit, latent_crop, to_unit
-from engine.observation.prompts import action_prompt
+from engine.observation.geometry import Canvas, canvases, choose_canvas, content_size, fit, latent_crop, to_unit
+from engine.observation.prompts import VIEWPOINTS, action_prompt
 from engine.observation.views import compose, in_shape
 from engine.runtime import Stopwatch, Task
 from engine.runtime_lanes import hand_out
 from engine.sampler import Guidance, flow_unipc_schedule, framework_noise
 from engine.sequence import (
+    LATENT_CHANNELS,
     TEMPORAL_COMPRESSION,
     Layout,
     forward_dynamics_layout,
@@ -42,6 +46,10 @@ Frames = NDArray[np.uint8]
 """RGB, uint8 [F, H, W, 3]."""
 SPACE = 'ee_delta'
 """The action space that imagination was trained on; other ones need the bridge of the robot's kinematics first."""
+PROMPTS = ('plain', 'json')
+_FASTEST = 1000  # rows per second
+_LARGEST_SEED = 2**32 - 1  # of the generator that the framework's noise comes from
+_SHIFTS = {'camera_pose': 5.0}  # where the framework's example has another than 10
 
 
 @dataclass(frozen=True)
@@ -82,9 +90,22 @@ class DynamicsTerms:
         if self.chunk < TEMPORAL_COMPRESSION or self.chunk % TEMPORAL_COMPRESSION:
             problems.append(Problem('chunk', 'has no whole latents', str(self.chunk), 'a multiple of 4'))
         if not 0 < self.raw_dim <= MODEL_WIDTH:
-            problems.append(Problem('raw_dim', 'out of range', str(self.raw_dim), f'1 to {MODEL_WIDTH}'))
-        if not self.fps > 0:
-            problems.append(Problem('fps', 'is not positive', str(self.fps), 'above 0'))
+            problems.append(
+                Problem('raw_dim', 'is not known or out of range', str(self.raw_dim), f'1 to {MODEL_WIDTH}')
+            )
+        if not 1 <= self.fps <= _FASTEST:
+            problems.append(Problem('fps', 'is not known or out of range', str(self.fps), f'1 to {_FASTEST}'))
+        if self.viewpoint is not None and self.viewpoint not in VIEWPOINTS:
+            problems.append(Problem('viewpoint', 'is unknown', repr(self.viewpoint), ', '.join(VIEWPOINTS)))
+        if self.prompt not in PROMPTS:
+            problems.append(Problem('prompt', 'is unknown', repr(self.prompt), ', '.join(PROMPTS)))
+        if not math.isfinite(self.guidance):
+            problems.append(Problem('guidance', 'is not finite', str(self.guidance)))
+        for check in (lambda: canvases(self.tier), lambda: flow_unipc_schedule(self.steps, self.shift)):
+            try:
+                check()
+            except InvalidInput as error:
+                problems += error.problems
         if problems:
             raise InvalidInput('terms of dynamics', problems)
 
@@ -94,7 +115,7 @@ class DynamicsTerms:
 
         Args:
             domain: Name of the embodiment.
-            raw_dim: Numbers in a row; None if the embodiment has but one space of actions, or `ee_delta` among them.
+            raw_dim: Numbers in a row; needed where no width is public, and else to be the public one.
             changes: Other attributes.
 
         Raises:
@@ -102,14 +123,21 @@ class DynamicsTerms:
                 a figure is out of range.
         """
         of = embodiment(domain)
-        widths = {SPACE: of.raw_dims[SPACE]} if SPACE in of.raw_dims else of.raw_dims
-        width = raw_dim or (min(widths.values()) if len(set(widths.values())) == 1 else 0)
+        widths = sorted({of.raw_dims[SPACE]} if SPACE in of.raw_dims else set(of.raw_dims.values()))
+        if raw_dim is not None and widths and raw_dim not in widths:
+            allowed = ' or '.join(map(str, widths))
+            problem = Problem(
+                'raw_dim', f'is not the width of a row of {of.name} that is imagined', str(raw_dim), allowed
+            )
+            raise InvalidInput('terms of dynamics', [problem])
+        width = raw_dim or (widths[0] if len(widths) == 1 else 0)
         known = SPACE in of.raw_dims and of.space(SPACE).statistics
         found = {
             'chunk': of.chunk,
             'fps': of.fps or 0.0,
             'viewpoint': of.viewpoint,
             'normalization': 'quantile' if known else 'none',
+            'shift': _SHIFTS.get(of.name, cls.shift),
         }
         return cls(of, width, **(found | changes))
 
@@ -174,12 +202,14 @@ class Rollout:
     seconds: Mapping[str, float]
     _decode: Callable[[Tensor], Frames] = field(repr=False)
     _decoded: list[Frames] = field(repr=False)
+    _decoding: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def frames(self) -> Frames:
         """The observed frame and one for every row, [N + 1, H, W, 3]; windows are decoded when first asked for."""
-        while len(self._decoded) < len(self.latents):
-            self._decoded.append(self._decode(self.latents[len(self._decoded)]))
+        with self._decoding:
+            while len(self._decoded) < len(self.latents):
+                self._decoded.append(self._decode(self.latents[len(self._decoded)]))
         first, *others = self._decoded
         return np.concatenate([first, *(window[self.overlap :] for window in others)])[: len(self.rows) + 1]
 
@@ -280,10 +310,11 @@ class Dynamics:
 
         Raises:
             ObservationError: The picture does not fit, or the words are too many.
-            InvalidInput: Actions, overlap or windows do not fit; lists every fault.
+            InvalidInput: Actions, overlap, windows or seed do not fit; lists every fault.
             Cancelled: `cancelled` returned True.
         """
-        rows, given = self._check(actions, overlap, windows), self._picture(seen)[None]
+        rows = check_request(self.terms, actions, overlap, windows, seed)
+        given = self._picture(seen)[None]
         starts = _starts(len(rows), self.terms.chunk, overlap)[:windows]
         rows = rows[: starts[-1] + self.terms.chunk]
         request = _Request(instruction, Stopwatch(self._device), cancelled)
@@ -294,7 +325,7 @@ class Dynamics:
             for number, start in enumerate(starts):
                 if number:
                     with request.watch.stage('decode'):
-                        decoded.append(self._decoded(latents[-1], cancelled))
+                        decoded.append(self._decoded(latents[-1], cancelled, request.watch))
                     given = decoded[-1][-overlap:]
                 latents.append(
                     self._ahead(given, clip, _exactly(rows[start:], self.terms.chunk), seed + number, request)
@@ -325,9 +356,13 @@ class Dynamics:
 
         Raises:
             ObservationError: The frames do not fit, or the words are too many.
+            InvalidInput: The seed is out of range.
             Cancelled: `cancelled` returned True.
         """
         video, chunk = _check_video(frames), self.terms.chunk
+        problems = _seed_problems(seed, len(video))
+        if problems:
+            raise InvalidInput('inverse dynamics', problems)
         request = _Request(instruction, Stopwatch(self._device), cancelled)
         clip = _Clip.of(self.terms.tier, video)
         found = [
@@ -345,24 +380,27 @@ class Dynamics:
         if plain.vision is None:
             raise CosmosError(f'imagination needs vision, got {plain}')
         layout = replace(plain, vision=replace(plain.vision, clean=tuple(range(clean))))
+        pixels = self._pixels(given, clip)  # before the turn, like the noise: nobody should wait for it
+        noise = framework_noise(seed, (1, LATENT_CHANNELS, plain.vision.frames, *clip.grid))
+        action = torch.zeros(len(rows), MODEL_WIDTH)
+        action[:, : self.terms.raw_dim] = torch.from_numpy(rows)
         with torch.inference_mode(), self.runtime.turn(self.priority, request.watch, request.cancelled):
-            first = self._encoded(given, clip, request.watch)
-            vision = framework_noise(seed, (1, first.shape[1], plain.vision.frames, *clip.grid)).to(self._device)
-            vision[:, :, :clean] = first
-            action = torch.zeros(len(rows), MODEL_WIDTH)
-            action[:, : self.terms.raw_dim] = torch.from_numpy(rows)
+            vision = noise.to(self._device, copy=True)
+            vision[:, :, :clean] = self._encoded(pixels, clip, request.watch)
             latents, _ = self._denoised(layout, clip, vision, action, request)
+        hand_out(latents)
         return latents
 
     def _behind(self, video: Frames, clip: _Clip, seed: int, request: _Request) -> NDArray[np.float32]:
         """Rows of the window that these frames are."""
         layout = self._layout(inverse_dynamics_layout, clip)
+        pixels = self._pixels(video, clip)
+        action = framework_noise(seed, (self.terms.chunk, MODEL_WIDTH))
+        action[:, self.terms.raw_dim :] = 0
         with torch.inference_mode(), self.runtime.turn(self.priority, request.watch, request.cancelled):
-            vision = self._encoded(video, clip, request.watch)
-            action = framework_noise(seed, (self.terms.chunk, MODEL_WIDTH))
-            action[:, self.terms.raw_dim :] = 0
+            vision = self._encoded(pixels, clip, request.watch)
             _, rows = self._denoised(layout, clip, vision, action, request)
-        found: NDArray[np.float32] = rows[:, : self.terms.raw_dim].float().cpu().numpy()
+            found: NDArray[np.float32] = rows[:, : self.terms.raw_dim].float().cpu().numpy()
         return found
 
     def _layout(self, make: Callable[..., Layout], clip: _Clip) -> Layout:
@@ -373,11 +411,16 @@ class Dynamics:
             chunk=terms.chunk, height=height, width=width, fps=terms.fps, domain_id=domain, raw_dim=terms.raw_dim
         )
 
-    def _encoded(self, frames: Frames, clip: _Clip, watch: Stopwatch) -> Tensor:
-        """Latents of frames, as far as they are denoised."""
+    def _pixels(self, frames: Frames, clip: _Clip) -> Tensor:
+        """Frames on their canvas, [3, F, H, W] in -1..1."""
+        return to_unit(fit(frames, clip.canvas).pixels)
+
+    def _encoded(self, pixels: Tensor, clip: _Clip, watch: Stopwatch) -> Tensor:
+        """Latents of frames [3, F, H, W], as far as they are denoised."""
         with watch.stage('encode'):
-            pixels = to_unit(fit(frames, clip.canvas).pixels, self._device)
-            latents = self.runtime.vae.encode_frame(pixels[:, 0]) if len(frames) == 1 else self.runtime.encode(pixels)
+            on_device = pixels.to(self._device)
+            one = pixels.shape[1] == 1
+            latents = self.runtime.vae.encode_frame(on_device[:, 0]) if one else self.runtime.encode(on_device)
         height, width = clip.grid
         return latents[..., :height, :width]
 
@@ -395,12 +438,13 @@ class Dynamics:
         latents, rows = self.runtime.denoise(task, request.watch, request.cancelled, self.priority)
         if latents is None or rows is None:
             raise CosmosError(f'the sampler lost a modality of {layout}')
-        hand_out(latents)
         return latents, rows
 
-    def _decoded(self, latents: Tensor, cancelled: Callable[[], bool] | None = None) -> Frames:
+    def _decoded(
+        self, latents: Tensor, cancelled: Callable[[], bool] | None = None, watch: Stopwatch | None = None
+    ) -> Frames:
         with torch.inference_mode():
-            frames: Frames = self.runtime.decode(latents, cancelled).numpy()
+            frames: Frames = self.runtime.decode(latents, cancelled, watch).numpy()
         return frames
 
     # What is given
@@ -419,29 +463,42 @@ class Dynamics:
             raise ObservationError('picture', [Problem('seen', 'is no RGB picture', kind, 'uint8 [H, W, 3]')])
         return picture
 
-    def _check(self, actions: ArrayLike, overlap: int, windows: int | None) -> NDArray[np.float32]:
-        """Return the rows [N, raw_dim] if all three can be used."""
-        chunk, width = self.terms.chunk, self.terms.raw_dim
-        problems = []
-        if overlap % TEMPORAL_COMPRESSION != 1 or not 1 <= overlap < chunk:
-            problems.append(Problem('overlap', 'has no whole latents', str(overlap), f'4 k + 1, below {chunk}'))
-        if windows is not None and windows < 1:
-            problems.append(Problem('windows', 'is too small', str(windows), '1 or more'))
-        try:
-            rows = np.asarray(actions, np.float32)
-        except (TypeError, ValueError):
-            rows = np.zeros((0, 0), np.float32)
-        if rows.ndim != 2 or not len(rows) or rows.shape[1] != width:
-            found = str(list(rows.shape)) if rows.size else type(actions).__name__
-            problems.append(Problem('actions', 'are not rows of this embodiment', found, f'numbers [N, {width}]'))
-        elif not np.isfinite(rows).all():
-            where = tuple(int(i) for i in np.argwhere(~np.isfinite(rows))[0])
-            problems.append(
-                Problem('actions', f'are not finite at row {where[0]}, column {where[1]}', str(rows[where]))
-            )
-        if problems:
-            raise InvalidInput(f'imagination for {self.terms.embodiment.name}', problems)
-        return rows
+
+def check_request(
+    terms: DynamicsTerms, actions: ArrayLike, overlap: int = 1, windows: int | None = None, seed: int = 0
+) -> NDArray[np.float32]:
+    """Return the rows [N, raw_dim] of a request if all of it can be used; see :meth:`Dynamics.imagine`.
+
+    Raises:
+        InvalidInput: Something cannot; lists every fault.
+    """
+    chunk, width = terms.chunk, terms.raw_dim
+    problems = []
+    if overlap % TEMPORAL_COMPRESSION != 1 or not 1 <= overlap < chunk:
+        problems.append(Problem('overlap', 'has no whole latents', str(overlap), f'4 k + 1, below {chunk}'))
+    if windows is not None and windows < 1:
+        problems.append(Problem('windows', 'is too small', str(windows), '1 or more'))
+    try:
+        rows = np.asarray(actions, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        rows = np.zeros((0, 0), np.float32)
+    if rows.ndim != 2 or not len(rows) or rows.shape[1] != width:
+        found = str(list(rows.shape)) if rows.size else type(actions).__name__
+        problems.append(Problem('actions', 'are not rows of this embodiment', found, f'numbers [N, {width}]'))
+    elif not np.isfinite(rows).all():
+        row, column = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
+        problems.append(Problem('actions', f'are not finite at row {row}, column {column}', str(rows[row, column])))
+    problems += _seed_problems(seed, len(rows))
+    if problems:
+        raise InvalidInput(f'imagination for {terms.embodiment.name}', problems)
+    return rows
+
+
+def _seed_problems(seed: int, rows: int) -> list[Problem]:
+    """Windows have a seed each, at most one for every row."""
+    if 0 <= seed <= _LARGEST_SEED - rows:
+        return []
+    return [Problem('seed', 'is out of range', str(seed), f'0 to {_LARGEST_SEED - rows}')]
 
 
 def _starts(rows: int, chunk: int, overlap: int) -> list[int]:

@@ -92,8 +92,8 @@ class FrameCodec(Protocol):
     def encode_frame(self, rgb: Tensor) -> Tensor:
         """[3, H, W] in -1..1 to normalised latents [1, C, 1, h, w] float32."""
 
-    def encode(self, video: Tensor) -> Tensor:
-        """[3, F, H, W] in -1..1 to normalised latents [1, C, T, h, w] float32; not while a clip is decoded."""
+    def encode(self, video: Tensor, between: Callable[[], None]) -> Tensor:
+        """[3, F, H, W] in -1..1 to normalised latents [1, C, T, h, w] float32; `between` as in `decode`."""
 
     def decode(self, latents: Tensor, between: Callable[[], None]) -> Tensor:
         """Normalised latents [1, C, T, h, w] to pixels, uint8 [F, H, W, 3].
@@ -197,11 +197,14 @@ class Runtime:
     def encode(self, video: Tensor) -> Tensor:
         """Encode a clip, [3, F, H, W] in -1..1 to latents [1, C, T, h, w]. To be called within a turn of imagination.
 
-        It uses the scratch memory that :meth:`decode` uses, which therefore has the same priority.
+        It uses the scratch memory that :meth:`decode` uses, which therefore has the same priority. More urgent requests
+        go first between its convolutions.
         """
-        return self.vae.encode(video)
+        return self.vae.encode(video, give_way)
 
-    def decode(self, latents: Tensor, cancelled: Callable[[], bool] | None = None) -> Tensor:
+    def decode(
+        self, latents: Tensor, cancelled: Callable[[], bool] | None = None, watch: Stopwatch | None = None
+    ) -> Tensor:
         """Decode a clip for people to see: uint8 [F, H, W, 3] in the processor's memory.
 
         It runs at the priority of imagination, always: the autoencoder has one scratch memory for whole clips, so a
@@ -212,14 +215,15 @@ class Runtime:
         Args:
             latents: Normalised, [1, C, T, h, w].
             cancelled: Asked while the request waits for others.
+            watch: Receives the time of stage `wait`.
 
         Raises:
             Cancelled: `cancelled` returned True.
         """
-        lane = self._lanes[Priority.DYNAMICS]
+        lane, watch = self._lanes[Priority.DYNAMICS], watch or Stopwatch(self.backend.device)
         with lane.active():
             lane.borrow(latents)
-            with self.turns.take(Priority.DYNAMICS, cancelled, pace=lane.pace):
+            with self.turns.take(Priority.DYNAMICS, cancelled, pace=lane.pace, waited=watch.wait):
                 pixels = self.vae.decode(latents, give_way)
             return pixels.cpu()
 

@@ -153,7 +153,7 @@ class CompiledBackend:
 class ClipCodec(Protocol):
     """Whatever turns clips into latents and latents into pixels."""
 
-    def encode(self, video: Tensor) -> Tensor:
+    def encode(self, video: Tensor, between: Callable[[], None] | None = None) -> Tensor:
         """See :meth:`engine.network.vae.VideoVae.encode`."""
 
     def decode(self, latents: Tensor, between: Callable[[], None] | None = None) -> Tensor:
@@ -198,15 +198,15 @@ class CompiledVae:
         levels: Tensor = (pixels.clamp(-1.0, 1.0) + 1.0) * 127.5
         return levels.to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
-    def encode(self, video: Tensor) -> Tensor:
+    def encode(self, video: Tensor, between: Callable[[], None] | None = None) -> Tensor:
         """Encode a clip, which no part does; see :meth:`engine.network.vae.VideoVae.encode`."""
-        return self._elsewhere().encode(video)
+        return self._elsewhere().encode(video, between)
 
     def _elsewhere(self) -> ClipCodec:
         if self._other is None and self.elsewhere is not None:
             self._other = self.elsewhere()
         if self._other is None:
-            problem = Problem('autoencoder for clips', 'is not among the parts', remedy='compile with it')
+            problem = Problem('autoencoder for clips', 'is not among the parts', remedy='load the checkpoint itself')
             raise ObservationError('compiled autoencoder', [problem])
         return self._other
 

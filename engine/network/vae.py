@@ -86,12 +86,13 @@ class VideoVae:
         return self._normalise(moments[:, : self.latent_channels])
 
     @torch.no_grad()
-    def encode(self, video: torch.Tensor) -> torch.Tensor:
+    def encode(self, video: torch.Tensor, between: Callable[[], None] | None = None) -> torch.Tensor:
         """Encode a whole video.
 
         Args:
             video: [3, F, H, W] in -1..1, float; F one more than a multiple of `temporal`, H and W multiples of
                 `spatial`.
+            between: As in :meth:`decode`, before every convolution of the encoder.
 
         Returns:
             [1, latent_channels, (F - 1) / temporal + 1, H / spatial, W / spatial], float32 (float64 from a float64
@@ -101,9 +102,12 @@ class VideoVae:
             ObservationError: the shape does not fit.
         """
         _raise('video to encode', [*_rank(video, 4, '[3, F, H, W]'), *self._multiples(video), *self._frames(video)])
+        hooks = [] if between is None else _call_before_convolutions(self.autoencoder.encoder, between)
         try:
             posterior = self.autoencoder.encode(video[None].to(self.device, self.dtype), return_dict=False)[0]
         finally:
+            for hook in hooks:
+                hook.remove()
             self.autoencoder.clear_cache()  # after an out-of-memory error too
         return self._normalise(posterior.mode())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from engine import dynamics as module
 from engine.contract import load_contract
 from engine.dynamics import Dynamics, DynamicsTerms
 from engine.errors import InvalidInput, ObservationError
+from engine.turns import Priority
 
 STEPS = 3
 CHUNK = 8
@@ -240,6 +242,8 @@ def test_the_action_file_of_the_umi_example_runs_as_it_is(model: engine.Cosmos3)
         ({'overlap': 4}, r'overlap: has no whole latents, got 4, allowed: 4 k \+ 1, below 8'),
         ({'overlap': 9}, 'overlap: has no whole latents'),
         ({'windows': 0}, 'windows: is too small, got 0'),
+        ({'seed': -1}, 'seed: is out of range, got -1'),
+        ({'seed': 2**32 - 1}, 'seed: is out of range'),
     ],
 )
 def test_actions_and_windows_that_do_not_fit_are_refused(
@@ -261,7 +265,55 @@ def test_pictures_that_do_not_fit_are_refused(dynamics: Dynamics, picture: np.nd
 
 
 def test_terms_that_cannot_be_are_refused() -> None:
-    with pytest.raises(InvalidInput, match=r'chunk: has no whole latents, got 6(.|\n)*fps: is not positive'):
+    with pytest.raises(
+        InvalidInput, match=r'chunk: has no whole latents, got 6(.|\n)*fps: is not known or out of range'
+    ):
         DynamicsTerms.published('droid_lerobot', chunk=6, fps=0.0)
-    with pytest.raises(InvalidInput, match='raw_dim: out of range'):
+    with pytest.raises(InvalidInput, match='raw_dim: is not known or out of range'):
         DynamicsTerms.published('no_action', fps=10.0)
+    with pytest.raises(
+        InvalidInput, match='raw_dim: is not the width of a row of droid_lerobot that is imagined, got 8'
+    ):
+        DynamicsTerms.published('droid_lerobot', 8)
+    assert DynamicsTerms.published('camera_pose').shift == 5.0, "as in the framework's example"
+
+
+class Passing:
+    """A request of the policy that comes while a clip is being encoded."""
+
+    def __init__(self, runtime: Any) -> None:
+        self.runtime = runtime
+        self.order: list[str] = []
+
+    def ask(self) -> None:
+        with self.runtime.turn(Priority.POLICY):
+            self.order.append('policy')
+
+
+def test_a_request_for_actions_goes_first_while_a_video_is_encoded(
+    dynamics: Dynamics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = dynamics.runtime
+    passing = Passing(runtime)
+    video = np.random.default_rng(1).integers(0, 256, (CHUNK + 1, 176, 208, 3), np.uint8)
+    alone = dynamics.actions_from_video(video)
+    encode, first = runtime.vae.encode, []
+    asking = threading.Thread(target=passing.ask)
+
+    def encode_and_be_asked(pixels: torch.Tensor, between: Any) -> torch.Tensor:
+        def asked() -> None:
+            if not first:
+                first.append(True)
+                asking.start()
+                while not runtime.turns.traffic()[Priority.POLICY].waiting:
+                    pass  # it has asked once it waits
+            between()
+
+        found = encode(pixels, asked)
+        passing.order.append('encoded')
+        return found
+
+    monkeypatch.setattr(runtime.vae, 'encode', encode_and_be_asked)
+    np.testing.assert_array_equal(dynamics.actions_from_video(video), alone)
+    asking.join(10.0)
+    assert passing.order == ['policy', 'encoded']

@@ -20,7 +20,7 @@ FLOORS = (
     {'policy', 'dynamics', 'reasoner', 'generator'},
     {'cosmos3'},
     {'engine'},
-    {'serving', 'evaluation', 'training', 'export'},
+    {'serving', 'evaluation', 'training', 'export', 'monitors', 'calibration'},
     {'cosmos3_ros'},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -56,10 +56,19 @@ def test_a_contract_says_what_a_domain_leaves_open(tiny: str, given: list[str], 
     [
         (['--image', 'nowhere.png'], '--image: cannot be read'),
         (['--actions', 'nowhere.json'], '--actions: cannot be read'),
-        (['--output', 'nowhere/clip.mp4'], '--output: has no such folder'),
+        (['--output', 'nowhere/clip.mp4'], '--output: cannot be made'),
+        (['--output', '/proc/clip.mp4'], '--output: cannot be made'),
         (['--domain', 'droid'], 'domain: is unknown'),
-        (['--domain', 'av'], '--actions: has rows that av does not have, got 10, allowed: 9'),
+        (['--domain', 'av'], 'raw_dim: is not the width of a row of av that is imagined, got 10, allowed: 9'),
         (['--chunk', '6'], 'chunk: has no whole latents'),
+        (['--viewpoint', 'wrist'], "viewpoint: is unknown, got 'wrist'"),
+        (['--tier', '999'], 'tier: unknown'),
+        (['--steps', '0'], 'steps: too few'),
+        (['--guidance', 'nan'], 'guidance: is not finite'),
+        (['--fps', '0.5'], 'fps: is not known or out of range'),
+        (['--overlap', '3'], 'overlap: has no whole latents'),
+        (['--windows', '0'], 'windows: is too small'),
+        (['--seed', '-1'], 'seed: is out of range'),
     ],
 )
 def test_faults_are_told_before_anything_is_loaded(
@@ -70,10 +79,30 @@ def test_faults_are_told_before_anything_is_loaded(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('content', ['{"rows": 1}', '[[1, 2], [3]]', '[]', '["a"]', 'nothing'])
+@pytest.mark.parametrize(
+    'content', ['{"rows": 1}', '[[1, 2], [3]]', '[]', '["a"]', '[["1", "2"]]', '[[null, 1]]', '[[true]]', 'nothing']
+)
 def test_a_file_that_holds_no_rows_is_named(
     given: list[str], content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / 'rows.json').write_text(content, encoding='utf-8')
     assert main(['imagine', 'no checkpoint', *given, *TERMS, '-o', str(tmp_path / 'clip.mp4')]) == 2
     assert 'rows.json: 1 problem\n  - actions: are no rows' in capsys.readouterr().err
+
+
+def test_rows_of_joint_positions_are_not_taken_for_motion(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'rows.json').write_text(json.dumps([[0.1] * 8] * 4), encoding='utf-8')
+    assert main(['imagine', 'no checkpoint', *given, *TERMS, '-o', str(tmp_path / 'clip.mp4')]) == 2
+    assert 'raw_dim: is not the width of a row of droid_lerobot that is imagined, got 8, allowed: 10' in (
+        capsys.readouterr().err
+    )
+
+
+def test_numbers_without_measure_are_named(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'rows.json').write_text(f'[[1{"0" * 400}]]', encoding='utf-8')
+    assert main(['imagine', 'no checkpoint', *given, *TERMS, '-o', str(tmp_path / 'clip.mp4')]) == 2
+    assert 'actions: are too large' in capsys.readouterr().err

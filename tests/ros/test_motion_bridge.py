@@ -148,6 +148,10 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         bridge.poses([[0.0] * 7, [0.0, 0.0, np.nan, 0.0, 0.0, 0.0, 0.0]])
     with pytest.raises(InvalidInput, match='lag_s: is out of range'):
         expected_motion([0.0], [[1.0]], 0.1, -1.0)
+    with pytest.raises(InvalidInput, match='start: have another width'):
+        expected_motion([[0.0, 0.0]], [[1.0, 1.0]], 0.1, 0.0)
+    with pytest.raises(InvalidInput, match='targets: are not finite at row 0, column 1'):
+        expected_motion([0.0, 0.0], [[1.0, np.nan]], 0.1, 0.0)
     wrong = replace(DROID.robot.arms[0], end_effector_frame='tool')
     with pytest.raises(ContractError, match=r'end_effector_frame: is not in the robot file, got tool'):
         MotionBridge(

@@ -436,6 +436,17 @@ def test_a_signal_ends_a_process_in_which_python_itself_has_come_to_a_halt(talke
     assert 'deactivate_node' in running.output, 'it says where it stood'
 
 
+def test_the_grace_is_enforced_in_a_process_without_stderr(program):
+    code = (
+        'import os, sys, threading\n'
+        'os.close(2); sys.stderr = None\n'
+        'from cosmos3_ros.process import StopRequest\n'
+        'stop = StopRequest(); stop.take_over(lambda: 7, 0.1); stop.request()\n'
+        'threading.Event().wait(30)\n'
+    )
+    assert program('-c', code).wait(20.0) == 7
+
+
 def test_what_was_written_and_what_was_registered_is_done_before_the_end(program):
     code = (
         'import atexit, os, sys, threading, time\n'
