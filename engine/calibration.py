@@ -35,12 +35,12 @@ class Band:
 
     Attributes:
         threshold: For each step; later steps have the last one.
-        miss_rate: Largest probability with which a success crosses it anywhere.
+        false_alarm_rate: Largest probability with which a success crosses it anywhere.
         episodes: Successes that it was made of.
     """
 
     threshold: tuple[float, ...]
-    miss_rate: float
+    false_alarm_rate: float
     episodes: int
 
     def at(self, step: int) -> float:
@@ -48,39 +48,41 @@ class Band:
         return self.threshold[min(max(step, 0), len(self.threshold) - 1)]
 
 
-def make_band(scores: Sequence[ArrayLike], miss_rate: float = 0.05) -> Band:
+def make_band(scores: Sequence[ArrayLike], false_alarm_rate: float = 0.05) -> Band:
     """The band of a score.
 
     Args:
-        scores: Of each successful episode, a value for every step. Shorter ones count as long as they go.
-        miss_rate: Largest probability with which a success may cross the band, above 0 and below 1.
+        scores: Of each successful episode, a value for every step. Shorter ones stay at their last value.
+        false_alarm_rate: Largest probability with which a success may cross the band, above 0 and below 1.
 
     Raises:
         InvalidInput: Too few episodes for that rate, empty ones, or scores that are not finite; lists every fault.
     """
     curves = [np.asarray(one, np.float64).reshape(-1) for one in scores]
-    _check(curves, miss_rate)
+    _check(curves, false_alarm_rate)
     usual, others = curves[::2], curves[1::2]
     length = max(len(curve) for curve in curves)
     filled = _filled(usual, length)
     mean = np.mean(filled, axis=0)
     width = np.maximum(np.max(np.abs(filled - mean), axis=0), _LEAST_WIDTH + 1e-3 * np.max(np.abs(filled)))
     beyond = np.max((_filled(others, length) - mean) / width, axis=1)
-    rank = math.ceil((1 - miss_rate) * (len(others) + 1))
+    rank = math.ceil((1 - false_alarm_rate) * (len(others) + 1))
     factor = float(np.sort(beyond)[rank - 1])
-    return Band(tuple(float(x) for x in mean + factor * width), miss_rate, len(curves))
+    return Band(tuple(float(x) for x in mean + factor * width), false_alarm_rate, len(curves))
 
 
-def fewest_episodes(miss_rate: float) -> int:
+def fewest_episodes(false_alarm_rate: float) -> int:
     """Successes that a band of this rate takes."""
-    return 2 * math.ceil(1 / miss_rate - 1 - 1e-9)
+    return 2 * math.ceil(1 / false_alarm_rate - 1 - 1e-9)
 
 
-def _check(curves: Sequence[Floats], miss_rate: float) -> None:
+def _check(curves: Sequence[Floats], false_alarm_rate: float) -> None:
     problems = []
-    if not 0 < miss_rate < 1:
-        raise InvalidInput('calibration', [Problem('miss_rate', 'is out of range', str(miss_rate), 'above 0, below 1')])
-    need = fewest_episodes(miss_rate)
+    if not 0 < false_alarm_rate < 1:
+        raise InvalidInput(
+            'calibration', [Problem('false_alarm_rate', 'is out of range', str(false_alarm_rate), 'above 0, below 1')]
+        )
+    need = fewest_episodes(false_alarm_rate)
     if len(curves) < need:
         remedy = f'record more, or allow a rate of {1 / (len(curves) // 2 + 1):.2f}'
         problems.append(Problem('episodes', 'are too few for this rate', str(len(curves)), f'{need} or more', remedy))
@@ -156,4 +158,4 @@ def _band(found: Mapping[str, Any]) -> Band:
     threshold = tuple(float(x) for x in found['threshold'])
     if not threshold or not all(map(math.isfinite, threshold)):
         raise ValueError('a threshold is missing or not finite')
-    return Band(threshold, float(found['miss_rate']), int(found['episodes']))
+    return Band(threshold, float(found['false_alarm_rate']), int(found['episodes']))

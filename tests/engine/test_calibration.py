@@ -71,7 +71,7 @@ def test_too_few_or_faulty_successes_are_refused_with_the_number_that_is_needed(
     assert len(make_band([[1.0]] * 38, 0.05).threshold) == 1
     with pytest.raises(InvalidInput, match=r'episode 1: has no scores(.|\n)*episode 3: is not finite at step 1'):
         make_band([[1.0], [], [1.0], [1.0, np.nan]], 0.5)
-    with pytest.raises(InvalidInput, match='miss_rate: is out of range, got 1'):
+    with pytest.raises(InvalidInput, match='false_alarm_rate: is out of range, got 1'):
         make_band([[1.0]] * 38, 1.0)
 
 
