@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from engine.actions import (
     quaternion_to_matrix,
 )
 from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError, Problem
+from engine.network.heads import VideoTokens, patchify
 from engine.observation.geometry import Canvas, choose_canvas, content_size, fit, latent_crop, to_unit
 from engine.observation.on_device import compose_on
 from engine.observation.prompts import action_prompt
@@ -78,17 +80,35 @@ class PolicyChunk:
             measured pose is given in. With several arms all of them come first, arm after arm, and behind them their
             grippers, however the model writes its rows: 14 joints and 2 grippers, or 2 x 7 numbers of poses and 2
             grippers, make 16 columns.
-        latents: The imagined video, float32 [1, 48, T, h, w]; decode with :meth:`Policy.imagined_video`.
+        imagined: The imagined video, as the network leaves it; None if it was not kept.
         instruction: The instruction it follows.
         seed: Seed of its noise.
         seconds: Time per stage: wait (for other requests), compose, encode, noise, prefix, denoise, decode, and total.
     """
 
     actions: NDArray[np.float32]
-    latents: torch.Tensor
+    imagined: VideoTokens | None
     instruction: str
     seed: int
     seconds: Mapping[str, float]
+
+    @cached_property
+    def latents(self) -> torch.Tensor:
+        """The imagined video, float32 [1, 48, T, h, w]; decode with :meth:`Policy.imagined_video`.
+
+        Raises:
+            CosmosError: It was not kept.
+        """
+        if self.imagined is None:
+            raise CosmosError('the imagined video of this chunk was not kept')
+        return self.imagined.latents()
+
+
+class _Noise(NamedTuple):
+    """Where a request starts, before what is known is put in place."""
+
+    vision: torch.Tensor
+    action: torch.Tensor
 
 
 class Policy:
@@ -130,7 +150,9 @@ class Policy:
         self.guidance = Guidance(sampler.guidance, sampler.guidance_interval, steps=sampler.guidance_steps)
         self._device = runtime.backend.device
         self._on_device = self._device.type == 'cuda' if pictures_on_device is None else pictures_on_device
-        self._ahead = NoiseAhead() if noise_ahead else None
+        # One request at a time composes its picture, and the autoencoder has done with it when it returns.
+        self._unit = torch.empty(*self.canvas.size, 3, device=self._device).movedim(-1, 0)
+        self._ahead = NoiseAhead(self._draw) if noise_ahead else None
 
     def caption(self, instruction: str) -> str:
         """The prompt that the checkpoint reads for an instruction, in the contract's format."""
@@ -224,17 +246,19 @@ class Policy:
                 self.guidance,
                 vision=vision,
                 action=action,
+                in_tokens=True,
             )
             if self._device.type != 'cpu':
                 self._draw_ahead()  # the processor has little to do while the device denoises
-            latents, rows = self.runtime.denoise(task, watch, cancelled, self.priority)
-            if latents is None or rows is None:
+            video, rows = self.runtime.denoise(task, watch, cancelled, self.priority)
+            if video is None or rows is None or layout.vision is None:
                 raise CosmosError(f'the sampler lost a modality of {self.layout}')
             with watch.stage('decode'):
                 actions = self._decode(rows, observation)
-        hand_out(latents)
+        hand_out(video)
         self._draw_ahead()
-        return PolicyChunk(actions, latents, observation.instruction, int(seed), dict(watch.seconds))
+        imagined = VideoTokens(video, layout.vision, self.runtime.backend.patch)
+        return PolicyChunk(actions, imagined, observation.instruction, int(seed), dict(watch.seconds))
 
     def _draw_ahead(self) -> None:
         if self._ahead is not None:
@@ -268,12 +292,12 @@ class Policy:
         if self._on_device:
             shaped = self._in_shape(observation)
             return compose_on(shaped, views.composition, views.size, self.canvas, self._device)
-        return to_unit(fit(self.composite(observation), self.canvas).pixels, self._device)
+        return to_unit(fit(self.composite(observation), self.canvas).pixels, self._device, out=self._unit)
 
     def _start(
         self, observation: Observation, given: NDArray[np.float32], seed: int, watch: Stopwatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise, with the observed frame and the given rows in place."""
+        """Noise in tokens, with the observed frame and the given rows in place."""
         device = self._device
         item, rows = self.layout.vision, self.layout.action
         if item is None or rows is None:
@@ -284,13 +308,22 @@ class Policy:
             first = self.runtime.vae.encode_frame(pixels)
         with watch.stage('noise'):
             shape = (1, first.shape[1], item.frames, item.height, item.width)
-            noise = self._ahead.take(seed, shape) if self._ahead else framework_noise(seed, shape)
-            vision = noise.to(device, copy=True)
-            action = _leading(noise, seed, (rows.rows, MODEL_WIDTH)).to(device, copy=True)
-        vision[:, :, 0] = first[:, :, 0, : item.height, : item.width]
+            noise = self._ahead.take(seed, shape) if self._ahead else self._draw(seed, shape)
+            vision = noise.vision.to(device, copy=True)
+            action = noise.action.to(device, copy=True)
+            seen = patchify(first[..., : item.height, : item.width], self.runtime.backend.patch)
+            vision[: len(seen)] = seen
         action[:, rows.raw_dim :] = 0
         action[: len(given), : rows.raw_dim] = torch.from_numpy(given).to(device)
         return vision, action
+
+    def _draw(self, seed: int, shape: tuple[int, ...]) -> _Noise:
+        """Noise of a video of `shape`, cut into tokens, and of the rows."""
+        noise, rows = framework_noise(seed, shape), self.layout.action
+        if rows is None:
+            raise CosmosError(f'a policy needs actions, got {self.layout}')
+        action = _leading(noise, seed, (rows.rows, MODEL_WIDTH)).clone()
+        return _Noise(patchify(noise, self.runtime.backend.patch), action)
 
     def _given_rows(self, observation: Observation, committed: NDArray[np.floating] | None) -> NDArray[np.float32]:
         """History, state and committed rows in model space, [history + state + K, raw_dim]."""

@@ -76,6 +76,8 @@ class Task:
         guidance: Scale and the steps it is on.
         vision: Start sample [1, 48, T, h, w] float32, clean frames in place.
         action: Start sample [rows, 64] float32, clean rows in place and unused channels 0.
+        in_tokens: Whether `vision` has been cut into tokens, as :func:`~engine.network.heads.patchify` does; then it
+            comes back in tokens.
     """
 
     layout: Layout
@@ -84,6 +86,7 @@ class Task:
     guidance: Guidance
     vision: Tensor | None = None
     action: Tensor | None = None
+    in_tokens: bool = False
 
 
 class FrameCodec(Protocol):
@@ -249,14 +252,16 @@ class Runtime:
 
 def _to_tokens(task: Task, patch: int) -> tuple[Tensor, ...]:
     """What is denoised, modality by modality, cut into tokens."""
-    vision = None if task.vision is None else patchify(task.vision, patch)
+    vision = task.vision if task.vision is None or task.in_tokens else patchify(task.vision, patch)
     return tuple(part for part in (vision, task.action) if part is not None)
 
 
 def _from_tokens(task: Task, sample: tuple[Tensor, ...], patch: int) -> tuple[Tensor | None, Tensor | None]:
     parts = iter(sample)
     item = task.layout.vision
-    vision = None if task.vision is None or item is None else unpatchify(next(parts), item, patch)
+    vision = None if task.vision is None or item is None else next(parts)
+    if vision is not None and item is not None and not task.in_tokens:
+        vision = unpatchify(vision, item, patch)
     return vision, None if task.action is None else next(parts)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -50,6 +51,19 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    @cached_property
+    def solver_steps(self) -> tuple[SolverStep, ...]:
+        """What :class:`UniPc` does in each step."""
+        return _unipc_steps(self.sigmas)
+
+    @cached_property
+    def velocity_weights(self) -> npt.NDArray[np.float64]:
+        """Weight of each velocity in each sample but the last, float64 [steps, steps], strictly lower triangular.
+
+        Sample k is the first one plus ``weights[k] @ velocities``.
+        """
+        return _velocity_weights(self.solver_steps)
 
 
 def flow_unipc_schedule(steps: int, shift: float) -> Schedule:
@@ -86,7 +100,7 @@ def _check_schedule(steps: int, shift: float) -> None:
 
 
 @dataclass(frozen=True)
-class _Step:
+class SolverStep:
     """Coefficients of one solver step, on differences that vanish wherever the velocity is zero.
 
     With `m` the predicted clean tensor, `d = m - previous m`, and `base` the corrected sample of the step before::
@@ -103,13 +117,13 @@ class _Step:
     predict_new: float
 
 
-def _unipc_steps(sigmas: npt.NDArray[np.float32]) -> tuple[_Step, ...]:
+def _unipc_steps(sigmas: npt.NDArray[np.float32]) -> tuple[SolverStep, ...]:
     """All coefficients of a run, in float64 from the float32 noise levels."""
     levels = [float(s) for s in sigmas]
     return tuple(_unipc_step(levels, k) for k in range(len(levels) - 1))
 
 
-def _unipc_step(sigmas: list[float], k: int) -> _Step:
+def _unipc_step(sigmas: list[float], k: int) -> SolverStep:
     steps = len(sigmas) - 1
     correct_mean = correct_old = correct_new = predict_new = 0.0
     if k > 0:
@@ -120,7 +134,7 @@ def _unipc_step(sigmas: list[float], k: int) -> _Step:
         ratio = (_log_snr(sigmas[k - 1]) - _log_snr(sigmas[k])) / h
         predict_new = (1.0 - sigmas[k + 1]) * math.expm1(-h) * 0.5 / ratio
     predict_mean = 1.0 - sigmas[k + 1] / sigmas[k]
-    return _Step(sigmas[k], correct_mean, correct_old, correct_new, predict_mean, predict_new)
+    return SolverStep(sigmas[k], correct_mean, correct_old, correct_new, predict_mean, predict_new)
 
 
 def _corrector(sigmas: list[float], k: int, order: int) -> tuple[float, float]:
@@ -149,12 +163,8 @@ def _log_snr(sigma: float) -> float:
     return math.log1p(-sigma) - math.log(sigma)
 
 
-def _velocity_weights(steps: tuple[_Step, ...]) -> npt.NDArray[np.float64]:
-    """Weight of each velocity in each sample but the last: sample k is the first plus ``weights[k] @ velocities``.
-
-    Returns:
-        Strictly lower triangular, float64 [steps, steps].
-    """
+def _velocity_weights(steps: tuple[SolverStep, ...]) -> npt.NDArray[np.float64]:
+    """See :attr:`Schedule.velocity_weights`."""
     count = len(steps)
     samples, unit = np.zeros((count, count)), np.eye(count)
     base, previous, difference = np.zeros((3, count))
@@ -176,7 +186,7 @@ class _Sums:
     As many tensors as there are samples to come; that of the present step is handed out.
     """
 
-    def __init__(self, steps: tuple[_Step, ...], weights: npt.NDArray[np.float64]) -> None:
+    def __init__(self, steps: tuple[SolverStep, ...], weights: npt.NDArray[np.float64]) -> None:
         self._steps = steps
         self._weights = weights
         self._later: list[torch.Tensor] = []
@@ -203,7 +213,7 @@ class _Track:
     what the updates cost.
     """
 
-    def __init__(self, steps: tuple[_Step, ...]) -> None:
+    def __init__(self, steps: tuple[SolverStep, ...]) -> None:
         self._steps = iter(steps)
         self._base: torch.Tensor | None = None
         self._clean: torch.Tensor | None = None
@@ -227,7 +237,7 @@ class _Track:
         return result
 
     def _correct(
-        self, weights: _Step, base: torch.Tensor, previous: torch.Tensor, clean: torch.Tensor
+        self, weights: SolverStep, base: torch.Tensor, previous: torch.Tensor, clean: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Estimate the sample at this noise level again, now that the network has been evaluated there.
 
@@ -257,8 +267,8 @@ class UniPc:
     def __init__(self, schedule: Schedule) -> None:
         """Precompute every coefficient of `schedule`."""
         self.schedule = schedule
-        self._steps = _unipc_steps(schedule.sigmas)
-        self._weights = _velocity_weights(self._steps) if len(schedule) <= SHORT else None
+        self._steps = schedule.solver_steps
+        self._weights = schedule.velocity_weights if len(schedule) <= SHORT else None
         self._next = 0
         self._tracks: dict[Any, _Track | _Sums] = {}
 

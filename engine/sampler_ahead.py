@@ -7,12 +7,11 @@ depend on the seed alone, and mostly it is known which seed is next.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
-
-from engine.sampler import RequestSeed, framework_noise
+from engine.sampler import RequestSeed
 
 LEAD_S = 0.005
 """Time that whoever has been served is given to make use of it, before the thread draws what is next."""
@@ -20,12 +19,12 @@ _SEEDS = 2**32
 
 
 @dataclass(frozen=True)
-class _Draw:
+class _Draw[T]:
     """Noise that has been drawn, or is going to be; `urgent` once somebody waits for it."""
 
     seed: int
     shape: tuple[int, ...]
-    noise: Future[torch.Tensor]
+    noise: Future[T]
     urgent: threading.Event
 
     def is_of(self, seed: int, shape: tuple[int, ...]) -> bool:
@@ -34,7 +33,7 @@ class _Draw:
         return (self.seed, self.shape) == (seed, shape) and not void
 
 
-class NoiseAhead:
+class NoiseAhead[T]:
     """Draws the noise of the request that is expected next, on a thread of its own. Thread-safe.
 
     Expected is what a :class:`~engine.sampler.RequestSeed` names as its successor. Of plain numbers, it is the next of
@@ -45,23 +44,29 @@ class NoiseAhead:
     given. At most two pieces of noise exist at a time, one kept and one being drawn.
     """
 
-    def __init__(self) -> None:
-        """Start with nothing drawn; the thread begins with the first draw."""
+    def __init__(self, draw: Callable[[int, tuple[int, ...]], T]) -> None:
+        """Start with nothing drawn; the thread begins with the first draw.
+
+        Args:
+            draw: Makes the noise of a seed and a shape: :func:`~engine.sampler.framework_noise`, and whatever else can
+                be done with it beforehand.
+        """
+        self._draw = draw
         self._worker = ThreadPoolExecutor(1, thread_name_prefix='noise')
         self._lock = threading.Lock()
         self._asked: tuple[int, ...] = ()  # seeds of the latest requests, newest last
         self._shape: tuple[int, ...] = ()
-        self._kept: _Draw | None = None
+        self._kept: _Draw[T] | None = None
 
-    def take(self, seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+    def take(self, seed: int, shape: tuple[int, ...]) -> T:
         """The noise of a seed; to be read only, because it may be handed out again.
 
         Args:
             seed: Seed of the request, 0..2**32 - 1.
-            shape: See :func:`~engine.sampler.framework_noise`.
+            shape: Of the noise.
 
         Returns:
-            Standard normal noise, float32, on the CPU. If it is being drawn at this moment, that is waited for.
+            What `draw` made of them. If it is being made at this moment, that is waited for.
         """
         with self._lock:
             self._asked, self._shape = (*self._asked, seed)[-3:], shape
@@ -70,8 +75,8 @@ class NoiseAhead:
         if kept is not None and kept.is_of(seed, shape) and not kept.noise.cancel():
             kept.urgent.set()
             return kept.noise.result()
-        drawn: Future[torch.Tensor] = Future()
-        drawn.set_result(framework_noise(seed, shape))
+        drawn: Future[T] = Future()
+        drawn.set_result(self._draw(seed, shape))
         with self._lock:
             self._kept = _Draw(seed, shape, drawn, threading.Event())
         return drawn.result()
@@ -85,7 +90,11 @@ class NoiseAhead:
             if kept is not None:
                 kept.noise.cancel()
             urgent = threading.Event()
-            self._kept = _Draw(seed, shape, self._worker.submit(_draw, seed, shape, urgent), urgent)
+            self._kept = _Draw(seed, shape, self._worker.submit(self._draw_later, seed, shape, urgent), urgent)
+
+    def _draw_later(self, seed: int, shape: tuple[int, ...], urgent: threading.Event) -> T:
+        urgent.wait(LEAD_S)
+        return self._draw(seed, shape)
 
     def _expected(self) -> int | None:
         following = None
@@ -94,8 +103,3 @@ class NoiseAhead:
         elif len(self._asked) == 3 and self._asked[2] - self._asked[1] == self._asked[1] - self._asked[0]:
             following = 2 * self._asked[2] - self._asked[1]
         return following if following is not None and 0 <= following < _SEEDS else None
-
-
-def _draw(seed: int, shape: tuple[int, ...], urgent: threading.Event) -> torch.Tensor:
-    urgent.wait(LEAD_S)
-    return framework_noise(seed, shape)

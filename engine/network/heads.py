@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,25 @@ def unpatchify(tokens: Tensor, item: VisionItem, patch: int) -> Tensor:
     cut = tokens.view(*item.grid(patch), patch, patch, -1)  # [T, rows, columns, patch, patch, C]
     latents = cut.permute(5, 0, 1, 3, 2, 4).flatten(-2).flatten(-3, -2)
     return latents[..., : item.height, : item.width].unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """A video as the network leaves it; putting it together costs more than all of a solver's updates of it.
+
+    Attributes:
+        numbers: [T * rows * columns, patch * patch * C].
+        item: What they are tokens of.
+        patch: Edge of a token, in latent cells.
+    """
+
+    numbers: Tensor
+    item: VisionItem
+    patch: int
+
+    def latents(self) -> Tensor:
+        """The video as the autoencoder takes it, [1, C, T, h, w]."""
+        return unpatchify(self.numbers, self.item, self.patch)
 
 
 def linear_at_least_float32(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -160,12 +160,15 @@ def latent_crop(content_h: int, content_w: int) -> tuple[int, int]:
     return max(1, content_h // LATENT_PIXELS), max(1, content_w // LATENT_PIXELS)
 
 
-def to_unit(pixels: Pixels, device: torch.device | str | None = None) -> torch.Tensor:
+def to_unit(
+    pixels: Pixels, device: torch.device | str | None = None, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Pixels as the video autoencoder wants them.
 
     Args:
         pixels: uint8 [H, W, 3], or a video [F, H, W, 3].
         device: Where to; the pixels travel as bytes and are converted there.
+        out: Memory for the result, of its shape and on that device; new memory costs more than the conversion.
 
     Returns:
         float32 in -1..1, [3, H, W] or [3, F, H, W]; the same bits on every device.
@@ -174,7 +177,8 @@ def to_unit(pixels: Pixels, device: torch.device | str | None = None) -> torch.T
         ObservationError: `pixels` is not of that type and shape.
     """
     _check_pixels(pixels)
-    unit = as_tensor(pixels).to(device).movedim(-1, 0).float()
+    levels = as_tensor(pixels).to(device).movedim(-1, 0)
+    unit = levels.float() if out is None else out.copy_(levels)
     # A tensor as divisor: GPUs multiply by the rounded inverse of a plain number, and give other bits than processors.
     return unit.div_(torch.full((), 127.5, device=unit.device)).sub_(1.0)
 

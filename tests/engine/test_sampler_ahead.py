@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import sampler_ahead
 from engine.sampler import RequestSeed, framework_noise, request_seeds
 from engine.sampler_ahead import NoiseAhead
 
@@ -39,21 +38,25 @@ class Drawn:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[Drawn]:
+def drawn() -> Iterator[Drawn]:
     record = Drawn()
-    monkeypatch.setattr(sampler_ahead, 'framework_noise', record)
     yield record
     record.free.set()
 
 
-def ask(ahead: NoiseAhead, *seeds: int) -> None:
+def ask(ahead: NoiseAhead[torch.Tensor], *seeds: int) -> None:
     """Requests as a policy makes them, one after another, each with the right noise."""
     for seed in seeds:
         assert torch.equal(ahead.take(seed, SHAPE), framework_noise(seed, SHAPE))
         ahead.draw_ahead()
 
 
-def settle(ahead: NoiseAhead) -> None:
+def fail(_seed: int, _shape: tuple[int, ...]) -> torch.Tensor:
+    """A generator without memory."""
+    raise MemoryError
+
+
+def settle(ahead: NoiseAhead[torch.Tensor]) -> None:
     """Wait until nothing is being drawn."""
     ahead._worker.submit(lambda: None).result()
 
@@ -61,11 +64,11 @@ def settle(ahead: NoiseAhead) -> None:
 @settings(max_examples=30, deadline=None)
 @given(seeds=st.lists(st.one_of(st.integers(0, 5), st.integers(0, 2**32 - 1)), max_size=12))
 def test_whatever_is_expected_the_noise_is_that_of_the_seed(seeds: list[int]) -> None:
-    ask(NoiseAhead(), *seeds)
+    ask(NoiseAhead(framework_noise), *seeds)
 
 
 def test_the_seeds_of_the_policy_node_are_drawn_once_each_and_all_but_the_first_ahead(drawn: Drawn) -> None:
-    ahead = NoiseAhead()
+    ahead = NoiseAhead(drawn)
     seeds = list(islice(request_seeds(7), 5))
     for seed in seeds:
         ask(ahead, seed)
@@ -75,13 +78,13 @@ def test_the_seeds_of_the_policy_node_are_drawn_once_each_and_all_but_the_first_
 
 
 def test_the_same_seed_again_is_drawn_once(drawn: Drawn) -> None:
-    ask(NoiseAhead(), 3, 3, 3, 3)
+    ask(NoiseAhead(drawn), 3, 3, 3, 3)
     assert (drawn.asked, drawn.ahead) == ([3], [])
 
 
 @pytest.mark.parametrize(('first', 'step'), [(0, 1), (10, -2), (5, 7)])
 def test_an_arithmetic_sequence_is_drawn_ahead_from_its_fourth_member_on(drawn: Drawn, first: int, step: int) -> None:
-    ahead = NoiseAhead()
+    ahead = NoiseAhead(drawn)
     for n in range(5):
         ask(ahead, first + n * step)
         settle(ahead)
@@ -90,18 +93,18 @@ def test_an_arithmetic_sequence_is_drawn_ahead_from_its_fourth_member_on(drawn: 
 
 
 def test_seeds_without_a_rule_are_not_guessed(drawn: Drawn) -> None:
-    ask(NoiseAhead(), 3, 14, 15, 92, 65, 35)
+    ask(NoiseAhead(drawn), 3, 14, 15, 92, 65, 35)
     assert drawn.ahead == []
 
 
 def test_no_seed_beyond_those_that_the_generator_takes_is_expected(drawn: Drawn) -> None:
-    ask(NoiseAhead(), 2, 1, 0)
-    ask(NoiseAhead(), 2**32 - 3, 2**32 - 2, 2**32 - 1)
+    ask(NoiseAhead(drawn), 2, 1, 0)
+    ask(NoiseAhead(drawn), 2**32 - 3, 2**32 - 2, 2**32 - 1)
     assert drawn.ahead == []
 
 
 def test_noise_of_another_shape_is_not_handed_out(drawn: Drawn) -> None:
-    ahead = NoiseAhead()
+    ahead = NoiseAhead(drawn)
     ask(ahead, RequestSeed(1, 2))
     settle(ahead)
     assert ahead.take(2, (5,)).shape == (5,)
@@ -109,7 +112,7 @@ def test_noise_of_another_shape_is_not_handed_out(drawn: Drawn) -> None:
 
 
 def test_who_asks_for_what_is_being_drawn_waits_for_it(drawn: Drawn) -> None:
-    ahead = NoiseAhead()
+    ahead = NoiseAhead(drawn)
     drawn.free.clear()
     ask(ahead, RequestSeed(1, 2))
     assert drawn.begun.wait(10)
@@ -121,7 +124,7 @@ def test_who_asks_for_what_is_being_drawn_waits_for_it(drawn: Drawn) -> None:
 
 
 def test_a_wrong_guess_holds_nobody_up(drawn: Drawn) -> None:
-    ahead = NoiseAhead()
+    ahead = NoiseAhead(drawn)
     drawn.free.clear()
     ask(ahead, RequestSeed(1, 2))
     assert drawn.begun.wait(10)
@@ -133,21 +136,22 @@ def test_a_wrong_guess_holds_nobody_up(drawn: Drawn) -> None:
     assert drawn.ahead == [2], 'what was called off is not drawn'
 
 
-def test_a_draw_that_failed_is_made_again(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_seed: int, _shape: tuple[int, ...]) -> torch.Tensor:
-        raise MemoryError
+def test_a_draw_that_failed_is_made_again() -> None:
+    outcomes = iter([framework_noise, fail, framework_noise])
 
-    ahead = NoiseAhead()
+    def draw(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return next(outcomes)(seed, shape)
+
+    ahead = NoiseAhead(draw)
     assert ahead.take(RequestSeed(1, 2), SHAPE) is not None
-    monkeypatch.setattr(sampler_ahead, 'framework_noise', fail)
     ahead.draw_ahead()
     settle(ahead)
-    monkeypatch.setattr(sampler_ahead, 'framework_noise', drawn)
     ask(ahead, 2)
+    assert next(outcomes, None) is None
 
 
 def test_threads_that_ask_at_once_get_their_own_noise() -> None:
-    ahead = NoiseAhead()
+    ahead = NoiseAhead(framework_noise)
     chains: list[Callable[[], None]] = [
         lambda: ask(ahead, *islice(request_seeds(1), 20)),
         lambda: ask(ahead, *range(20)),
