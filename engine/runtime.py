@@ -241,11 +241,9 @@ class Runtime:
                 raise Cancelled(f'given up before step {index + 1} of {len(task.schedule.timesteps)}')
             velocity = _velocity(steps[0], task, sample, timestep)
             if guided[index]:
-                # A backend may use one buffer for both branches, and for the steps of a request that this gives way to.
-                velocity = tuple(part.clone() for part in velocity)
                 give_way()
                 other = _velocity(steps[1], task, sample, timestep)
-                velocity = combine(velocity, other, task.guidance.scale, overwrite=True)
+                velocity = combine(velocity, other, task.guidance.scale)
             sample = sampler.step(index, velocity, sample)
         return sample
 
@@ -266,7 +264,7 @@ def _from_tokens(task: Task, sample: tuple[Tensor, ...], patch: int) -> tuple[Te
 
 
 def _velocity(step: Step, task: Task, sample: tuple[Tensor, ...], timestep: float) -> tuple[Tensor, ...]:
-    """What the network says, to be used before it is asked again."""
+    """What the network says."""
     parts = iter(sample)
     tokens = Tokens(
         vision=None if task.vision is None else next(parts),

@@ -370,9 +370,7 @@ class Guidance:
         return low < timestep < high if self.strict else low <= timestep <= high
 
 
-def combine[S: Samples](
-    conditional: S, unconditional: S, scale: float, *, normalize: bool = False, overwrite: bool = False
-) -> S:
+def combine[S: Samples](conditional: S, unconditional: S, scale: float, *, normalize: bool = False) -> S:
     """Classifier-free guidance: ``unconditional + scale * (conditional - unconditional)``, in the tensors' own type.
 
     Args:
@@ -381,23 +379,19 @@ def combine[S: Samples](
         scale: Guidance scale.
         normalize: Shrink the result to the norm of `conditional`, taken over all modalities of the sample together,
             where it is longer (the `normalize_cfg` option of cosmos-framework).
-        overwrite: Put the result where `conditional` is, if it is not to be normalised.
     """
-    reuse = overwrite and not normalize
-    guided = _map(lambda c, u: _extrapolate(c, u, scale, c if reuse else None), conditional, unconditional)
+    guided = _map(lambda c, u: _extrapolate(c, u, scale), conditional, unconditional)
     if not normalize:
         return guided
     shrink = (_norm(conditional) / (_norm(guided) + 1e-8)).clamp(0.0, 1.0)
     return _map(lambda v: (v * shrink).to(v.dtype), guided)
 
 
-def _extrapolate(
-    conditional: torch.Tensor, unconditional: torch.Tensor, scale: float, into: torch.Tensor | None
-) -> torch.Tensor:
+def _extrapolate(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
     if conditional.dtype == unconditional.dtype == torch.float32:
-        return torch.lerp(unconditional, conditional, scale, out=into)
+        return torch.lerp(unconditional, conditional, scale)
     # Rounded after every operation, as the reference does in its narrower types.
-    return torch.sub(conditional, unconditional, out=into).mul_(scale).add_(unconditional)
+    return torch.sub(conditional, unconditional).mul_(scale).add_(unconditional)
 
 
 def _norm(samples: Samples) -> torch.Tensor:

@@ -36,8 +36,7 @@ class Step(Protocol):
             timestep: Sampler time in [0, 1000).
 
         Returns:
-            Velocities (noise minus clean) of the same shapes, float32, exactly 0 where nothing may change. They may be
-            overwritten by the next call of any step of this backend.
+            Velocities (noise minus clean) of the same shapes, float32, exactly 0 where nothing may change; new tensors.
         """
 
 

@@ -105,9 +105,7 @@ class CompiledBackend:
                 'rotary_sin': sin.to(self._device),
             }
         )
-        keys, values = (
-            found[name].clone() for name in ('keys', 'values')
-        )  # kept; the runner may use its buffers again
+        keys, values = found['keys'], found['values']
         return StackedPrefix(keys.unbind(0), values.unbind(0), len(ids), (keys, values))
 
     def step(self, prefix: Prefix, layout: Layout) -> Step:
@@ -183,7 +181,7 @@ class CompiledVae:
             ObservationError: The picture is not of the canvas that the part was made for.
         """
         self._check('encoder', 'pixels', rgb)
-        return self._runners['encoder']({'pixels': rgb.to(self.device, torch.float32)})['latents'].clone()
+        return self._runners['encoder']({'pixels': rgb.to(self.device, torch.float32)})['latents']
 
     def decode(self, latents: Tensor, between: Callable[[], None] | None = None) -> Tensor:
         """Decode the latents of a clip, in one piece; see :meth:`engine.network.vae.VideoVae.decode`.

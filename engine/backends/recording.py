@@ -1,7 +1,7 @@
 """A denoising step recorded once and replayed: one launch in place of hundreds, where a step is over before they are.
 
 A recording (a CUDA graph) reads and writes fixed addresses. So it has buffers of its own, into which the numbers of a
-request are copied; velocities are in the same place every time, until the next step overwrites them.
+request are copied, and out of which its velocities are copied before another recording uses that memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 Function = Callable[..., Any]
 """Tensors in named tuples and tuples in, the same out; without a decision that depends on a value."""
@@ -66,18 +66,25 @@ class Recording:
         self._result = tree_unflatten(leaves, structure)
 
     def __call__(self, constant: Any, changing: Any) -> Any:
-        """Run it on these arguments; the result is overwritten by the next call.
+        """Run it on these arguments.
 
         Args:
             constant: Copied only if it is another object than last time.
             changing: Copied every time.
+
+        Returns:
+            New tensors.
         """
         if self._loaded is not constant:
             self._constant.load(constant)
             self._loaded = constant
         self._changing.load(changing)
         self._replay()
-        return self._result
+        return tree_map(_copy, self._result)
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 class _Buffers:
@@ -85,7 +92,7 @@ class _Buffers:
 
     def __init__(self, argument: Any) -> None:
         leaves, structure = tree_flatten(argument)
-        copies = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
+        copies = [_copy(leaf) for leaf in leaves]
         self.own = tree_unflatten(copies, structure)
         self._tensors = [x for x in copies if isinstance(x, Tensor)]
 

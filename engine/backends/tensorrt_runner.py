@@ -73,7 +73,7 @@ class _Engine:
     def run_once(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Read the engine, run it, give its memory back; the outputs are kept."""
         runner = self.open()
-        found = {name: value.clone() for name, value in runner(inputs).items()}
+        found = runner(inputs)
         torch.cuda.synchronize(self.device)  # the engine must not go while its work is in the queue
         return found
 
@@ -127,10 +127,9 @@ class TensorRtRunner:
         if self._context is None:
             remedy = 'free memory of the GPU, or set offload'
             raise EngineError(path.name, [Problem(path.name, 'finds no room to run', self._said(), remedy=remedy)])
-        self._outputs: dict[str, Tensor] = {}
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run it on the present stream; the outputs are overwritten by the next call.
+        """Run it on the present stream; the outputs are new tensors.
 
         Raises:
             CosmosError: TensorRT refuses; holds what it says.
@@ -141,18 +140,16 @@ class TensorRtRunner:
             held.append(tensor)
             self._demand(self._context.set_input_shape(port.name, tuple(tensor.shape)), port.name)
             self._demand(self._context.set_tensor_address(port.name, tensor.data_ptr()), port.name)
+        outputs = {}
         for port in self._part.outputs:
             shape = tuple(self._context.get_tensor_shape(port.name))
-            buffer = self._outputs.get(port.name)
-            if buffer is None or tuple(buffer.shape) != shape:
-                buffer = torch.empty(shape, dtype=getattr(torch, port.type), device=self.device)
-                self._outputs[port.name] = buffer
-            self._demand(self._context.set_tensor_address(port.name, buffer.data_ptr()), port.name)
+            outputs[port.name] = torch.empty(shape, dtype=getattr(torch, port.type), device=self.device)
+            self._demand(self._context.set_tensor_address(port.name, outputs[port.name].data_ptr()), port.name)
         stream = torch.cuda.current_stream(self.device).cuda_stream
         self._demand(self._context.execute_async_v3(stream), self._part.name)
         if self._kernels is not None:
             self._kernels.keep()
-        return dict(self._outputs)
+        return outputs
 
     def _make_context(self, tensorrt: TensorRt, path: Path) -> tuple[_Kernels | None, Any]:
         if tensorrt.flavour != RTX:

@@ -74,16 +74,24 @@ def test_every_part_of_nano_builds_in_bfloat16_for_both_gpus(made: Compiled) -> 
 
 
 @pytest.mark.slow
-def test_the_parts_of_edge_build_in_fp8_for_both_gpus(contract: engine.Contract, tmp_path: Path) -> None:
-    tiny = make_checkpoint(tmp_path / 'edge', 'edge')
-    # The autoencoder is the same in both families, and in FP8 what it is in bfloat16.
-    order = Order(open_checkpoint(tiny), contract, 'fp8', TARGETS, RTX, decoder=False)
+@pytest.mark.parametrize(
+    ('family', 'precision', 'matrices'),
+    [('edge', 'bf16', 0), ('edge', 'fp8', 12), ('nano', 'fp8', 14)],
+)
+def test_the_other_parts_of_both_families_build_in_both_precisions_for_both_gpus(
+    contract: engine.Contract, tmp_path: Path, family: str, precision: str, matrices: int
+) -> None:
+    """Of two layers q, k, v, out, up and down are in FP8, and in Nano the gate."""
+    # The decoder is the same in both families, and in FP8 what it is in bfloat16.
+    order = Order(
+        open_checkpoint(make_checkpoint(tmp_path / family, family)), contract, precision, TARGETS, RTX, decoder=False
+    )
     made = compile_checkpoint(order, tmp_path / 'engines')
-    assert made.card.precision == 'fp8'
+    assert made.card.precision == precision
     assert made.card.targets == TARGETS
     assert has_all_engines(made, PARTS - {'decoder'})
     eights = {name: count_fp8(made.folder / f'{name}.onnx') for name in made.card.parts}
-    assert eights.pop('step') == 12, 'q, k, v, out, up and down of two layers'
+    assert eights.pop('step') == matrices
     assert set(eights.values()) == {0}
 
 

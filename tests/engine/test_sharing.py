@@ -69,11 +69,7 @@ class Traced(TorchReference):
 
 
 class InOnePiece(Traced):
-    """A backend as compiled ones are: a pass cannot be interrupted, and all passes share their buffers."""
-
-    def __init__(self, transformer: Any) -> None:
-        super().__init__(transformer)
-        self.buffers: dict[tuple[int, ...], torch.Tensor] = {}
+    """A backend as compiled ones are: a pass cannot be interrupted."""
 
     def step(self, prefix: Prefix, layout: Layout) -> Step:
         placement, clean = self.transformer.place(layout, prefix.length), len(layout.action.clean)
@@ -83,14 +79,9 @@ class InOnePiece(Traced):
             time = torch.full((1,), timestep)
             found = self.transformer.denoise_tokens(tokens, prefix.keys, prefix.values, placement, time)
             self.log.append(('end', clean))
-            return Tokens(self.shared(found.vision), self.shared(found.action), None)
+            return found
 
         return run
-
-    def shared(self, tensor: torch.Tensor) -> torch.Tensor:
-        """All passes leave their velocities in one buffer for each width, as long as the longest."""
-        buffer = self.buffers.setdefault(tensor.shape[1:], torch.empty(256, *tensor.shape[1:]))
-        return buffer[: len(tensor)].copy_(tensor)
 
 
 @pytest.fixture(params=[Traced, InOnePiece])
