@@ -20,7 +20,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from engine.actions import MODEL_WIDTH, Embodiment, PoseCodec, codec, embodiment
 from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError, Problem
-from engine.observation.geometry import Canvas, canvases, choose_canvas, content_size, fit, latent_crop, to_unit
+from engine.observation.geometry import (
+    LATENT_PIXELS,
+    Canvas,
+    canvases,
+    choose_canvas,
+    content_size,
+    fit,
+    latent_crop,
+    to_unit,
+)
 from engine.observation.prompts import VIEWPOINTS, action_prompt
 from engine.observation.views import compose, in_shape
 from engine.runtime import Stopwatch, Task
@@ -200,6 +209,7 @@ class Rollout:
     instruction: str
     seed: int
     seconds: Mapping[str, float]
+    _clip: _Clip = field(repr=False)
     _decode: Callable[[Tensor], Frames] = field(repr=False)
     _decoded: list[Frames] = field(repr=False)
     _decoding: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -212,6 +222,13 @@ class Rollout:
                 self._decoded.append(self._decode(self.latents[len(self._decoded)]))
         first, *others = self._decoded
         return np.concatenate([first, *(window[self.overlap :] for window in others)])[: len(self.rows) + 1]
+
+    def begin(self, frames: int) -> Frames:
+        """The first frames alone, [N, H, W, 3], of the first window at most; nothing that comes later changes them."""
+        with self._decoding:
+            if not self._decoded:
+                return self._decode(self.latents[0][:, :, : latent_frames(frames)])[:frames]
+            return self._decoded[0][:frames]
 
 
 @dataclass(frozen=True)
@@ -332,7 +349,7 @@ class Dynamics:
                 )
                 progress(number + 1, len(starts))
         seconds = dict(request.watch.seconds)
-        return Rollout(tuple(latents), rows, overlap, instruction, seed, seconds, self._decoded, decoded)
+        return Rollout(tuple(latents), rows, overlap, instruction, seed, seconds, clip, self._decoded, decoded)
 
     def actions_from_video(
         self,
@@ -371,6 +388,41 @@ class Dynamics:
         ]
         return np.concatenate(found)[: len(video) - 1]
 
+    def actions_of(
+        self, rollout: Rollout, seed: int = 0, *, cancelled: Callable[[], bool] = lambda: False
+    ) -> NDArray[np.float32]:
+        """The actions that lead through an imagined video, found in its latents: nothing is decoded for it.
+
+        Args:
+            rollout: Of these weights and of terms with this chunk and tier.
+            seed: Of the noise of the first window; window k takes seed + k.
+            cancelled: As in :meth:`imagine`.
+
+        Returns:
+            float32 [N, D], in the model's space: as many rows as the rollout has.
+
+        Raises:
+            Cancelled: `cancelled` returned True.
+        """
+        request = _Request(rollout.instruction, Stopwatch(self._device), cancelled)
+        found = [
+            self._behind_latents(latents, rollout._clip, seed + number, request)
+            for number, latents in enumerate(rollout.latents)
+        ]
+        first, *others = found
+        return np.concatenate([first, *(rows[rollout.overlap - 1 :] for rows in others)])[: len(rollout.rows)]
+
+    def seen_as(self, rollout: Rollout, seen: Frames | Mapping[str, Frames]) -> Frames:
+        """A picture as the frames of a rollout show it, composed, reduced and cut like them: uint8 [H, W, 3].
+
+        Raises:
+            ObservationError: The picture does not fit.
+        """
+        clip = rollout._clip
+        height, width = (cells * LATENT_PIXELS for cells in clip.grid)
+        shown: Frames = fit(self._picture(seen), clip.canvas).pixels[:height, :width]
+        return shown
+
     # One window
 
     def _ahead(self, given: Frames, clip: _Clip, rows: NDArray[np.float32], seed: int, request: _Request) -> Tensor:
@@ -393,12 +445,16 @@ class Dynamics:
 
     def _behind(self, video: Frames, clip: _Clip, seed: int, request: _Request) -> NDArray[np.float32]:
         """Rows of the window that these frames are."""
-        layout = self._layout(inverse_dynamics_layout, clip)
         pixels = self._pixels(video, clip)
+        with torch.inference_mode(), self.runtime.turn(self.priority, request.watch, request.cancelled):
+            return self._behind_latents(self._encoded(pixels, clip, request.watch), clip, seed, request)
+
+    def _behind_latents(self, vision: Tensor, clip: _Clip, seed: int, request: _Request) -> NDArray[np.float32]:
+        """Rows of the window that has these latents."""
+        layout = self._layout(inverse_dynamics_layout, clip)
         action = framework_noise(seed, (self.terms.chunk, MODEL_WIDTH))
         action[:, self.terms.raw_dim :] = 0
         with torch.inference_mode(), self.runtime.turn(self.priority, request.watch, request.cancelled):
-            vision = self._encoded(pixels, clip, request.watch)
             _, rows = self._denoised(layout, clip, vision, action, request)
             found: NDArray[np.float32] = rows[:, : self.terms.raw_dim].float().cpu().numpy()
         return found

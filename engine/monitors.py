@@ -10,6 +10,9 @@ Every score is a number for each moment, 0 where all is well, larger the worse; 
 :func:`surprise`       what the cameras show now against what was imagined for now
 :func:`inconsistency`  a chunk that contradicts the one before over the same time (Sentinel, arXiv 2410.04640)
 =====================  =============================================================================================
+
+Videos are pictures, uint8 [F, H, W, 3], or latents, float [F, H, W, C]: these need not be decoded, and say less about
+what people would see. Scores of the one and of the other are not comparable.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ def disagreement(imagined: ArrayLike, other: ArrayLike) -> Floats:
     """How far two videos from the same first frame drift apart, as a share of how far the first one moves.
 
     Args:
-        imagined: Forward dynamics of the actions; frames [F, H, W, 3], uint8.
-        other: The policy's own video of the same actions, as many frames of that size or more.
+        imagined: Forward dynamics of the actions.
+        other: The policy's own video of the same actions, as many frames of that kind and size or more.
 
     Returns:
         [F - 1]: root mean square difference of each frame after the first, over that to the first frame.
@@ -97,7 +100,7 @@ def seed_variance(futures: Sequence[ArrayLike]) -> Floats:
     """How far futures of the same actions under different noise lie apart, as a share of how far they move.
 
     Args:
-        futures: Two videos or more, each [F, H, W, 3], uint8.
+        futures: Two videos or more, of one kind and size.
 
     Returns:
         [F - 1]: standard deviation over the futures, root mean square over the picture, over the mean motion.
@@ -162,14 +165,17 @@ def inconsistency(earlier: ArrayLike, later: ArrayLike, shift: int, scale: Array
 
 
 def _videos(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
-    """Both as [F, H, W, 3] in 0..1; the second may be longer and is cut."""
+    """Both as [F, H, W, C], pictures in 0..1; the second may be longer and is cut."""
     one, other = np.asarray(first), np.asarray(second)
     sound = one.ndim == 4 and one.shape[1:] == other.shape[1:] and other.ndim == 4 and 2 <= len(one) <= len(other)
-    if not sound or {one.dtype, other.dtype} != {np.dtype(np.uint8)}:
+    pictures = {one.dtype, other.dtype} == {np.dtype(np.uint8)}
+    latents = one.dtype.kind == other.dtype.kind == 'f' and np.isfinite(one).all() and np.isfinite(other).all()
+    if not sound or not (pictures or latents):
         found = f'{one.dtype} {list(one.shape)} and {other.dtype} {list(other.shape)}'
-        allowed = 'uint8 [F, H, W, 3] of one size, two frames or more'
+        allowed = 'uint8 [F, H, W, 3] or finite float [F, H, W, C], of one size, two frames or more'
         raise InvalidInput('videos', [Problem('frames', 'do not fit each other', found, allowed)])
-    return one / 255.0, other[: len(one)] / 255.0
+    scale = 255.0 if pictures else 1.0
+    return one / scale, other[: len(one)] / scale
 
 
 def _rms(difference: Floats) -> Floats:
