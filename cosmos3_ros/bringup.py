@@ -20,6 +20,7 @@ from engine.resources import config_folders
 
 PACKAGE = 'cosmos3_ros'
 _TRUTH = {'true': True, 'false': False}
+_SWITCHES = ('use_sim_time', 'autostart', 'dynamics', 'viewer')
 _LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 _FASTDDS_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
 
@@ -80,6 +81,16 @@ LAUNCH_ARGUMENTS = (
     Argument(
         'instruction', '', 'Follow this instruction as soon as everything is up. Empty: wait for run_policy goals.'
     ),
+    Argument(
+        'dynamics',
+        'false',
+        'true: imagine what chunks will do, and tell the guard; see docs/imagination.md.',
+        ('true', 'false'),
+    ),
+    Argument(
+        'calibration', '', 'With dynamics:=true: thresholds that cosmos3 calibrate made. Empty: verdicts are unknown.'
+    ),
+    Argument('viewer', 'false', 'true: a web page shows views, imagination, verdicts and guard.', ('true', 'false')),
     Argument('record', '', 'Directory in which the latents of every imagined video are kept. Empty: none are.'),
     Argument('episode', '', 'What robot:=replay plays: directory of a LeRobot data set, or of one table and videos.'),
     Argument(
@@ -114,6 +125,9 @@ class Options:
     episode: str = ''
     video_map: str = ''
     autostart: bool = True
+    dynamics: bool = False
+    calibration: str = ''
+    viewer: bool = False
 
     @property
     def sends_commands(self) -> bool:
@@ -137,7 +151,7 @@ def options_from_text(given: Mapping[str, str]) -> Options:
     if problems:
         raise InvalidInput('launch arguments', problems)
     dry_run = _TRUTH.get(values.pop('dry_run'))
-    switches: dict[str, Any] = {name: _TRUTH[values.pop(name)] for name in ('use_sim_time', 'autostart')}
+    switches: dict[str, Any] = {name: _TRUTH[values.pop(name)] for name in _SWITCHES}
     return Options(**values, **switches, dry_run=dry_run)
 
 
@@ -159,6 +173,7 @@ class ProcessSpec:
         essential: Whether everything else must stop when it ends.
         transient: Whether it ends by itself when its work is done.
         package: Package that it belongs to.
+        nodes: Nodes that it holds, if they are several: they keep their own names, and `parameters` are for all.
     """
 
     name: str
@@ -174,6 +189,7 @@ class ProcessSpec:
     essential: bool = False
     transient: bool = False
     package: str = PACKAGE
+    nodes: tuple[str, ...] = ()
 
     @property
     def full_name(self) -> str:
@@ -216,8 +232,21 @@ def processes(options: Options) -> tuple[ProcessSpec, ...]:
         policy['end_effector_chunks'] = 'poses'  # recordings of poses need not have joints
     if options.record:
         policy['record_directory'] = str(Path(options.record).expanduser().absolute())
-    host = ProcessSpec('policy', 'host', f'{PACKAGE}.host', parameters={**_shared(options), **policy}, **common)
-    return (*_robot(options, contract, common), guard, host, *_instruction(options, common))
+    if options.calibration:
+        policy['calibration'] = str(Path(options.calibration).expanduser().absolute())
+    nodes = ('policy', 'dynamics') if options.dynamics else ()
+    host = ProcessSpec(
+        'policy', 'host', f'{PACKAGE}.host', parameters={**_shared(options), **policy}, nodes=nodes, **common
+    )
+    viewer = _viewer(options, common)
+    return (*_robot(options, contract, common), guard, host, *viewer, *_instruction(options, common))
+
+
+def _viewer(options: Options, common: Mapping[str, Any]) -> tuple[ProcessSpec, ...]:
+    if not options.viewer:
+        return ()
+    parameters = {**_shared(options), 'contract': options.contract}
+    return (ProcessSpec('viewer', 'viewer', f'{PACKAGE}.viewer_process', parameters=parameters, **common),)
 
 
 def _robot(options: Options, contract: Contract, common: Mapping[str, Any]) -> tuple[ProcessSpec, ...]:
@@ -300,6 +329,10 @@ def _problems(options: Options) -> list[Problem]:
         problems.append(Problem('episode', f'means nothing with robot:={options.robot}', remedy='add robot:=replay'))
     if options.episode and not Path(options.episode).expanduser().exists():
         problems.append(Problem('episode', 'does not exist', options.episode))
+    if options.calibration and not options.dynamics:
+        problems.append(Problem('calibration', 'means nothing without dynamics', remedy='add dynamics:=true'))
+    if options.calibration and not Path(options.calibration).expanduser().is_file():
+        problems.append(Problem('calibration', 'is not a file', options.calibration))
     if options.params_file and not Path(options.params_file).expanduser().is_file():
         problems.append(Problem('params_file', 'is not a file', options.params_file))
     if options.robot == 'replay' and options.dry_run is False:

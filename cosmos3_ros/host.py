@@ -1,14 +1,21 @@
-"""The host process: everything that shares the network. At present the policy node."""
+"""The host process: everything that shares the network. `host` holds the policy, `host policy dynamics` both."""
 
 from __future__ import annotations
 
 import os
-from typing import NoReturn
+import sys
+from typing import TYPE_CHECKING, NoReturn
 
 from cosmos3_ros.process import answer_signals
 
+if TYPE_CHECKING:
+    from cosmos3_ros.node_base import CosmosLifecycleNode
+
 NICENESS = 5
 """How far this process steps back: on a machine whose cores are all busy with inference, the guard goes first."""
+NODES = ('policy', 'dynamics')
+THREADS = 4
+"""That run callbacks, for each node."""
 
 
 def main() -> NoReturn:
@@ -16,9 +23,34 @@ def main() -> NoReturn:
     os.nice(NICENESS)
     answer_signals()  # before the heavy imports below, so that Ctrl-C works during them
     from cosmos3_ros.node_base import spin
+
+    names = wanted(sys.argv[1:])
+    spin(lambda: [make(name) for name in names], threads=THREADS * len(names))
+
+
+def wanted(arguments: list[str]) -> list[str]:
+    """Nodes that the command line names, in front of what is for ROS; the policy if it names none.
+
+    Raises:
+        SystemExit: There is no such node.
+    """
+    end = arguments.index('--ros-args') if '--ros-args' in arguments else len(arguments)
+    names = list(dict.fromkeys(arguments[:end])) or [NODES[0]]
+    unknown = [name for name in names if name not in NODES]
+    if unknown:
+        raise SystemExit(f'host: no such node: {", ".join(unknown)}; there are {", ".join(NODES)}')
+    return names
+
+
+def make(name: str) -> CosmosLifecycleNode:
+    """The node of a name."""
+    if name == 'dynamics':
+        from cosmos3_ros.dynamics_node import DynamicsNode
+
+        return DynamicsNode()
     from cosmos3_ros.policy_node import PolicyNode
 
-    spin(PolicyNode)
+    return PolicyNode()
 
 
 if __name__ == '__main__':

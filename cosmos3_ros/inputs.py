@@ -38,16 +38,24 @@ class Inputs:
     number, with several grippers [G], with none None); end-effector poses as :class:`~cosmos3_ros.conversions.Pose`.
     """
 
-    def __init__(self, contract: Contract, timeline: Timeline = Timeline.HEADER, *, needs_joints: bool = False) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        timeline: Timeline = Timeline.HEADER,
+        *,
+        needs_joints: bool = False,
+        image_depth: int = IMAGE_DEPTH,
+    ) -> None:
         """Make empty buffers for `contract`, all on one `timeline`.
 
         Args:
             contract: What the policy reads.
             timeline: Which time of a message counts.
             needs_joints: Whether joint states must be there even if the policy itself does not read them.
+            image_depth: Pictures of each view that are kept.
         """
         self.views = {
-            name: _buffer(name, terms, IMAGE_DEPTH, timeline) for name, terms in contract.views.streams.items()
+            name: _buffer(name, terms, image_depth, timeline) for name, terms in contract.views.streams.items()
         }
         self._poses = pose_streams(contract)
         state = {JOINT_STATES: contract.state.joint_states, **self._poses}
@@ -109,7 +117,15 @@ class Inputs:
             instruction: Becomes part of the observation.
         """
         buffers = self.buffers
-        snapshot = sample_all(buffers, reference_stamp(buffers, now_ns), now_ns)
+        return self._observed(sample_all(buffers, reference_stamp(buffers, now_ns), now_ns), now_ns, instruction)
+
+    def observed_at(self, stamp_ns: int, instruction: str) -> tuple[Observation, Snapshot] | tuple[Missing, ...]:
+        """What was known at a moment that is past, or what is missing; see :meth:`observe`."""
+        return self._observed(sample_all(self.buffers, stamp_ns), None, instruction)
+
+    def _observed(
+        self, snapshot: Snapshot, now_ns: int | None, instruction: str
+    ) -> tuple[Observation, Snapshot] | tuple[Missing, ...]:
         if not snapshot.complete:
             return snapshot.missing
         values = {name: sample.value for name, sample in snapshot.samples.items()}
@@ -125,7 +141,7 @@ class Inputs:
         )
         return observation, snapshot
 
-    def _joint_state(self, values: dict[str, Any], reference_ns: int, now_ns: int) -> tuple[Any, Any]:
+    def _joint_state(self, values: dict[str, Any], reference_ns: int, now_ns: int | None) -> tuple[Any, Any]:
         if JOINT_STATES in values:
             return values[JOINT_STATES]
         if JOINT_STATES in self.states:

@@ -106,10 +106,12 @@ class Proposal:
         stamp_ns: Time of its observation.
         views: Picture of each of the contract's views at that time, uint8 [H, W, 3].
         joints: [J] rad, measured at that time, in the contract's order.
-        positions: [N, J] rad: where row k wants the joints at `stamp_ns` + (k + 1) steps.
+        positions: [N, J] rad: where row k wants the joints at `stamp_ns` + (k + 1) steps. With `motion`, anything that
+            tells chunks apart, such as positions of the tool.
         grippers: [N] or [N, G], 0 = open, 1 = closed.
         instruction: What it is for.
         own: The policy's own imagined video, latents [1, C, T, h, w]; None if there is none.
+        motion: [N, D] in the model's space, if it is known without the joints, as of recorded poses.
     """
 
     stamp_ns: int
@@ -119,6 +121,7 @@ class Proposal:
     grippers: Floats
     instruction: str = ''
     own: torch.Tensor | None = None
+    motion: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,8 @@ class Judge:
         Raises:
             InvalidInput: Joints or rows do not fit.
         """
+        if proposal.motion is not None:
+            return proposal.motion
         path = expected_motion(proposal.joints, proposal.positions, 1.0 / self.dynamics.terms.fps, self.lag_s)
         return self.bridge.rows(path, proposal.grippers)
 

@@ -62,6 +62,7 @@ class TimedChunk:
         spread_ns: Time between the oldest and the newest sample behind it.
         frame_id: Frame in which the end-effector poses were measured; empty if none was.
         committed: Leading rows that were given to the policy, to be continued by the others.
+        observation: What it was made from.
     """
 
     stamp_ns: int
@@ -71,6 +72,7 @@ class TimedChunk:
     spread_ns: int
     frame_id: str = ''
     committed: int = 0
+    observation: Observation | None = None
 
 
 @dataclass
@@ -358,6 +360,7 @@ class PolicyLoop:
                 snapshot.spread_ns,
                 frame_id,
                 0 if committed is None else len(committed),
+                observation,
             )
             self.continuation.sent(epoch, self.sequence, Plan(timed.stamp_ns, self._step_ns, chunk.actions))
             self._on_chunk(timed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cosmos3_ros.parameters import Parameter, Required
+from cosmos3_ros.shared_model import MODELS
 from engine.backends.choice import AUTO, BACKENDS, TORCH
 from engine.contract_sampler import PRESETS
 from engine.cosmos3 import COMPILED_AS, PRECISIONS
@@ -71,12 +72,10 @@ def load_policy(values: Values, contract: Contract, report: Report) -> Policy:
     Raises:
         CosmosError: Something does not fit or is missing; says what and what to do.
     """
-    import engine
-
     compiled = Path(values['compiled']).expanduser() if values['compiled'] else None
     if values['build']:
         _build(values, contract, report)
-    model = engine.load(
+    model = MODELS.load(
         values['checkpoint'],
         device=values['device'],
         dtype=values['dtype'],

@@ -12,7 +12,6 @@ action server        `run_policy`                                       `RunPoli
 
 from __future__ import annotations
 
-import threading
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,23 +21,24 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
-from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.action import GoalResponse
 from rclpy.action.server import ServerGoalHandle
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
 
 from cosmos3_msgs.action import RunPolicy
 from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, PolicyStatus
 from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.conversions import JointReader, image_to_rgb, message_to_pose, ns_to_stamp, stamp_to_ns
+from cosmos3_ros.goal_server import GoalServer
 from cosmos3_ros.inputs import JOINT_STATES, Inputs, pose_streams
 from cosmos3_ros.node_base import CosmosLifecycleNode, configured
 from cosmos3_ros.parameters import Parameter, ParameterSet
 from cosmos3_ros.policy_loop import End, LoopOptions, Phase, PolicyLoop, Run, TimedChunk
 from cosmos3_ros.policy_model import MODEL_PARAMETERS, load_policy
 from cosmos3_ros.pose_bridge import PoseBridge
+from cosmos3_ros.proposals import PROPOSALS
 from cosmos3_ros.streams import Timeline
 from engine.contract import Contract, load_contract, with_preset
 from engine.errors import ContractError, CosmosError, ObservationError, Problem
@@ -162,6 +162,7 @@ class PolicyNode(CosmosLifecycleNode):
         """Release the network."""
         if self.loop is not None:
             self.loop.close()
+            PROPOSALS.clear(self.resolve_topic_name('~/chunk'))
         self.loop = self._recorder = self._goals = None
         self.diagnostics.removeByName('policy')
 
@@ -253,9 +254,10 @@ class PolicyNode(CosmosLifecycleNode):
             callback_group=self.control_group,
             clock=Clock(clock_type=ClockType.STEADY_TIME),  # "this process is alive" does not depend on simulated time
         )
-        self._goals = GoalServer(self, self._execute, self._on_goal)
+        self._goals = GoalServer(self, RunPolicy, 'run_policy', self._execute, self._on_goal)
 
     def _publish_chunk(self, contract: Contract, poses: bool, timed: TimedChunk) -> None:
+        PROPOSALS.put(self._chunks.topic_name, timed)  # first: the message makes others look for it
         self._chunks.publish(chunk_message(timed, contract, poses))
 
     def _record_chunk(self, timed: TimedChunk) -> None:
@@ -357,59 +359,6 @@ class PolicyNode(CosmosLifecycleNode):
             chunks=run.chunks,
             duration=_duration(max(0, self.now_ns() - run.started_ns)),
         )
-
-
-class GoalServer(ActionServer):
-    """The action server of `run_policy`, which knows when the last word about a goal is out.
-
-    Destroying an action server between the end of a goal and the answer to its client would lose the answer, and break
-    the callback that sends it.
-
-    Attributes:
-        idle: Set while no accepted goal awaits its result.
-    """
-
-    def __init__(
-        self,
-        node: Node,
-        execute: Callable[[ServerGoalHandle], RunPolicy.Result],
-        judge: Callable[[RunPolicy.Goal], GoalResponse],
-    ) -> None:
-        """Offer `run_policy` on `node`; any goal may be cancelled."""
-        self.idle = threading.Event()
-        self.idle.set()
-        self._open = 0
-        self._counting = threading.Lock()
-        super().__init__(
-            node,
-            RunPolicy,
-            'run_policy',
-            execute,
-            callback_group=ReentrantCallbackGroup(),
-            goal_callback=judge,
-            cancel_callback=lambda _goal: CancelResponse.ACCEPT,
-        )
-
-    def notify_execute(self, goal_handle: ServerGoalHandle, execute_callback: Callable[..., Any] | None) -> None:
-        """Count the goal as open, then let it be executed."""
-        self._count(+1)
-        super().notify_execute(goal_handle, execute_callback)
-
-    def add_to_wait_set(self, wait_set: Any) -> None:
-        """Say that it is invalid once it is destroyed, as all other entities do, so that executors leave it out."""
-        with self:
-            super().add_to_wait_set(wait_set)
-
-    async def _execute_goal(self, execute_callback: Callable[..., Any], goal_handle: ServerGoalHandle) -> None:
-        try:
-            await super()._execute_goal(execute_callback, goal_handle)
-        finally:
-            self._count(-1)
-
-    def _count(self, change: int) -> None:
-        with self._counting:
-            self._open += change
-            (self.idle.clear if self._open else self.idle.set)()
 
 
 class LatentRecorder:

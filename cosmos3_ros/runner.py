@@ -29,7 +29,9 @@ _ASSIGNMENT = re.compile(r'(\w+):=(.*)', re.DOTALL)
 
 def command(spec: ProcessSpec) -> list[str]:
     """Return the command line of a process."""
-    arguments = [sys.executable, '-m', spec.module, '--ros-args', '-r', f'__node:={spec.name}']
+    arguments = [sys.executable, '-m', spec.module, *spec.nodes, '--ros-args']
+    if not spec.nodes:
+        arguments += ['-r', f'__node:={spec.name}']
     if spec.namespace:
         arguments += ['-r', f'__ns:=/{spec.namespace}']
     for source, target in spec.remappings:

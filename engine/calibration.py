@@ -12,6 +12,7 @@ Nothing of this says how many failures are found. That takes failures.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -113,6 +114,11 @@ class Calibration:
     bands: Mapping[str, Band]
     provenance: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change with anything in it."""
+        return hashlib.sha256(json.dumps(self._document(), sort_keys=True).encode()).hexdigest()[:12]
+
     def crossed(self, scores: Mapping[str, float], step: int) -> list[str]:
         """Names of the scores above their band; those without a band have no limit."""
         return [name for name, score in scores.items() if name in self.bands and not score <= self.bands[name].at(step)]
@@ -127,11 +133,13 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
-        document = {'schema': SCHEMA, 'provenance': dict(self.provenance)}
-        document['bands'] = {name: asdict(band) for name, band in self.bands.items()}
         partial = path.with_name(f'.{path.name}.partial')
-        partial.write_text(json.dumps(document, indent=1), encoding='utf-8')
+        partial.write_text(json.dumps(self._document(), indent=1), encoding='utf-8')
         partial.replace(path)
+
+    def _document(self) -> dict[str, Any]:
+        bands = {name: asdict(band) for name, band in self.bands.items()}
+        return {'schema': SCHEMA, 'provenance': dict(self.provenance), 'bands': bands}
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -29,11 +29,13 @@ def start(context: LaunchContext) -> list[Action]:
 
 
 def actions(spec: ProcessSpec) -> list[Action]:
-    kind = LifecycleNode if spec.lifecycle else Node
+    # Several nodes in one process keep their names: one name would be given to all of them.
+    kind = LifecycleNode if spec.lifecycle and not spec.nodes else Node
     node = kind(
         package=spec.package,
         executable=spec.executable,
-        name=spec.name,
+        name=None if spec.nodes else spec.name,
+        arguments=list(spec.nodes),
         namespace=spec.namespace,
         parameters=[*map(str, spec.parameter_files), dict(spec.parameters)],
         remappings=list(spec.remappings),

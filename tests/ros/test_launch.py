@@ -16,6 +16,7 @@ from sensor_msgs.msg import JointState
 
 from cosmos3_ros import qos, runner
 from cosmos3_ros.bringup import LAUNCH_ARGUMENTS, Options, ProcessSpec, options_from_text, processes
+from cosmos3_ros.host import wanted
 from cosmos3_ros.lifecycle_client import LifecycleClient
 from cosmos3_ros.runner import Runner, command, show_arguments
 from engine.errors import CosmosError, InvalidInput
@@ -89,6 +90,41 @@ def test_simulated_time_is_made_by_the_robot_and_followed_by_the_others():
 def test_an_instruction_adds_a_process_that_may_end():
     spec = by_name(instruction='wave')['instruct']
     assert (spec.transient, spec.parameters['instruction']) == (True, 'wave')
+
+
+def test_imagination_shares_the_process_of_the_policy_and_gets_its_thresholds(tmp_path):
+    file = tmp_path / 'bands.json'
+    file.write_text('{}')
+    host = by_name(dynamics=True, calibration=str(file))['policy']
+    assert (host.nodes, host.parameters['calibration']) == (('policy', 'dynamics'), str(file))
+    assert '__node:=policy' not in ' '.join(command(host)), 'each node keeps its name'
+    assert command(host)[3:5] == ['policy', 'dynamics']
+    assert by_name()['policy'].nodes == ()
+    with pytest.raises(InvalidInput) as raised:
+        by_name(calibration=str(tmp_path / 'nowhere'))
+    assert [problem.where for problem in raised.value.problems] == ['calibration', 'calibration']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'nodes'),
+    [
+        ([], ['policy']),
+        (['--ros-args', '-p', 'a:=b'], ['policy']),
+        (['policy', 'dynamics', '--ros-args'], ['policy', 'dynamics']),
+    ],
+)
+def test_the_host_holds_the_nodes_that_its_command_line_names(arguments, nodes):
+    assert wanted(arguments) == nodes
+
+
+def test_the_host_refuses_a_node_that_it_does_not_know():
+    with pytest.raises(SystemExit, match='no such node: guard'):
+        wanted(['guard'])
+
+
+def test_the_viewer_is_there_if_it_is_asked_for():
+    assert 'viewer' not in by_name()
+    assert by_name(viewer=True, contract='demo_joint_pos')['viewer'].parameters['contract'] == 'demo_joint_pos'
 
 
 def test_a_contract_of_two_arms_has_a_simulated_robot_of_two_with_the_cameras_it_looks_through():

@@ -1,0 +1,80 @@
+"""Checkpoints that the nodes of one process share: loaded once, kept as long as somebody uses them.
+
+What is loaded in another way, into compiled parts for one node and into PyTorch for another, is loaded twice. All that
+runs on one device takes turns all the same, so that the policy goes first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+if TYPE_CHECKING:
+    from engine.checkpoint import Checkpoint
+    from engine.cosmos3 import Cosmos3
+    from engine.runtime import Runtime
+    from engine.turns import Turns
+
+
+class ModelShelf:
+    """Loads checkpoints; who asks for one that is in use gets that. Thread-safe."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._loading = threading.Lock()
+        self._runtimes: WeakValueDictionary[tuple[Any, ...], Runtime] = WeakValueDictionary()
+        self._checkpoints: dict[tuple[Any, ...], Checkpoint] = {}
+        self._turns: dict[str, Turns] = {}
+
+    def load(
+        self,
+        checkpoint: str,
+        *,
+        device: str = 'cpu',
+        dtype: str = 'float32',
+        backend: str = 'auto',
+        compiled: Path | None = None,
+        offload: bool = False,
+        report: Callable[[str], None] = lambda _text: None,
+    ) -> Cosmos3:
+        """As :func:`engine.load`, unless that has been done and is still in use.
+
+        Who comes while another is loading waits: it may be the same.
+
+        Raises:
+            CosmosError: As :func:`engine.load`.
+        """
+        import engine
+        from engine.cosmos3 import Cosmos3
+
+        key = (checkpoint, device, dtype, backend, compiled, offload)
+        with self._loading:
+            runtime = self._runtimes.get(key)
+            if runtime is not None:
+                report('the checkpoint is loaded already, and shared')
+                return Cosmos3(self._checkpoints[key], runtime)
+            model = engine.load(
+                checkpoint,
+                device=device,
+                dtype=dtype,
+                backend=backend,
+                compiled=compiled,
+                offload=offload,
+                report=report,
+            )
+            model.runtime.turns = self._turns.setdefault(_place(device), model.runtime.turns)
+            self._runtimes[key], self._checkpoints[key] = model.runtime, model.checkpoint
+            return model
+
+
+def _place(device: str) -> str:
+    """One name for each device: 'cuda' is the first GPU."""
+    kind, _, index = device.partition(':')
+    return kind if kind == 'cpu' else f'{kind}:{index or 0}'
+
+
+MODELS = ModelShelf()
+"""Of this process."""
