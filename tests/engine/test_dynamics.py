@@ -18,6 +18,8 @@ from engine import dynamics as module
 from engine.contract import load_contract
 from engine.dynamics import Dynamics, DynamicsTerms
 from engine.errors import InvalidInput, ObservationError
+from engine.runtime import Task
+from engine.sampler import flow_unipc_schedule
 from engine.turns import Priority
 
 STEPS = 3
@@ -198,6 +200,76 @@ def test_a_video_of_any_length_has_one_row_between_two_frames(dynamics: Dynamics
     found = dynamics.actions_from_video(list(video), 'push', seed=3)
     assert found.shape == (CHUNK + 3, 10)
     np.testing.assert_array_equal(found[:CHUNK], dynamics.actions_from_video(video[: CHUNK + 1], 'push', seed=3))
+
+
+# The framework's rules where diffusers has others
+
+
+@pytest.fixture
+def tasks(dynamics: Dynamics, monkeypatch: pytest.MonkeyPatch) -> list[Task]:
+    """What the sampler is given, window by window."""
+    given: list[Task] = []
+    denoise = dynamics.runtime.denoise
+
+    def watch(task: Task, *others: Any) -> Any:
+        given.append(task)
+        return denoise(task, *others)
+
+    monkeypatch.setattr(dynamics.runtime, 'denoise', watch)
+    return given
+
+
+def test_every_window_and_every_modality_starts_the_frameworks_generator_anew(
+    dynamics: Dynamics, picture: np.ndarray, tasks: list[Task]
+) -> None:
+    rollout = dynamics.imagine(picture, rows(2 * CHUNK), 'push', seed=7)
+    for number, task in enumerate(tasks):
+        noise = np.random.RandomState(7 + number).standard_normal(tuple(task.vision.shape)).astype(np.float32)
+        np.testing.assert_array_equal(task.vision[:, :, 1:].numpy(), noise[:, :, 1:])
+    tasks.clear()
+    dynamics.actions_of(rollout, seed=7)
+    for number, task in enumerate(tasks):
+        noise = np.random.RandomState(7 + number).standard_normal((CHUNK, 64)).astype(np.float32)
+        np.testing.assert_array_equal(task.action[:, :10].numpy(), noise[:, :10])
+        assert torch.equal(task.vision, rollout.latents[number])
+
+
+def test_only_content_is_denoised_and_rows_enter_as_they_are_given(
+    dynamics: Dynamics, picture: np.ndarray, tasks: list[Task]
+) -> None:
+    given = rows(CHUNK)
+    dynamics.imagine(picture, given, 'push')
+    (task,) = tasks
+    height, width = picture.shape[0] // 16, picture.shape[1] // 16
+    assert task.vision.shape == (1, 48, 1 + CHUNK // 4, height, width), 'the canvas is larger'
+    np.testing.assert_array_equal(task.action[:, :10].numpy(), given, err_msg='no statistics are applied to rows')
+    assert not task.action[:, 10:].any()
+    assert (task.layout.vision.clean, task.layout.action.clean) == ((0,), tuple(range(CHUNK)))
+
+
+def test_the_schedule_begins_at_the_frameworks_timestep_and_tells_whole_numbers() -> None:
+    of = DynamicsTerms.published
+    for terms, first, last in (
+        (of('droid_lerobot'), (999, 996, 992, 988), (605, 526, 416, 256)),
+        (of('camera_pose', fps=30.0), (999, 992, 985, 978), None),
+    ):
+        schedule = flow_unipc_schedule(terms.steps, terms.shift)
+        assert (terms.steps, schedule.timesteps[:4]) == (30, first)
+        assert last is None or schedule.timesteps[-4:] == last
+        assert all(isinstance(timestep, int) for timestep in schedule.timesteps)
+
+
+def test_the_prompt_has_no_system_words_and_the_empty_one_is_never_read(
+    dynamics: Dynamics, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    prefix = dynamics.runtime.prefix
+    monkeypatch.setattr(dynamics.runtime, 'prefix', lambda caption: (read.append(caption), prefix(caption))[1])
+    dynamics.imagine(picture, rows(CHUNK), 'push the cup')
+    (caption,) = read
+    assert json.loads(caption)['resolution'] == {'H': 256, 'W': 320}
+    assert 'push the cup' in caption
+    assert 'assistant' not in caption
 
 
 # From a contract
