@@ -15,14 +15,16 @@ from rclpy.serialization import deserialize_message
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, LimitsInForce
+from cosmos3_msgs.msg import Verdict as VerdictMessage
 from cosmos3_ros.conversions import ns_to_stamp, stamp_to_ns
 from cosmos3_ros.guard.checks import Acceptance
 from cosmos3_ros.guard.chunk import JOINT_POSITION, ReceivedChunk
 from cosmos3_ros.guard.guard import Guard
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.reasons import Reason, Rejection
-from cosmos3_ros.guard.state import Command, GuardState
+from cosmos3_ros.guard.state import Command, GuardState, Slowed
 from cosmos3_ros.guard.statistics import Statistics
+from cosmos3_ros.guard.verdicts import Verdict
 
 
 def received_chunk(message: ActionChunk) -> ReceivedChunk:
@@ -41,6 +43,17 @@ def received_chunk(message: ActionChunk) -> ReceivedChunk:
         gripper=grippers if grippers.size or len(message.gripper_names) else None,
         gripper_names=list(message.gripper_names),
         action_space=spaces.get(message.action_space, f'number {message.action_space}'),
+    )
+
+
+def received_verdict(message: VerdictMessage) -> Verdict:
+    """The message as the guard takes it: what it is about and what it says. Its scores are for people."""
+    return Verdict(
+        epoch=message.epoch,
+        sequence=message.sequence,
+        stamp_ns=stamp_to_ns(message.stamp),
+        decision=message.decision,
+        text=message.text,
     )
 
 
@@ -196,6 +209,26 @@ def decision_message(chunk: ActionChunk, verdict: Acceptance | Rejection, now_ns
     message.value = math.nan if verdict.value is None else verdict.value
     message.limit = math.nan if verdict.limit is None else verdict.limit
     return message
+
+
+def slowed_message(slowed: Slowed, now_ns: int) -> ChunkDecision:
+    """That a chunk which was accepted before goes on more slowly."""
+    chunk = slowed.accepted.motion.chunk
+    return ChunkDecision(
+        decided=ns_to_stamp(now_ns),
+        stamp=ns_to_stamp(chunk.stamp_ns),
+        epoch=chunk.epoch,
+        sequence=chunk.sequence,
+        accepted=True,
+        reason_name=Reason.NONE.name,
+        row=-1,
+        value=math.nan,
+        limit=math.nan,
+        text=f'goes on at {chunk.pace:.2f} of its own pace: {slowed.why}',
+        splice_jump=slowed.accepted.splice_jump,
+        pace=chunk.pace,
+        observation_age=(now_ns - chunk.stamp_ns) / 1e9,
+    )
 
 
 def status_message(view: GuardView, now_ns: int, dry_run: bool) -> GuardStatus:

@@ -4,10 +4,12 @@
 subscribes           `policy/chunk`, `policy/status`                       chunks; the policy's heartbeat
                      the contract's joint states                           where the robot is
                      the topic of the parameter `estop_topic`              an emergency stop
+                     `dynamics/verdict`                                    what imagination makes of chunks
 publishes            `joint_trajectory`                                    commands; `~/preview/...` in a dry run
                      `gripper/command`, or `ARM/gripper/command` for       likewise
                      each named arm of a contract with several
-                     `~/decision`                                          what became of each chunk, and why
+                     `~/decision`                                          what became of each chunk, and why;
+                                                                           once more when it is slowed down
                      `~/status`, `~/mode`, `~/limits` (latched)            state, mode and limits in force
 services             `~/stop`, `~/reset`, `~/pause`, `~/resume`            `std_srvs/Trigger`
 ===================  ====================================================  =======================================
@@ -32,19 +34,19 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
-from cosmos3_msgs.msg import ActionChunk, PolicyStatus
+from cosmos3_msgs.msg import ActionChunk, PolicyStatus, Verdict
 from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.control_loop import REMEDY, ControlLoop
 from cosmos3_ros.conversions import stamp_to_ns
 from cosmos3_ros.gripper_output import INTERFACES, TOPIC
 from cosmos3_ros.guard.checks import Acceptance
 from cosmos3_ros.guard.chunk import ReceivedChunk
-from cosmos3_ros.guard.guard import Guard, GuardState
+from cosmos3_ros.guard.guard import Answer, Guard, GuardState
 from cosmos3_ros.guard.limits import RobotLimits, load_limits
-from cosmos3_ros.guard.options import CheckOptions, GuardOptions
+from cosmos3_ros.guard.options import ON_STOP, ON_UNKNOWN, CheckOptions, GuardOptions, VerdictOptions
 from cosmos3_ros.guard.reasons import Rejection
 from cosmos3_ros.guard.robot_description import limits_with_description
-from cosmos3_ros.guard_messages import GuardView, received_chunk
+from cosmos3_ros.guard_messages import GuardView, received_chunk, received_verdict
 from cosmos3_ros.guard_outputs import CommandOutput, GripperChoice, Reports
 from cosmos3_ros.node_base import CosmosLifecycleNode, configured
 from cosmos3_ros.parameters import Parameter, ParameterSet, Required
@@ -125,6 +127,35 @@ PARAMETERS = (
     Parameter(
         'joint_states_deadline_s', 0.0, 'Deadline to demand of the publisher of joint states; 0: none.', 's', 0.0, 10.0
     ),
+    Parameter('heed_verdicts', True, 'Heed verdicts of imagination: they can slow the arm down or stop it.'),
+    Parameter(
+        'on_stop_verdict',
+        'latch',
+        'After a STOP: a fault until a person resets it (latch), or a stop until a later chunk is found better (hold).',
+        one_of=ON_STOP,
+    ),
+    Parameter(
+        'slow_verdict_pace',
+        0.5,
+        'Largest share of its own speed at which a chunk is played after a SLOW.',
+        minimum=0.01,
+        maximum=0.99,
+    ),
+    Parameter(
+        'on_unknown_verdict',
+        'ignore',
+        'When nothing is known of the newest chunks: go on as without imagination (ignore), as after a SLOW (slow), or '
+        'stand until something is known (stop).',
+        one_of=ON_UNKNOWN,
+    ),
+    Parameter(
+        'verdict_max_age_s',
+        2.0,
+        'Oldest observation that a verdict may be about, and how long the last one that said something counts.',
+        's',
+        0.05,
+        60.0,
+    ),
     Parameter(
         'realtime_priority',
         40,
@@ -137,7 +168,8 @@ STATUS_PERIOD_S = 0.1
 LOOK_PERIOD_NS = 20_000_000
 """How often the guard looks for what the middleware noticed, and for others who command the arm."""
 
-Act = Callable[[Guard, int], None]
+Act = Callable[[Guard, int], object]
+"""Something that the guard does at a time; False if that need not be acted upon at once."""
 
 
 class GuardNode(CosmosLifecycleNode):
@@ -256,6 +288,16 @@ class GuardNode(CosmosLifecycleNode):
                 replay_from_rest=values['replay_from_rest'],
                 slowest_pace=values['slowest_pace'],
             ),
+            verdicts=self._verdict_options() if values['heed_verdicts'] else None,
+        )
+
+    def _verdict_options(self) -> VerdictOptions:
+        values = self.parameters
+        return VerdictOptions(
+            on_stop=values['on_stop_verdict'],
+            slow_pace=values['slow_verdict_pace'],
+            on_unknown=values['on_unknown_verdict'],
+            max_age_ns=_ns(values['verdict_max_age_s']),
         )
 
     # Parameters that change
@@ -309,6 +351,10 @@ class GuardNode(CosmosLifecycleNode):
                 watchdogs.listen(heard, self.topic_events[heard.topic_name])
         if self.parameters['estop_topic']:
             self._open_emergency_stop(self.parameters['estop_topic'])
+        if self.parameters['heed_verdicts']:
+            # A group of its own: whatever imagination sends, and however often, nothing else waits behind it.
+            group = MutuallyExclusiveCallbackGroup()
+            self.subscribe(Verdict, 'dynamics/verdict', self._on_verdict, qos.status(), group)
 
     def _watch_policy(self, group: CallbackGroup) -> None:
         """Hear of a policy process that hangs or is gone as soon as the middleware knows."""
@@ -382,6 +428,21 @@ class GuardNode(CosmosLifecycleNode):
                 f'chunk {message.epoch}/{message.sequence} rejected. {verdict.text}', throttle_duration_sec=1.0
             )
 
+    def _on_verdict(self, message: Verdict) -> None:
+        guard = self._working()
+        if guard is None:
+            return
+        verdict, answers = received_verdict(message), list[Answer]()
+
+        def hear(guard: Guard, now: int) -> bool:
+            answers.append(guard.on_verdict(verdict, now))
+            return answers[0].ok and message.decision in (Verdict.SLOW, Verdict.STOP)
+
+        self._act(guard, hear)
+        if answers and not answers[0].ok:
+            what = f'verdict about chunk {message.epoch}/{message.sequence} ignored: {answers[0].text}'
+            self.get_logger().warning(what, throttle_duration_sec=1.0)
+
     def _on_emergency_stop(self, message: Bool) -> None:
         guard, watchdogs = self.guard, self._watchdogs
         if guard is None or watchdogs is None:
@@ -450,12 +511,13 @@ class GuardNode(CosmosLifecycleNode):
             return
         with self._lock:
             now = self.now_ns()
-            if act is not None:
-                act(guard, now)
-            command = guard.tick(now) if at_once else None
+            urgent = act is None or act(guard, now) is not False
+            command = guard.tick(now) if at_once and urgent else None
             if command is not None:
                 output.send(command)  # before anybody else may speak: commands leave in the order they were made
-            state, cause = guard.state, guard.cause
+            state, cause, slowed = guard.state, guard.cause, guard.take_slowed()
+        if slowed is not None:
+            reports.slowed(slowed, now)
         if reports.is_news(state, cause):
             self._publish_status()
 
@@ -490,6 +552,10 @@ class GuardNode(CosmosLifecycleNode):
             stat.add(f'rejected: {reason.name}', count)
         for reason, count in counts.stops.items():
             stat.add(f'stopped: {reason.name}', count)
+        for decision, count in counts.verdicts.items():
+            stat.add(f'verdicts: {decision.name}', count)
+        if counts.verdicts_ignored:
+            stat.add('verdicts ignored', counts.verdicts_ignored)
         stat.add('largest splice jump [rad]', f'{counts.largest_splice_jump:.4f}')
         return stat
 
@@ -575,7 +641,7 @@ def _urdf(path: str) -> str:
 
 def rehearse(limits: RobotLimits, options: GuardOptions) -> None:
     """Judge and play one chunk with nobody listening: whatever is prepared at its first use is ready then."""
-    alone = dataclasses.replace(options, heartbeat_max_age_ns=None, sources={}, emergency_stop=False)
+    alone = dataclasses.replace(options, heartbeat_max_age_ns=None, sources={}, emergency_stop=False, verdicts=None)
     guard, now = Guard(limits, alone), 1_000_000_000
     positions, names = (limits.soft_lower + limits.soft_upper) / 2, limits.joint_names
     guard.activate(now)

@@ -11,7 +11,7 @@ from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, LimitsInFo
 from cosmos3_ros import qos
 from cosmos3_ros.gripper_output import TOPIC, GripperOutput, action_name, open_gripper
 from cosmos3_ros.guard.checks import Acceptance
-from cosmos3_ros.guard.guard import Command, GuardState
+from cosmos3_ros.guard.guard import Command, GuardState, Slowed
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.reasons import Rejection
 from cosmos3_ros.guard_messages import (
@@ -19,6 +19,7 @@ from cosmos3_ros.guard_messages import (
     TrajectoryWriter,
     decision_message,
     limits_message,
+    slowed_message,
     status_message,
 )
 from cosmos3_ros.node_base import CosmosLifecycleNode
@@ -154,6 +155,10 @@ class Reports:
     def decision(self, chunk: ActionChunk, verdict: Acceptance | Rejection, now_ns: int) -> None:
         """Tell what became of a chunk."""
         self._decisions.publish(decision_message(chunk, verdict, now_ns))
+
+    def slowed(self, slowed: Slowed, now_ns: int) -> None:
+        """Tell that a chunk which was accepted before goes on more slowly."""
+        self._decisions.publish(slowed_message(slowed, now_ns))
 
     def limits(self, limits: RobotLimits) -> None:
         """Tell which limits are in force."""

@@ -13,12 +13,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cosmos3_ros.guard.verdicts import Decision
 from cosmos3_ros.motion_bridge import MotionBridge, expected_motion
 from engine.calibration import Calibration
 from engine.dynamics import Dynamics, Rollout
@@ -37,15 +37,6 @@ MONITORS = (
     'inconsistency',
 )
 """Names of the scores; see :mod:`engine.monitors` for what each is evidence of."""
-
-
-class Decision(IntEnum):
-    """What follows from the scores; the numbers are those of `Verdict.msg`."""
-
-    UNKNOWN = 0
-    OK = 1
-    SLOW = 2
-    STOP = 3
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,8 @@ class RunRecorder(Node):
         record.observation_age = (message.observation_age_p50_s, message.observation_age_p95_s)
 
     def _on_decision(self, message: ChunkDecision) -> None:
+        if any((seen.epoch, seen.sequence) == (message.epoch, message.sequence) for seen in self.record.decisions[-8:]):
+            return  # told again: a chunk in progress was slowed
         self.record.decisions.append(
             Decision(
                 message.epoch,

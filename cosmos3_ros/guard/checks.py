@@ -6,7 +6,7 @@ present commanded state through the fade into the chunk, is checked in continuou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from cosmos3_ros.guard.executor import ChunkMotion
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.motion import NS, Array, JointsState, Times
 from cosmos3_ros.guard.options import CheckOptions
-from cosmos3_ros.guard.pace import SLOWER_HELPS, at_pace, paces
+from cosmos3_ros.guard.pace import SLOWER_HELPS, PaceCap, at_pace, paces
 from cosmos3_ros.guard.place_checks import check_places
 from cosmos3_ros.guard.reasons import Reason, Rejection, reject
 from cosmos3_ros.guard.tracker import Braker, stopping_displacement
@@ -49,6 +49,7 @@ class SpliceContext:
         rest_since_ns: Since when the command has been at rest; None while it moves.
         epoch: Present epoch.
         last_sequence: Last sequence number seen in this epoch; None if there was none.
+        cap: How fast a chunk may be played at most; None: at its own pace.
     """
 
     now_ns: int
@@ -58,6 +59,7 @@ class SpliceContext:
     rest_since_ns: int | None
     epoch: int
     last_sequence: int | None
+    cap: PaceCap | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def check_chunk(
 
     Returns:
         The shortest admissible splice, at the chunk's own pace if that can be, else slower along the same path as far
-        as the options allow; or the first reason that speaks against the chunk at its own pace.
+        as the options allow; or the first reason that speaks against the chunk at its own pace. With a cap it is then
+        judged once more, at the pace that the cap allows: a cap lets nothing through that would not pass without it.
     """
     stale = check_freshness(chunk, context, options) or check_start(chunk, limits, context, options)
     if stale is not None:
@@ -99,10 +102,56 @@ def check_chunk(
     since = context.rest_since_ns
     if options.replay_from_rest and since is not None and since <= chunk.stamp_ns:
         chunk = chunk.starting_at(context.start_ns)
-    verdict = _check_at_pace(chunk, limits, context, options, braker)
-    if isinstance(verdict, Acceptance) or verdict.reason not in SLOWER_HELPS or options.slowest_pace >= 1.0:
+    verdict = _check_down_to(options.slowest_pace, chunk, limits, context, options, braker)
+    cap = context.cap
+    if isinstance(verdict, Rejection) or cap is None or cap.allows(verdict.motion.chunk):
         return verdict
-    for pace in paces(chunk, limits, options.slowest_pace):
+    origin_ns = chunk.due_ns(0) - chunk.step_ns
+    slowed = cap.slowed(chunk, min(max(cap.since_ns, origin_ns), context.start_ns))
+    verdict = _check_down_to(options.slowest_pace / cap.pace, slowed, limits, context, options, braker)
+    if isinstance(verdict, Acceptance):
+        return verdict
+    return replace(verdict, text=f'{verdict.text} (at {slowed.pace:.2f} of its own pace: {cap.why})')
+
+
+def check_slower(
+    motion: ChunkMotion,
+    cap: PaceCap,
+    limits: RobotLimits,
+    context: SpliceContext,
+    options: CheckOptions,
+    braker: Braker | None = None,
+) -> Acceptance | Rejection:
+    """Judge the rest of a chunk that is being played, at the pace that a cap allows.
+
+    Args:
+        motion: What is being played.
+        cap: How fast it may go on.
+        limits: Limits of the robot.
+        context: Says when the change can begin, and the commanded state then. Chunk and measurement have been compared
+            when the chunk was accepted: they are not again.
+        options: Tolerances.
+        braker: As for :func:`check_chunk`.
+
+    Returns:
+        How it goes on, along the same path; or why it cannot at this pace.
+    """
+    return _check_at_pace(cap.slowed(motion.chunk, context.start_ns), limits, context, options, braker)
+
+
+def _check_down_to(
+    slowest: float,
+    chunk: Chunk,
+    limits: RobotLimits,
+    context: SpliceContext,
+    options: CheckOptions,
+    braker: Braker | None,
+) -> Acceptance | Rejection:
+    """Judge a chunk as it is timed, and if it is too fast at ever slower paces, down to `slowest` times its own."""
+    verdict = _check_at_pace(chunk, limits, context, options, braker)
+    if isinstance(verdict, Acceptance) or verdict.reason not in SLOWER_HELPS or slowest >= 1.0:
+        return verdict
+    for pace in paces(chunk, limits, slowest):
         slower = _check_at_pace(at_pace(chunk, pace, context.start_ns), limits, context, options, braker)
         if isinstance(slower, Acceptance):
             return slower

@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_ros.guard import kernels
-from cosmos3_ros.guard.checks import Acceptance, Observed, SpliceContext, check_chunk, splice
+from cosmos3_ros.guard.checks import (
+    Acceptance,
+    Observed,
+    SpliceContext,
+    check_chunk,
+    check_freshness,
+    check_slower,
+    splice,
+)
 from cosmos3_ros.guard.chunk import Chunk, ReceivedChunk, arrange
 from cosmos3_ros.guard.emergency_stop import EmergencyStop
 from cosmos3_ros.guard.executor import ChunkMotion
@@ -24,11 +32,12 @@ from cosmos3_ros.guard.motion import NS, JointsState, Samples
 from cosmos3_ros.guard.options import GuardOptions
 from cosmos3_ros.guard.output import CommandedMotion
 from cosmos3_ros.guard.reasons import Reason, Rejection, reject
-from cosmos3_ros.guard.state import Answer, Command, GuardState
+from cosmos3_ros.guard.state import Answer, Command, GuardState, Slowed
 from cosmos3_ros.guard.statistics import Recorder, Statistics
+from cosmos3_ros.guard.verdicts import Decision, Verdict, Verdicts
 from cosmos3_ros.guard.watch import Watch
 
-__all__ = ['Answer', 'Command', 'Guard', 'GuardState']
+__all__ = ['Answer', 'Command', 'Guard', 'GuardState', 'Slowed']
 
 Array = NDArray[np.float64]
 
@@ -66,6 +75,7 @@ class Guard:
         self.options = options or GuardOptions()
         self._watch = Watch(limits.joint_names, self.options)
         self._emergency_stop = EmergencyStop(self.options)
+        self._verdicts = Verdicts(self.options)
         self._motion = CommandedMotion(limits, self.options)
         self._recorder = Recorder()
         self._state = GuardState.INACTIVE
@@ -81,6 +91,7 @@ class Guard:
         self._quiet = True
         self._lost = False  # the clock jumped in the middle of a motion; where the arm is has yet to be measured
         self._paused = False
+        self._slowed: Slowed | None = None
 
     @property
     def state(self) -> GuardState:
@@ -181,6 +192,31 @@ class Guard:
         self._observe_clock(now_ns)
         self._watch.alarm(topic, alarm)
 
+    def on_verdict(self, verdict: Verdict, now_ns: int) -> Answer:
+        """Imagination has judged a chunk; whatever it says can only make the arm slower or stop it.
+
+        What it objects to is heeded by the next tick: call that at once.
+
+        Args:
+            verdict: As it arrived; nothing about it needs to be valid.
+            now_ns: Present time.
+
+        Returns:
+            Whether it counts, and what it says; or why it is ignored.
+        """
+        self._observe_clock(now_ns)
+        if self._state is GuardState.INACTIVE:
+            return Answer(False, self._cause.text)
+        said = self._verdicts.receive(verdict, now_ns)
+        if not isinstance(said, Decision):
+            self._recorder.verdicts_ignored += self.options.verdicts is not None
+            return Answer(False, said)
+        self._recorder.verdicts[said] += 1
+        objection = self._verdicts.obstacle(now_ns)
+        if said is Decision.STOP and self._verdicts.latches and objection is not None:
+            self._latch(objection, now_ns)
+        return Answer(True, said.name)
+
     def on_chunk(self, received: ReceivedChunk, now_ns: int) -> Acceptance | Rejection:
         """Judge a chunk and, if it is accepted, let it take over within two control periods.
 
@@ -231,10 +267,11 @@ class Guard:
         self._stop(now_ns, GuardState.INACTIVE, inactive)
         last = None if self._quiet or self._lost else self._stopping_command(now_ns)
         self._quiet, self._lost = True, False
+        self._verdicts = Verdicts(self.options, self._epoch, now_ns)
         return last
 
     def request_stop(self, text: str, now_ns: int) -> None:
-        """Stop and latch: somebody, or a verdict, wants the robot to stand still.
+        """Stop and latch: somebody wants the robot to stand still.
 
         Args:
             text: Who asks and why.
@@ -320,6 +357,11 @@ class Guard:
             self._motion.brake(now_ns)  # latched since the last tick
         return self._stopping_command(now_ns)
 
+    def take_slowed(self) -> Slowed | None:
+        """That the chunk in progress goes on more slowly since the last call; None if it does not."""
+        slowed, self._slowed = self._slowed, None
+        return slowed
+
     # How a chunk is judged
 
     def _judge(self, received: ReceivedChunk, now_ns: int) -> Acceptance | Rejection:
@@ -336,10 +378,16 @@ class Guard:
         anchor = self._anchor(now_ns)
         if isinstance(anchor, Rejection):
             return anchor
-        context = self._context(chunk, anchor, now_ns)
-        verdict = check_chunk(chunk, self.limits, context, self.options.checks, self._motion.braker)
+        books = self._verdicts.in_epoch(chunk.epoch, now_ns)
+        context = self._context(chunk, anchor, books, now_ns)
+        objection = books.obstacle(now_ns)
+        verdict: Acceptance | Rejection
+        if objection is None:
+            verdict = check_chunk(chunk, self.limits, context, self.options.checks, self._motion.braker)
+        else:  # what is refused for this is booked: imagination judges it all the same
+            verdict = check_freshness(chunk, context, self.options.checks) or objection
         if isinstance(verdict, Acceptance) or verdict.reason not in _NOT_BOOKED:
-            self._epoch, self._sequence = chunk.epoch, chunk.sequence
+            self._epoch, self._sequence, self._verdicts = chunk.epoch, chunk.sequence, books
         if isinstance(verdict, Acceptance):
             self._adopt(verdict, anchor, now_ns)
         return verdict
@@ -350,10 +398,16 @@ class Guard:
             return self._cause
         if self._state is GuardState.FAULT:
             return reject(Reason.FAULT_LATCHED, self._cause.text)
-        return self.obstacle(now_ns)
+        return self._obstacle_apart_from_verdicts(now_ns)
 
     def obstacle(self, now_ns: int) -> Rejection | None:
-        """What forbids motion at this instant, latched faults apart: emergency stop, pause, alarm, a stale source."""
+        """What forbids motion at this instant, latched faults apart.
+
+        Emergency stop, pause, alarm, a stale source, a verdict of imagination: the first that is in the way.
+        """
+        return self._obstacle_apart_from_verdicts(now_ns) or self._verdicts.obstacle(now_ns)
+
+    def _obstacle_apart_from_verdicts(self, now_ns: int) -> Rejection | None:
         demanded = self._emergency_stop.obstacle(now_ns)
         if demanded is not None:
             return demanded
@@ -382,7 +436,7 @@ class Guard:
         name, value = self.limits.joint_names[joint], float(speeds[joint])
         return reject(Reason.ROBOT_MOVING, 'measured speed', joint=name, value=value, limit=limit, unit='rad/s')
 
-    def _context(self, chunk: Chunk, anchor: Array | None, now_ns: int) -> SpliceContext:
+    def _context(self, chunk: Chunk, anchor: Array | None, books: Verdicts, now_ns: int) -> SpliceContext:
         observed = self._watch.joint_states.at(chunk.stamp_ns)
         if anchor is None:
             start_ns = max(self._motion.takeover_ns(now_ns), chunk.stamp_ns)
@@ -390,7 +444,8 @@ class Guard:
         else:
             start_ns = max(now_ns + 2 * self.options.period_ns, chunk.stamp_ns)
             state, since = JointsState.at_rest(anchor), self._anchored_since(now_ns)
-        return SpliceContext(now_ns, start_ns, state, observed, since, self._epoch, self._sequence)
+        cap = books.cap(now_ns)
+        return SpliceContext(now_ns, start_ns, state, observed, since, self._epoch, self._sequence, cap)
 
     def _anchored_since(self, now_ns: int) -> int:
         """Since when the robot stands where it is measured, as far as the guard can tell."""
@@ -401,6 +456,7 @@ class Guard:
             self._motion.anchor(anchor, self._anchored_since(now_ns))
         self._motion.adopt(accepted.motion)
         self._played = accepted.motion
+        self._slowed = None
         self._state = GuardState.TRACKING
         self._cause = _NOTHING
         self._late = self._quiet = False
@@ -409,7 +465,7 @@ class Guard:
     # How the motion goes on, or ends
 
     def _supervise(self, now_ns: int) -> None:
-        """While playing: stop for whatever is in the way; mend a late tick."""
+        """While playing: stop for whatever is in the way; mend a late tick; slow down if somebody wants that."""
         obstacle = self.obstacle(now_ns)
         motion = self._motion.chunk_motion
         if obstacle is not None:
@@ -418,6 +474,23 @@ class Guard:
             self._resume_late(now_ns)
         elif motion is not None and motion.end_ns - now_ns < self.options.period_ns:
             self._starve()
+        elif motion is not None:
+            self._heed_cap(motion, now_ns)
+
+    def _heed_cap(self, motion: ChunkMotion, now_ns: int) -> None:
+        """Let the chunk in progress go on as slowly as it has to, along its path; brake if that cannot be."""
+        cap = self._verdicts.cap(now_ns)
+        if cap is None or cap.allows(motion.chunk):
+            return
+        start_ns = max(self._motion.takeover_ns(now_ns), motion.start_ns)
+        state = self._motion.state(start_ns)
+        context = SpliceContext(now_ns, start_ns, state, None, None, self._epoch, self._sequence)
+        slower = check_slower(motion, cap, self.limits, context, self.options.checks, self._motion.braker)
+        if isinstance(slower, Acceptance):
+            self._motion.adopt(slower.motion)
+            self._played, self._slowed = slower.motion, Slowed(slower, cap.why)
+        else:
+            self._stop(now_ns, GuardState.BRAKING, reject(Reason.VERDICT_SLOW, f'{cap.why}; but {slower.text}'))
 
     def _resume_late(self, now_ns: int) -> None:
         """The robot has begun to brake because this tick is late: rejoin the chunk if the limits allow it."""
@@ -426,13 +499,16 @@ class Guard:
         if motion is None or motion.end_ns - now_ns < motion.chunk.step_ns:
             self._starve()
             return
-        state = self._motion.state(now_ns)
-        joined = splice(motion.chunk, self.limits, now_ns, state, self.options.checks, self._motion.braker)
+        state, cap = self._motion.state(now_ns), self._verdicts.cap(now_ns)
+        slow = cap is not None and not cap.allows(motion.chunk)
+        chunk = cap.slowed(motion.chunk, now_ns) if cap is not None and slow else motion.chunk
+        joined = splice(chunk, self.limits, now_ns, state, self.options.checks, self._motion.braker)
         late = reject(Reason.TICK_LATE, Reason.TICK_LATE.sentence)
         self._recorder.stops[Reason.TICK_LATE] += 1
         if isinstance(joined, Acceptance):
             self._motion.adopt(joined.motion)
             self._played = joined.motion
+            self._slowed = Slowed(joined, cap.why) if cap is not None and slow else self._slowed
         else:
             self._state, self._cause = GuardState.BRAKING, late
 
@@ -461,9 +537,13 @@ class Guard:
         """Stand still and wait, in a new epoch: nothing computed before counts any more."""
         self._state = GuardState.WAITING
         self._cause = reject(Reason.NONE, 'waiting for the first chunk')
-        self._epoch, self._sequence = self._epoch + 1, None
+        self._begin_epoch(now_ns)
         self._active_since_ns = now_ns
         self._late, self._quiet, self._lost = False, True, False
+
+    def _begin_epoch(self, now_ns: int) -> None:
+        self._epoch, self._sequence = self._epoch + 1, None
+        self._verdicts = self._verdicts.in_epoch(self._epoch, now_ns)
 
     def _playing_command(self, now_ns: int) -> Command | None:
         points = self._motion.advance(now_ns)
@@ -569,7 +649,7 @@ class Guard:
         self._apart_since_ns = None
         self._motion.rebase(before, now_ns)
         self._lost = not self._quiet
-        self._epoch, self._sequence = self._epoch + 1, None
+        self._begin_epoch(now_ns)
         if self._state in (GuardState.TRACKING, GuardState.BRAKING, GuardState.HOLDING):
             jump = reject(Reason.CLOCK_JUMP, 'the clock ran backwards by', value=(before - now_ns) / NS, unit='s')
             self._enter(GuardState.HOLDING if self._quiet else GuardState.BRAKING, jump)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from engine.errors import InvalidInput, Problem
 
 _MS = 1_000_000
+ON_STOP = ('latch', 'hold')
+ON_UNKNOWN = ('ignore', 'slow', 'stop')
 
 
 class OptionsError(InvalidInput):
@@ -56,6 +58,37 @@ class CheckOptions:
 
 
 @dataclass(frozen=True)
+class VerdictOptions:
+    """What the guard makes of verdicts of imagination. None of it can make the arm faster, or a check milder.
+
+    Attributes:
+        on_stop: What follows a STOP: 'latch', a fault until a person resets it; 'hold', a stop until a later chunk is
+            found better, or a new epoch begins.
+        slow_pace: Share of its own speed at which a chunk is played at most after a SLOW, 0 < pace < 1.
+        on_unknown: What follows when nothing is known of the newest chunks: 'ignore', nothing; 'slow', as after a SLOW;
+            'stop', the arm stands until something is known.
+        max_age_ns: Oldest observation that a verdict may be about; after this long the last one that said something
+            is no knowledge any more.
+    """
+
+    on_stop: str = 'latch'
+    slow_pace: float = 0.5
+    on_unknown: str = 'ignore'
+    max_age_ns: int = 2000 * _MS
+
+    def __post_init__(self) -> None:
+        problems = _not_positive(self, ('max_age_ns',))
+        for name, allowed in (('on_stop', ON_STOP), ('on_unknown', ON_UNKNOWN)):
+            value = getattr(self, name)
+            if value not in allowed:
+                problems.append(Problem(name, 'not usable', str(value), f'one of {", ".join(allowed)}'))
+        if not 0.0 < self.slow_pace < 1.0:
+            problems.append(Problem('slow_pace', 'out of range', str(self.slow_pace), '0 < pace < 1'))
+        if problems:
+            raise OptionsError('verdict options', problems)
+
+
+@dataclass(frozen=True)
 class GuardOptions:
     """Rates and time-outs of the guard.
 
@@ -79,6 +112,7 @@ class GuardOptions:
         dry_run: Judge every chunk from the measured state, as if nothing had been commanded before: for a guard whose
             commands are not sent.
         checks: Tolerances of the judgement of a chunk.
+        verdicts: What is made of verdicts of imagination; None: nobody listens to them.
     """
 
     period_ns: int = 10 * _MS
@@ -97,6 +131,7 @@ class GuardOptions:
     clock_tolerance_ns: int = 0
     dry_run: bool = False
     checks: CheckOptions = field(default_factory=CheckOptions)
+    verdicts: VerdictOptions | None = None
 
     def __post_init__(self) -> None:
         positive = [f.name for f in fields(self) if f.name.endswith(('_ns', '_rad', '_rad_s'))]

@@ -7,7 +7,9 @@ accelerations and p³ times the jerks (path-velocity decomposition: K. Kant, S. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,6 +30,30 @@ SLOWER_HELPS = frozenset(
 """Reasons against a chunk that a slower pace can remove."""
 _ROOM = 0.98
 _STEP = 0.8
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class PaceCap:
+    """Somebody wants chunks to be played slowly.
+
+    Attributes:
+        pace: Share of its own speed at which a chunk is played at most, 0 < pace < 1.
+        since_ns: Since when; an arm that was slow already since a chunk's observation is behind the chunk by that.
+        why: In one sentence, for people.
+    """
+
+    pace: float
+    since_ns: int
+    why: str
+
+    def allows(self, chunk: Chunk) -> bool:
+        """Whether a chunk is played slowly enough."""
+        return chunk.pace <= self.pace * (1.0 + _ROUNDING)
+
+    def slowed(self, chunk: Chunk, from_ns: int) -> Chunk:
+        """The chunk at this pace from an instant on, whatever it has been played at so far."""
+        return at_pace(chunk, self.pace / chunk.pace, from_ns)
 
 
 def paces(chunk: Chunk, limits: RobotLimits, slowest: float) -> Iterator[float]:
@@ -65,9 +91,9 @@ def at_pace(chunk: Chunk, pace: float, from_ns: int) -> Chunk:
 
     Args:
         chunk: What to play.
-        pace: Share of its own speed, > 0.
+        pace: Share of its own speed, > 0; it is never exceeded by rounding.
         from_ns: Instant at which both coincide.
     """
-    step_ns = round(chunk.step_ns / pace)
+    step_ns = math.ceil(chunk.step_ns / pace)
     since_first = (from_ns - chunk.due_ns(0)) * step_ns // chunk.step_ns
     return chunk.retimed(step_ns, from_ns - since_first)

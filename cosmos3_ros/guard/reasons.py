@@ -56,6 +56,9 @@ class Reason(IntEnum):
     EMERGENCY_STOP = 36, 'An emergency stop is pressed, or has fallen silent.'
     LIVELINESS_LOST = 37, 'The publisher of a watched topic is gone.'
     DEADLINE_MISSED = 38, 'A watched topic did not come within its agreed period.'
+    VERDICT_STOP = 39, 'Imagination objects to the chunk.'
+    VERDICT_UNKNOWN = 40, 'No verdict of imagination has arrived within its maximum age.'
+    VERDICT_SLOW = 41, 'No motion as slow as imagination asks for keeps the limits.'
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos3_ros.guard.checks import Acceptance
 from cosmos3_ros.guard.reasons import Reason
 
 Array = NDArray[np.float64]
@@ -36,6 +37,13 @@ class Answer(NamedTuple):
 
     ok: bool
     text: str
+
+
+class Slowed(NamedTuple):
+    """A chunk that was accepted before is played more slowly from now on: how, and why in one sentence."""
+
+    accepted: Acceptance
+    why: str
 
 
 @dataclass(frozen=True, eq=False)

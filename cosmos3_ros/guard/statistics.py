@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guard.motion import NS, Samples
 from cosmos3_ros.guard.reasons import Reason
+from cosmos3_ros.guard.verdicts import Decision
 
 Array = NDArray[np.float64]
 
@@ -55,6 +56,8 @@ class Statistics:
         acceleration_margin: Smallest over all executed commands.
         jerk_margin: Smallest over all executed commands, by differences of accelerations.
         observation_ages: s; age of the observation behind each executed command, the latest few thousand.
+        verdicts: Verdicts of imagination that counted, by decision.
+        verdicts_ignored: Verdicts that did not: garbage, of another epoch, too old or overtaken.
     """
 
     chunks_received: int
@@ -70,6 +73,8 @@ class Statistics:
     acceleration_margin: Margin
     jerk_margin: Margin
     observation_ages: tuple[float, ...]
+    verdicts: Mapping[Decision, int]
+    verdicts_ignored: int
 
 
 @lru_cache(maxsize=8)
@@ -90,6 +95,8 @@ class Recorder:
         self.rejections: Counter[Reason] = Counter()
         self.stops: Counter[Reason] = Counter()
         self.discarded: Counter[Reason] = Counter()
+        self.verdicts: Counter[Decision] = Counter()
+        self.verdicts_ignored = 0
         self._ages: deque[float] = deque(maxlen=_AGES)
         self._margins = {key: Margin('', math.inf, math.inf) for key in _QUANTITIES}
         self._smallest = np.full((len(_QUANTITIES), 1), np.inf)  # the fractions of these margins
@@ -136,6 +143,8 @@ class Recorder:
             self._margins['acceleration'],
             self._margins['jerk'],
             tuple(self._ages),
+            dict(self.verdicts),
+            self.verdicts_ignored,
         )
 
     def _note(self, left: Array, fractions: Array, limits: RobotLimits) -> None:

@@ -162,6 +162,10 @@ class Bench:
         """Configure, activate, and wait until the guard has heard of arm and policy."""
         assert self.node.transition('configure'), self.node.last_failure
         assert self.node.transition('activate'), self.node.last_failure
+        return self.up_already()
+
+    def up_already(self) -> Bench:
+        """Wait until an active guard has heard of arm and policy."""
         self.graph.eventually(lambda: self.chunks.get_subscription_count() == 1 and bool(self.statuses))
         self.graph.eventually(lambda: self.node.guard.obstacle(self.node.now_ns()) is None, what='a clear way')
         return self

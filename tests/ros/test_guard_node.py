@@ -453,6 +453,10 @@ SETTINGS = {
     'dry_run': (True, lambda guard: guard.options.dry_run),
     'estop_topic': ('estop', lambda guard: guard.options.emergency_stop),
     'estop_max_age_s': (0.5, lambda guard: guard.options.emergency_stop_max_age_ns == 5 * 10**8),
+    'on_stop_verdict': ('hold', lambda guard: guard.options.verdicts.on_stop == 'hold'),
+    'slow_verdict_pace': (0.25, lambda guard: guard.options.verdicts.slow_pace == 0.25),
+    'on_unknown_verdict': ('slow', lambda guard: guard.options.verdicts.on_unknown == 'slow'),
+    'verdict_max_age_s': (1.0, lambda guard: guard.options.verdicts.max_age_ns == 10**9),
 }
 # Those that the guard's core has nothing to do with; tests of their own show what they do.
 OF_THE_SHELL = {
@@ -460,6 +464,7 @@ OF_THE_SHELL = {
     'gripper_interface',
     'gripper_action',
     'gripper_max_effort',
+    'heed_verdicts',
     'estop_deadline_s',
     'estop_lease_s',
     'joint_states_deadline_s',
