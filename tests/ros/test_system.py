@@ -12,18 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from action_msgs.srv import CancelGoal
 from sensor_msgs.msg import JointState
 
 pytest.importorskip('mujoco', reason='MuJoCo is not installed')
 
 from cosmos3_msgs.action import RunPolicy
-from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, PolicyStatus
+from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, PolicyStatus, Verdict
 from cosmos3_ros import qos
 from cosmos3_ros.action_client import ActionClient
 from cosmos3_ros.bringup import Options, ProcessSpec, processes
 from cosmos3_ros.conversions import JointReader
+from cosmos3_ros.judge import LADDER, MONITORS
 from cosmos3_ros.runner import Runner
+from engine.calibration import Band, Calibration
+from engine.checkpoint import open_checkpoint
+from engine.contract import load_contract
 from engine.errors import CosmosError
 from engine.evaluation.simulated_franka import SimulatedFranka
 
@@ -91,14 +96,16 @@ class System:
 class Witness:
     """Watches a system from outside, within its namespace, and gives it instructions."""
 
-    def __init__(self, graph: Any, system: System) -> None:
+    def __init__(self, graph: Any, system: System, namespace: str = NAMESPACE) -> None:
         self.graph, self.system = graph, system
-        node = graph.node('witness', namespace=NAMESPACE)
+        node = graph.node('witness', namespace=namespace)
         self.joints: list[JointState] = []
         self.statuses: list[GuardStatus] = []
         self.policy: list[PolicyStatus] = []
         self.chunks: list[ActionChunk] = []
         self.decisions: list[ChunkDecision] = []
+        self.verdicts: list[Verdict] = []
+        node.create_subscription(Verdict, 'dynamics/verdict', self.verdicts.append, qos.status(50))
         node.create_subscription(JointState, 'joint_states', self.joints.append, qos.sensor(50))
         node.create_subscription(GuardStatus, 'guard/status', self.statuses.append, qos.latched())
         node.create_subscription(PolicyStatus, 'policy/status', self.policy.append, qos.latched())
@@ -170,6 +177,43 @@ def system(tiny_checkpoint, tmp_path_factory) -> Iterator[System]:
 @pytest.fixture
 def witness(graph, system) -> Witness:
     return Witness(graph, system)
+
+
+@pytest.fixture
+def imagining(graph, tiny_checkpoint, tmp_path) -> Iterator[Witness]:
+    """A system of its own whose imagination objects to everything that it can judge."""
+    everything = {f'{rung.name}/{monitor}': Band((-1.0,), 0.05, 40) for rung in LADDER for monitor in MONITORS}
+    contract, checkpoint = load_contract('demo_joint_pos'), open_checkpoint(tiny_checkpoint)
+    provenance = {'checkpoint': checkpoint.fingerprint, 'contract': contract.fingerprint}
+    Calibration(everything, provenance).save(tmp_path / 'bands.json')
+    # A busy machine has time for verdicts too, if they may take some.
+    patient = {'/**/dynamics': {'budget_s': 10.0, 'ladder': ['glance']}, '/**/guard': {'verdict_max_age_s': 20.0}}
+    nodes = {name: {'ros__parameters': values} for name, values in patient.items()}
+    (tmp_path / 'params.yaml').write_text(yaml.safe_dump(nodes))
+    options = Options(
+        contract='demo_joint_pos',
+        checkpoint=str(tiny_checkpoint),
+        namespace='dream',
+        dynamics=True,
+        calibration=str(tmp_path / 'bands.json'),
+        params_file=str(tmp_path / 'params.yaml'),
+    )
+    system = System(processes(options), tmp_path)
+    yield Witness(graph, system, 'dream')
+    system.close()
+
+
+def test_policy_imagination_guard_and_robot_work_together_and_a_stop_ends_in_rest(imagining):
+    imagining.moving(anew=True)
+    graph = imagining.graph
+    graph.eventually(lambda: imagining.statuses[-1].state == GuardStatus.FAULT, 60.0, 'the guard heeds imagination')
+    assert imagining.statuses[-1].reason_name == 'VERDICT_STOP', imagining.statuses[-1].text
+    stop = next(verdict for verdict in imagining.verdicts if verdict.decision == Verdict.STOP)
+    assert f'chunk {stop.epoch}/{stop.sequence}' in imagining.statuses[-1].text
+    assert stop.sequence in {chunk.sequence for chunk in imagining.chunks}
+    graph.eventually(imagining.outcome.done, what='the result of the run')
+    assert imagining.outcome.result().result.reason == RunPolicy.Result.STOPPED_BY_GUARD
+    imagining.stands_still('after a verdict')
 
 
 def test_camera_frames_become_guarded_motion_all_within_a_namespace(graph, witness):
