@@ -50,7 +50,7 @@ setup(
     maintainer_email='maintainers@cosmos3-ros.invalid',
     python_requires='>=3.12',
     packages=find_packages(include=['engine', 'engine.*', PACKAGE, f'{PACKAGE}.*']),
-    package_data={'engine': ['py.typed', '**/*.json', '**/*.yaml'], PACKAGE: ['guard/*.pyx', 'guard/*.pyi']},
+    package_data={'engine': ['py.typed', '**/*.json', '**/*.yaml'], PACKAGE: ['guard/*.pyx', 'guard/*.pyi', '*.html']},
     ext_modules=kernels(),
     cmdclass={'build_ext': BuildKernels},
     data_files=[
@@ -70,6 +70,8 @@ setup(
             f'instruct = {PACKAGE}.instruct:main',
             f'sim_robot = {PACKAGE}.sim_robot_node:main',
             f'replay_robot = {PACKAGE}.replay_robot_node:main',
+            f'safety_sim = {PACKAGE}.safety_process:main',
+            f'viewer = {PACKAGE}.viewer_process:main',
         ],
     },
 )
