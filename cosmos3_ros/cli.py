@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosmos3_ros.cli_imagine import add_imagine, add_infer_actions
+from cosmos3_ros.cli_safety import add_calibrate, add_safety_sim
 from engine.errors import CosmosError, InvalidInput, Problem
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_accuracy(commands)
     add_imagine(commands, _bars)
     add_infer_actions(commands, _bars)
+    add_calibrate(commands, _bars)
+    add_safety_sim(commands, _bars)
     return parser
 
 

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from cosmos3_ros.judge import Decision, Judge, Judgement, Proposal, Rung, failed
@@ -25,6 +25,8 @@ _MARGIN = 1.2
 """By how much a rung may take longer than usual before it is too late."""
 _SMALL = 0.25
 """Work of a rung on the smallest tier, as a share of that on the usual one."""
+_PROBE = 10
+"""Proposals in a row into whose time nothing fits, until the cheapest rung is tried all the same."""
 _FORGET = 30
 """Proposals for which a rung is passed over until one of its times is forgotten."""
 _PICTURES = 10.0
@@ -80,6 +82,7 @@ class Times:
         """Nothing is known."""
         self._kept: dict[Rung, deque[float]] = {}
         self._passed_over: dict[Rung, int] = {}
+        self._refused = 0
 
     def add(self, rung: Rung, seconds: float) -> None:
         """A rung took so long, or longer if it was given up."""
@@ -94,13 +97,24 @@ class Times:
         return max(rates) * work(rung) if rates else None
 
     def best(self, ladder: Sequence[Rung], seconds: float) -> Rung | None:
-        """The best rung that fits into so much time; the cheapest, if nothing is known yet; None if none fits."""
+        """The best rung that fits into so much time; None if none does.
+
+        The cheapest, if nothing is known yet, and now and then if nothing fits: what was slow is not slow for ever.
+        """
         for rung in ladder:
             usual = self.usual(rung)
             if usual is not None and usual * _MARGIN <= seconds:
+                self._refused = 0
                 return rung
             self._pass_over(rung)
-        return None if self._kept else min(ladder, key=work)
+        if self._kept:
+            self._refused += 1
+            if self._refused < _PROBE:
+                return None
+        # What is known is old by now, or nothing is known yet: begin with the cheapest, and learn.
+        self._kept.clear()
+        self._refused = 0
+        return min(ladder, key=work)
 
     def _pass_over(self, rung: Rung) -> None:
         """A rung that was slow once is not slow for ever: forget its times one by one while it is not used."""
@@ -115,7 +129,7 @@ class Times:
 
     def table(self) -> dict[str, float]:
         """Median time of each rung that was used, s."""
-        return {rung.name: median(times) for rung, times in self._kept.items()}
+        return {rung.name: median(list(times)) for rung, times in list(self._kept.items())}
 
 
 def work(rung: Rung) -> float:
@@ -180,6 +194,9 @@ class DynamicsLoop:
         """
         future: Future[T] = Future()
         with self._changed:
+            if self._closing or not self._thread.is_alive():
+                future.set_exception(Cancelled('the dynamics node was shut down'))
+                return future
             self._jobs.append((job, future))  # type: ignore[arg-type]
             self._changed.notify_all()
         return future
@@ -196,8 +213,10 @@ class DynamicsLoop:
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
-        for _, future in self._jobs:
-            future.cancel()
+        while self._jobs:
+            _, future = self._jobs.popleft()
+            if not future.done():
+                future.set_exception(Cancelled('the dynamics node was shut down'))
 
     @property
     def closing(self) -> bool:
@@ -231,8 +250,11 @@ class DynamicsLoop:
         proposal = None
         try:
             proposal = pending.make()
-            if pending.epoch != self._epoch:
-                self._epoch = pending.epoch
+            with self._changed:
+                anew = pending.epoch != self._epoch
+                if not self._dropped:
+                    self._epoch = pending.epoch
+            if anew:
                 self.judge.reset()
             judgement = self._within_budget(pending, proposal)
         except CosmosError as error:
@@ -259,13 +281,23 @@ class DynamicsLoop:
                 cancelled=lambda: self._closing or self._dropped or time.monotonic() > deadline,
             )
         except Cancelled:
+            if self._closing or self._dropped:
+                raise
             # It would have taken longer; as long as that, it is not tried again with so little time.
             self.times.add(rung, max(time.monotonic() - began, self.budget_s))
             self.judge.skip(proposal)
-            return Judgement(Decision.UNKNOWN, f'late: the rung {rung.name} was not done within {self.budget_s:.2f} s')
+            return Judgement(Decision.UNKNOWN, self._late(rung))
         self.times.add(rung, time.monotonic() - began)
+        if time.monotonic() > deadline:  # the last question was asked before the last piece of work
+            return replace(judgement, decision=Decision.UNKNOWN, text=self._late(rung))
         return judgement
+
+    def _late(self, rung: Rung) -> str:
+        return f'late: the rung {rung.name} was not done within {self.budget_s:.2f} s'
 
     def _conclude(self, pending: Pending, judgement: Judgement, proposal: Proposal | None = None) -> None:
         self.counts[judgement.decision] += 1
-        self._tell(Told(pending, judgement, time.monotonic() - pending.arrived_s, proposal))
+        try:
+            self._tell(Told(pending, judgement, time.monotonic() - pending.arrived_s, proposal))
+        except Exception as error:  # whoever listens must not bring down who judges
+            self._report(f'the verdict about chunk {pending.epoch}/{pending.sequence} was not told: {error}', error)

@@ -17,6 +17,9 @@ from engine.contract import Contract
 from engine.dynamics import Rollout
 from engine.errors import CosmosError, InvalidInput, Problem
 from engine.evaluation.video import VideoWriter
+from engine.policy import Observation
+
+_SAME_STEP = 0.01
 
 
 class VerdictRecords:
@@ -68,6 +71,9 @@ def chunk_columns(message: ActionChunk, contract: Contract) -> tuple[np.ndarray,
         InvalidInput: It is of another kind, or of other joints, or its numbers are not as many as it says.
     """
     problems = []
+    step = contract.timing.step_s
+    if abs(message.step_dt - step) > _SAME_STEP * step:
+        problems.append(Problem('step_dt', 'is not that of the contract', f'{message.step_dt:.4f} s', f'{step:.4f} s'))
     joints, grippers = list(contract.robot.joints), list(contract.robot.gripper_joints)
     if message.action_space != ActionChunk.JOINT_POSITION:
         remedy = 'let the policy node find the joints: end_effector_chunks: joints'
@@ -93,6 +99,17 @@ def chunk_columns(message: ActionChunk, contract: Contract) -> tuple[np.ndarray,
         return positions, np.zeros(message.rows)
     closed = columns[1].reshape(message.rows, -1)[:, [list(message.gripper_names).index(name) for name in grippers]]
     return positions, closed if len(grippers) > 1 else closed[:, 0]
+
+
+def measured_joints(observation: Observation, count: int) -> np.ndarray:
+    """Where the joints were, [J] rad.
+
+    Raises:
+        InvalidInput: It is not known.
+    """
+    if observation.joint_positions is None:
+        raise InvalidInput('proposal', [Problem('joint states', 'are not known')])
+    return np.asarray(observation.joint_positions, np.float64).reshape(-1, count)[-1]
 
 
 def verdict_message(told: Told, now_ns: int, budget_s: float, contract: str, calibration: str) -> Verdict:

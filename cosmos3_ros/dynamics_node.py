@@ -2,6 +2,7 @@
 
 ===================  =================================================  ==========================================
 subscribes           `policy/chunk`                                     what is proposed
+                     `guard/decision`, `guard/status`                   whether the chunk before was done
                      the contract's views and states                    only with `observations: topics`
 publishes            `~/verdict`                                        `Verdict`: one for every chunk, always
                      `~/imagined`                                       frames of a rollout that is shown
@@ -18,6 +19,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,12 @@ from rclpy.clock import Clock, ClockType
 from sensor_msgs.msg import Image, JointState
 
 from cosmos3_msgs.action import Imagine
-from cosmos3_msgs.msg import ActionChunk, Verdict
+from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, Verdict
 from cosmos3_msgs.srv import JudgeEpisode
 from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.conversions import ImageWriter, image_to_rgb, message_to_pose, ns_to_stamp, stamp_to_ns
 from cosmos3_ros.dynamics_loop import DynamicsLoop, Pending, Told
-from cosmos3_ros.dynamics_messages import VerdictRecords, chunk_columns, duration, verdict_message
+from cosmos3_ros.dynamics_messages import VerdictRecords, chunk_columns, duration, measured_joints, verdict_message
 from cosmos3_ros.goal_server import GoalServer
 from cosmos3_ros.inputs import JOINT_STATES, Inputs, pose_streams
 from cosmos3_ros.judge import LADDER, MONITORS, Judge, Proposal, Rule, rungs
@@ -94,6 +96,7 @@ CONCLUDE_S = 2.0
 """Longest wait for an imagination to be given up when the node is deactivated; it is at its next denoising step."""
 DEPTH = 32
 """Pictures of each view that are kept with `observations: topics`: two seconds at DROID's rate."""
+DECISIONS_KEPT = 64
 FULL = LADDER[0]
 
 
@@ -113,6 +116,8 @@ class DynamicsNode(CosmosLifecycleNode):
         self._chunk_topic = ''
         self._frames: deque[tuple[int, np.ndarray]] = deque()
         self._newest: ActionChunk | None = None
+        self._guard: GuardStatus | None = None
+        self._played: dict[tuple[int, int], bool] = {}
         self._goals: GoalServer | None = None
         self._accepting = False
 
@@ -132,11 +137,16 @@ class DynamicsNode(CosmosLifecycleNode):
         bridge = MotionBridge(contract, dynamics.terms)
         rule = Rule(values['slow_objections'], values['stop_objections'])
         calibration = self._load_calibration(model.checkpoint.fingerprint, contract)
-        judge = Judge(dynamics, bridge, calibration, rule=rule, lag_s=values['lag_s'])
+        self._make_judge = partial(Judge, dynamics, bridge, calibration, rule=rule, lag_s=values['lag_s'])
         if values['record_directory']:
             self._records = VerdictRecords(Path(values['record_directory']).expanduser())
         self.loop = DynamicsLoop(
-            judge, rungs(values['ladder']), values['budget_s'], self._tell, self._report_error, seed=values['seed']
+            self._make_judge(),
+            rungs(values['ladder']),
+            values['budget_s'],
+            self._tell,
+            self._report_error,
+            seed=values['seed'],
         )
         if values['warm_up']:
             self._warm_up(contract)
@@ -146,9 +156,8 @@ class DynamicsNode(CosmosLifecycleNode):
 
     def activate_node(self) -> None:
         """Judge what is proposed from now on."""
+        self._forget()
         configured(self.loop).reset()
-        if self._inputs is not None:
-            self._inputs.clear()
         self._accepting = True
 
     def deactivate_node(self) -> None:
@@ -169,13 +178,20 @@ class DynamicsNode(CosmosLifecycleNode):
 
     def clock_jumped(self, backward_s: float) -> None:
         """What was seen, and what was made of it, belongs to another time."""
-        if self._inputs is not None:
-            self._inputs.clear()
+        self._forget()
         if self.loop is not None:
             self.loop.reset()
 
+    def _forget(self) -> None:
+        """What was seen, shown and decided so far belongs to another time."""
+        self._frames.clear()
+        self._played.clear()
+        self._newest = None
+        if self._inputs is not None:
+            self._inputs.clear()
+
     def _load_calibration(self, fingerprint: str, contract: Contract) -> Calibration | None:
-        path = self.parameters['calibration']
+        path, self._calibration = self.parameters['calibration'], ''
         if not path:
             self.get_logger().warning('no calibration: scores are told, and every verdict is unknown')
             return None
@@ -214,6 +230,8 @@ class DynamicsNode(CosmosLifecycleNode):
     def _open_inputs(self, contract: Contract) -> None:
         heard = self.subscribe(ActionChunk, 'policy/chunk', self._on_chunk, qos.status(), self.control_group)
         self._chunk_topic = heard.topic_name
+        self.subscribe(ChunkDecision, 'guard/decision', self._on_decision, qos.status(), self.control_group)
+        self.subscribe(GuardStatus, 'guard/status', self._on_guard, qos.latched(), self.control_group)
         if self.parameters['observations'] == 'policy':
             return
         self._inputs = Inputs(contract, Timeline.HEADER, needs_joints=True, image_depth=DEPTH)
@@ -251,6 +269,23 @@ class DynamicsNode(CosmosLifecycleNode):
         self._newest = message
         loop.submit(pending)
 
+    def _on_decision(self, message: ChunkDecision) -> None:
+        """Whether a chunk is played as it is; told again when one in progress is slowed."""
+        self._played[message.epoch, message.sequence] = message.accepted and message.pace == 1.0
+        while len(self._played) > DECISIONS_KEPT:
+            self._played.pop(next(iter(self._played)))
+
+    def _on_guard(self, message: GuardStatus) -> None:
+        self._guard = message
+
+    def _follows(self, epoch: int, sequence: int) -> bool:
+        """Whether the arm has done the chunk before this one, as far as is known; without a guard it is taken to."""
+        guard = self._guard
+        if guard is None:
+            return True
+        moves = guard.state == GuardStatus.TRACKING and not guard.dry_run
+        return moves and self._played.get((epoch, sequence - 1), False)
+
     def _proposal(self, message: ActionChunk) -> Proposal:
         """What a chunk is about.
 
@@ -271,11 +306,17 @@ class DynamicsNode(CosmosLifecycleNode):
             raise InvalidInput('proposal', [Problem('observations', what, remedy=remedy)])
         if timed is not None and timed.chunk.imagined is not None:
             own = timed.chunk.latents
-        if observation.joint_positions is None:
-            raise InvalidInput('proposal', [Problem('joint states', 'are not known')])
-        joints = np.asarray(observation.joint_positions, np.float64).reshape(-1, positions.shape[1])[-1]
-        stamp = stamp_to_ns(message.header.stamp)
-        return Proposal(stamp, observation.images, joints, positions, grippers, message.instruction, own)
+        return Proposal(
+            stamp_to_ns(message.header.stamp),
+            observation.images,
+            measured_joints(observation, positions.shape[1]),
+            positions,
+            grippers,
+            message.instruction,
+            own,
+            moment=max(0, message.sequence - 1),
+            follows=self._follows(message.epoch, message.sequence),
+        )
 
     def _seen(self, message: ActionChunk, inputs: Inputs) -> Observation:
         found = inputs.observed_at(stamp_to_ns(message.header.stamp), message.instruction)
@@ -315,11 +356,14 @@ class DynamicsNode(CosmosLifecycleNode):
         wanted = values['show'] == ALWAYS or (values['show'] == OBJECTIONS and judgement.crossed)
         if wanted and judgement.rollout is not None and told.proposal is not None and loop is not None:
             stamp, rollout = told.proposal.stamp_ns, judgement.rollout
-            loop.run(lambda _over: self._show(rollout, stamp))
+            loop.run(lambda _over: self._show(rollout, stamp)).add_done_callback(self._report_failure)
 
     def _show(self, rollout: Rollout, stamp_ns: int) -> None:
         """Decode a rollout and put its frames in line, in place of those that have not been shown yet."""
-        step_ns = round(1e9 / configured(self.dynamics).terms.fps)
+        dynamics = self.dynamics
+        if dynamics is None or not self._accepting:
+            return
+        step_ns = round(1e9 / dynamics.terms.fps)
         frames = [(stamp_ns + number * step_ns, frame) for number, frame in enumerate(rollout.frames)]
         self._frames = deque(frames)
 
@@ -329,6 +373,11 @@ class DynamicsNode(CosmosLifecycleNode):
             return
         stamp_ns, frame = frames.popleft()
         self._imagined.publish(self._writer.fill(frame, ns_to_stamp(stamp_ns)))
+
+    def _report_failure(self, done: Future[None]) -> None:
+        error = None if done.cancelled() else done.exception()
+        if error is not None and not isinstance(error, Cancelled):
+            self._report_error(f'a rollout could not be shown: {error}', error)
 
     def _report_error(self, text: str, error: BaseException) -> None:
         self.get_logger().error(f'{text}\n{"".join(traceback.format_exception(error))}')
@@ -357,6 +406,8 @@ class DynamicsNode(CosmosLifecycleNode):
         try:
             if not self._accepting:
                 raise InvalidInput('imagine', [Problem('node', 'is not active')])
+            if self._goals is not None and not self._goals.idle.is_set():
+                raise InvalidInput('imagine', [Problem('goal', 'has to wait: another one is under way')])
             self._wanted(goal)
         except CosmosError as error:
             self.get_logger().error(f'imagine goal refused: {error}')
@@ -423,7 +474,7 @@ class DynamicsNode(CosmosLifecycleNode):
         newest = PROPOSALS.newest(self._chunk_topic)
         if goal.chunk.rows and self._inputs is None and newest is not None and newest.observation is not None:
             positions, grippers = chunk_columns(chunk, configured(self._contract))
-            joints = np.asarray(newest.observation.joint_positions, np.float64).reshape(-1, positions.shape[1])[-1]
+            joints = measured_joints(newest.observation, positions.shape[1])
             return Proposal(newest.stamp_ns, newest.observation.images, joints, positions, grippers, chunk.instruction)
         return self._proposal(chunk)
 
@@ -434,8 +485,12 @@ class DynamicsNode(CosmosLifecycleNode):
             return response
         try:
             response.verdicts = loop.run(partial(self._judged_episode, request)).result()
-        except (CosmosError, OSError) as error:
+        except CosmosError as error:
             response.text = str(error)
+            return response
+        except Exception as error:  # rclpy would end the process for it, and the policy with it
+            self._report_error(f'{request.episode} could not be judged: {error}', error)
+            response.text = f'{type(error).__name__}: {error}'
             return response
         names = [message.decision_name for message in response.verdicts]
         counts = ', '.join(f'{names.count(name)} {name}' for name in dict.fromkeys(names))
@@ -446,24 +501,20 @@ class DynamicsNode(CosmosLifecycleNode):
         """On the loop's thread, with the best rung of the ladder and without a limit of time."""
         loop, contract, dynamics = configured(self.loop), configured(self._contract), configured(self.dynamics)
         found: list[Verdict] = []
-        loop.judge.reset()
-        try:
-            stand_ins = read_video_map(tuple(filter(None, request.video_map.split(','))))
-            with open_recording(request.episode, stand_ins) as recording:
-                check_recording(recording, contract, dynamics.terms)
-                proposals = recorded_proposals(recording, contract, dynamics.terms, request.stride)
-                for number, proposal in enumerate(proposals):
-                    if request.chunks and number >= request.chunks:
-                        break
-                    judgement = loop.judge.judge(
-                        proposal,
-                        loop.ladder[0],
-                        self.parameters['seed'],
-                        cancelled=lambda: over() or not self._accepting,
-                    )
-                    pending = Pending(0, number + 1, proposal.stamp_ns)
-                    told = Told(pending, judgement, judgement.seconds, proposal)
-                    found.append(verdict_message(told, self.now_ns(), 0.0, contract.name, self._calibration))
-        finally:
-            loop.judge.reset()
+        judge = self._make_judge()  # that of the loop is in the middle of another run
+        stand_ins = read_video_map(tuple(filter(None, request.video_map.split(','))))
+        with open_recording(request.episode, stand_ins) as recording:
+            check_recording(recording, contract, dynamics.terms)
+            proposals = recorded_proposals(recording, contract, dynamics.terms, request.stride)
+            for number, proposal in enumerate(proposals):
+                if request.chunks and number >= request.chunks:
+                    break
+                judgement = judge.judge(
+                    proposal,
+                    loop.ladder[0],
+                    self.parameters['seed'],
+                    cancelled=lambda: over() or not self._accepting,
+                )
+                told = Told(Pending(0, number + 1, proposal.stamp_ns), judgement, judgement.seconds, proposal)
+                found.append(verdict_message(told, self.now_ns(), 0.0, contract.name, self._calibration))
         return found

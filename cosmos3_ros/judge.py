@@ -103,6 +103,9 @@ class Proposal:
         instruction: What it is for.
         own: The policy's own imagined video, latents [1, C, T, h, w]; None if there is none.
         motion: [N, D] in the model's space, if it is known without the joints, as of recorded poses.
+        moment: Number of the chunk in its run, from 0; None: one more than the last one that was judged or skipped.
+        follows: Whether the arm has done the chunk before since, at its own pace. If not, the two speak of different
+            moments, and what was promised says nothing of what is.
     """
 
     stamp_ns: int
@@ -113,6 +116,8 @@ class Proposal:
     instruction: str = ''
     own: torch.Tensor | None = None
     motion: NDArray[np.float32] | None = None
+    moment: int | None = None
+    follows: bool = True
 
 
 @dataclass(frozen=True)
@@ -218,7 +223,8 @@ class Judge:
             InvalidInput: Joints or rows do not fit.
             Cancelled: `cancelled` returned True.
         """
-        began, moment = time.perf_counter(), self._moment
+        began = time.perf_counter()
+        moment = self._moment if proposal.moment is None else proposal.moment
         rows = self.rows(proposal)
         dynamics = self._at(rung)
         futures = [
@@ -232,19 +238,22 @@ class Judge:
             )
             for number in range(rung.seeds)
         ]
-        scores = dict.fromkeys(MONITORS, math.nan)
-        scores |= self._of_futures(futures, proposal, rung)
+        found = self._of_futures(futures, proposal, rung)
         if rung.cycle:
-            scores |= self._of_cycle(dynamics, futures[0], seed, cancelled)
-        scores |= self._of_past(proposal)
+            found |= self._of_cycle(dynamics, futures[0], seed, cancelled)
+        found |= self._of_past(proposal)
+        # What was computed and is no number is as bad as can be; only what was not computed says nothing.
+        scores = dict.fromkeys(MONITORS, math.nan)
+        scores |= {name: math.inf if math.isnan(score) else score for name, score in found.items()}
         self._before = proposal, futures[0] if rung.pictures else None
-        self._moment += 1
+        self._moment = moment + 1
         rows_seen = min(len(futures[0].rows), len(rows))
         return self._concluded(scores, rung, moment, rows_seen, futures[0], time.perf_counter() - began)
 
     def skip(self, proposal: Proposal) -> None:
         """Note a proposal that is not imagined; its successor is compared with it."""
-        self._before, self._moment = (proposal, None), self._moment + 1
+        moment = self._moment if proposal.moment is None else proposal.moment
+        self._before, self._moment = (proposal, None), moment + 1
 
     def rows(self, proposal: Proposal) -> NDArray[np.float32]:
         """The motion that a chunk will cause, in the model's space.
@@ -293,14 +302,17 @@ class Judge:
 
     def _of_past(self, proposal: Proposal) -> dict[str, float]:
         """What the chunk before promised, against what is seen and proposed now."""
-        if self._before is None:
+        if self._before is None or not proposal.follows:
             return {}
         before, rollout = self._before
         step_ns = 1e9 / self.dynamics.terms.fps
         shift = round((proposal.stamp_ns - before.stamp_ns) / step_ns)
         if shift < 1:
             return {}
-        scores = {'inconsistency': inconsistency(before.positions, proposal.positions, shift)}
+        scores = {}
+        # What is recorded never contradicts itself.
+        if shift < len(before.positions) and proposal.motion is None:
+            scores['inconsistency'] = inconsistency(before.positions, proposal.positions, shift)
         if rollout is not None and shift < len(rollout.rows) + 1:
             scores['surprise'] = self._surprise(rollout, before, proposal, shift)
         return scores

@@ -50,7 +50,7 @@ class ModelShelf:
         import engine
         from engine.cosmos3 import Cosmos3
 
-        key = (checkpoint, device, dtype, backend, compiled, offload)
+        key = (checkpoint, _place(device), dtype, backend, compiled, offload)
         with self._loading:
             runtime = self._runtimes.get(key)
             if runtime is not None:
@@ -67,6 +67,7 @@ class ModelShelf:
             )
             model.runtime.turns = self._turns.setdefault(_place(device), model.runtime.turns)
             self._runtimes[key], self._checkpoints[key] = model.runtime, model.checkpoint
+            self._checkpoints = {known: kept for known, kept in self._checkpoints.items() if known in self._runtimes}
             return model
 
 

@@ -37,6 +37,10 @@ HOME = (0.0, -math.pi / 5, 0.0, -4 * math.pi / 5, 0.0, 3 * math.pi / 5, 0.0)
 ARM_JOINTS = tuple(f'panda_joint{i}' for i in range(1, 8))
 FINGER_JOINTS = ('panda_finger_joint1', 'panda_finger_joint2')
 FLANGE = 'panda_link8'
+TOOL = 'panda_hand_tcp'
+ARM_BODY = 'panda_'
+"""Part of the name of every body of an arm, and of no other."""
+
 CAMERAS = ('wrist', 'exterior_1', 'exterior_2')
 
 
@@ -464,13 +468,32 @@ def _hand_gear(arm: MountedArm) -> str:
     return f'<joint joint1="{other}" joint2="{one}" polycoef="0 1 0 0 0" solref="0.004 1"/>'
 
 
-def franka_scene(picture_height: int, picture_width: int, robot: SceneRobot = PANDA) -> str:
+OBSTACLE = 'obstacle'
+"""Name of the box that can be put in an arm's way."""
+
+OBSTACLE_HALF = (0.035, 0.035, 0.16)
+"""Half sizes of the obstacle, m."""
+
+OBSTACLE_AWAY = (0.0, 0.0, -3.0)
+"""Where the obstacle is while it is not wanted: below the floor, m."""
+
+
+def _obstacle() -> str:
+    """A box that nothing moves but the simulation's user; it collides with arms and things."""
+    return f"""
+<body name="{OBSTACLE}" mocap="true" pos="{_numbers(OBSTACLE_AWAY)}">
+  <geom type="box" size="{_numbers(OBSTACLE_HALF)}" material="dark" {_THING}/>
+</body>"""
+
+
+def franka_scene(picture_height: int, picture_width: int, robot: SceneRobot = PANDA, *, obstacle: bool = False) -> str:
     """MuJoCo model text of the robot, the table and the things on it.
 
     Args:
         picture_height: Greatest height that will be rendered, pixels.
         picture_width: Greatest width that will be rendered, pixels.
         robot: One arm, or two.
+        obstacle: Whether there is a box that can be put in the way; it waits where nothing touches it.
 
     Returns:
         MJCF text. For each arm its `joints` and then its `fingers` come first in the state vector, then one free joint
@@ -496,6 +519,7 @@ def franka_scene(picture_height: int, picture_width: int, robot: SceneRobot = PA
     {_surroundings(robot)}
     {''.join(map(_arm, robot.arms))}
     {''.join(_object(o) for o in OBJECTS)}
+    {_obstacle() if obstacle else ''}
   </worldbody>
   <equality>
     {''.join(map(_hand_gear, robot.arms))}

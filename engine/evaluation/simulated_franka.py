@@ -178,6 +178,8 @@ class SimulatedFranka:
         image_size: tuple[int, int] = (180, 320),
         render_views: Sequence[str] | None = None,
         robot: scene.SceneRobot = scene.PANDA,
+        *,
+        obstacle: bool = False,
     ) -> None:
         """Build the scene, arms at the start pose, hands open, objects strewn by `seed`.
 
@@ -187,6 +189,7 @@ class SimulatedFranka:
             render_views: Which of the robot's cameras :meth:`render` draws, None for all; empty for physics alone,
                 which then needs no OpenGL.
             robot: One arm (`PANDA`) or two (`PANDA_PAIR`).
+            obstacle: Whether :meth:`place_obstacle` may be called.
 
         Raises:
             InvalidInput: A view that is not there, or a size that is not positive.
@@ -200,9 +203,11 @@ class SimulatedFranka:
         self.kind = robot
         self._views = views
         self._size = (int(image_size[0]), int(image_size[1]))
-        self._model = self._mujoco.MjModel.from_xml_string(scene.franka_scene(*_supersampled(self._size), robot))
+        text = scene.franka_scene(*_supersampled(self._size), robot, obstacle=obstacle)
+        self._model = self._mujoco.MjModel.from_xml_string(text)
         self._data = self._mujoco.MjData(self._model)
         self._picture_data = self._mujoco.MjData(self._model)
+        self._tools = [self._model.site(arm.prefix + scene.TOOL).id for arm in robot.arms]
         self._studio: _Studio | None = None
         self._lock = threading.Lock()
         self._steps = 0
@@ -329,6 +334,49 @@ class SimulatedFranka:
             self._mujoco.mju_mat2Quat(quaternion, site.xmat)
             return Pose(site.xpos.copy(), np.roll(quaternion, -1))
 
+    def tool_position(self, arm: str = '') -> Floats:
+        """Measured position [3], m, of the point between an arm's finger tips.
+
+        Raises:
+            InvalidInput: There is no such arm.
+        """
+        number = self._tools[self._number(arm)]
+        with self._lock:
+            self._mujoco.mj_kinematics(self._model, self._data)
+            place: Floats = self._data.site_xpos[number].copy()
+            return place
+
+    def place_obstacle(self, position: npt.ArrayLike | None) -> None:
+        """Put the obstacle somewhere at once, or away; a reset puts it away too.
+
+        Args:
+            position: [3] m, of its centre; None for away.
+
+        Raises:
+            InvalidInput: This scene has none, or the position is not three finite numbers.
+        """
+        place = np.asarray(scene.OBSTACLE_AWAY if position is None else position, np.float64)
+        problems = []
+        if not self._model.nmocap:
+            problems.append(Problem('obstacle', 'this scene has none', remedy='make the robot with obstacle=True'))
+        if place.shape != (3,) or not np.isfinite(place).all():
+            problems.append(Problem('position', 'is no place', repr(position), 'three finite numbers, m'))
+        if problems:
+            raise InvalidInput('simulated robot', problems)
+        with self._lock:
+            self._data.mocap_pos[0] = place
+            self._mujoco.mj_forward(self._model, self._data)
+
+    def touched(self) -> frozenset[str]:
+        """What the arms touch at this instant: 'table', 'obstacle', or loose objects by name."""
+        model, data = self._model, self._data
+        with self._lock:
+            pairs = model.geom_bodyid[data.contact.geom[data.contact.dist <= 0.0]]
+        names = ({model.body(int(one)).name for one in pair} for pair in np.unique(pairs, axis=0))
+        # Of what is fixed to the world, the table alone can be reached.
+        others = (pair - arms for pair in names if (arms := {name for name in pair if scene.ARM_BODY in name}))
+        return frozenset('table' if name == 'world' else name for other in others for name in other)
+
     def objects(self) -> dict[str, Pose]:
         """Pose of each loose object by name: 'red_cube', 'blue_disc', 'green_ball', 'yellow_bowl'."""
         with self._lock:
@@ -349,6 +397,7 @@ class SimulatedFranka:
         # A copy of the configuration is all that pictures need, so the physics may go on meanwhile.
         with self._lock:
             self._picture_data.qpos[:] = self._data.qpos
+            self._picture_data.mocap_pos[:] = self._data.mocap_pos
         self._mujoco.mj_kinematics(self._model, self._picture_data)
         self._mujoco.mj_camlight(self._model, self._picture_data)
         return {name: self._studio.picture(self._picture_data, name) for name in self._views}

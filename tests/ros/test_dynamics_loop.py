@@ -174,6 +174,57 @@ def test_jobs_run_between_judgements_and_keep_their_failures_to_themselves(make:
     assert bench.after(1) == [(1, Decision.OK)]
 
 
+def test_a_listener_that_fails_does_not_end_the_judging(make: Callable[..., Bench]) -> None:
+    bench = make()
+    told, bench._tell = bench._tell, None
+    failures = iter([OSError('no space left'), None])
+
+    def tell(verdict: Told) -> None:
+        failure = next(failures)
+        if failure is not None:
+            raise failure
+        told(verdict)
+
+    bench.loop._tell = tell
+    bench.propose(1)
+    bench.loop.run(lambda _over: None).result(5)
+    bench.propose(2)
+    assert bench.after(1) == [(2, Decision.OK)]
+    assert 'no space left' in bench.reports[0]
+
+
+def test_what_is_done_after_its_time_is_unknown_and_keeps_its_scores(make: Callable[..., Bench]) -> None:
+    bench = make(budget_s=0.05)
+
+    def judge(_proposal: Proposal, rung: Rung, _seed: int, *, cancelled: Callable[[], bool]) -> Judgement:
+        while not cancelled():
+            threading.Event().wait(0.002)
+        return Judgement(Decision.OK, 'fine', {'surprise': 1.0}, rung=rung)
+
+    bench.judge.judge = judge
+    bench.propose(1)
+    assert bench.after(1) == [(1, Decision.UNKNOWN)]
+    assert (bench.told[0].judgement.scores, bench.told[0].judgement.text[:4]) == ({'surprise': 1.0}, 'late')
+
+
+def test_after_a_while_without_time_for_anything_the_cheapest_rung_is_tried_again() -> None:
+    times = Times()
+    for rung in (SLOW, FAST):
+        for _ in range(8):
+            times.add(rung, 60.0)
+    assert [times.best((SLOW, FAST), 0.5) for _ in range(9)] == [None] * 9
+    assert times.best((SLOW, FAST), 0.5) is FAST
+    times.add(FAST, 0.01)
+    assert times.best((SLOW, FAST), 0.5) is SLOW
+
+
+def test_who_asks_after_the_end_is_told_so(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.loop.close()
+    with pytest.raises(Cancelled):
+        bench.loop.run(lambda _over: 3).result(5)
+
+
 def test_closing_gives_up_what_is_under_way_and_what_waits(make: Callable[..., Bench]) -> None:
     bench = make()
     bench.judge.free.clear()
@@ -183,7 +234,8 @@ def test_closing_gives_up_what_is_under_way_and_what_waits(make: Callable[..., B
     began = time.monotonic()
     bench.loop.close()
     assert time.monotonic() - began < 2
-    assert waiting.cancelled()
+    with pytest.raises(Cancelled):
+        waiting.result(1)
 
 
 def test_times_of_other_rungs_are_estimated_from_the_work_and_forgotten_when_they_are_old() -> None:

@@ -14,7 +14,7 @@ from rclpy.parameter import Parameter as RosParameter
 from sensor_msgs.msg import Image
 
 from cosmos3_msgs.action import Imagine
-from cosmos3_msgs.msg import ActionChunk, Verdict
+from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, Verdict
 from cosmos3_msgs.srv import JudgeEpisode
 from cosmos3_ros import qos
 from cosmos3_ros.action_client import ActionClient
@@ -131,6 +131,7 @@ def test_each_chunk_of_the_policy_is_judged_with_what_it_saw_and_dreamt(
     assert (first.decision, first.decision_name) == (Verdict.SLOW, 'SLOW'), first.text
     assert 'disagreement' in first.text
     assert (second.decision, second.decision_name) == (Verdict.STOP, 'STOP'), second.text
+    assert 'inconsistency' in second.text
     lines = [json.loads(line) for line in (tmp_path / 'records' / 'verdicts.jsonl').read_text().splitlines()]
     assert [line['sequence'] for line in lines[:2]] == [first.sequence, second.sequence]
     assert lines[1]['scores']['inconsistency'][1] == -1.0
@@ -175,6 +176,7 @@ def test_a_chunk_that_cannot_be_judged_gets_a_verdict_that_says_why(
             chunk(positions=[0.0] * 27),
             chunk(joint_names=[*CONTRACT.robot.joints[:6], 'elbow']),
             chunk(action_space=ActionChunk.END_EFFECTOR_POSE),
+            chunk(step_dt=0.1),
         ),
         start=1,
     ):
@@ -185,9 +187,34 @@ def test_a_chunk_that_cannot_be_judged_gets_a_verdict_that_says_why(
         assert np.isnan(verdict.scores).all()
     texts = [verdict.text for verdict in bench.verdicts]
     for text, part in zip(
-        texts, ('no policy of this process', 'rows: are none', 'positions', 'elbow', 'end_effector_chunks'), strict=True
+        texts,
+        ('no policy of this process', 'rows: are none', 'positions', 'elbow', 'end_effector_chunks', 'step_dt'),
+        strict=True,
     ):
         assert part in text
+
+
+def test_a_chunk_is_not_compared_with_one_that_the_guard_did_not_play_as_it_is(
+    dynamics_bench: Callable[..., DynamicsBench], policy_bench: Callable[..., Any], sensors: Callable[..., Any]
+) -> None:
+    policy, bench = policy_bench().up(), dynamics_bench().up()
+    decisions = bench.client.create_publisher(ChunkDecision, 'guard/decision', qos.status())
+    statuses = bench.client.create_publisher(GuardStatus, 'guard/status', qos.latched())
+    statuses.publish(GuardStatus(state=GuardStatus.TRACKING))
+    bench.graph.eventually(lambda: bench.node._guard is not None)
+
+    def answer(message: ActionChunk) -> None:
+        pace = 0.5 if message.sequence == 2 else 1.0
+        decisions.publish(ChunkDecision(epoch=message.epoch, sequence=message.sequence, accepted=True, pace=pace))
+
+    bench.client.create_subscription(ActionChunk, 'policy/chunk', answer, qos.status())
+    sensors()
+    policy.run()
+    bench.have_verdicts(6)
+    place = list(MONITORS).index('inconsistency')
+    compared = {verdict.sequence: not np.isnan(verdict.scores[place]) for verdict in bench.verdicts if verdict.rung}
+    assert any(compared.get(sequence) for sequence in range(4, 7))
+    assert not compared.get(3, False), 'the arm was slower than the chunk before says'
 
 
 def test_columns_are_found_by_name() -> None:

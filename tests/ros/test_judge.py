@@ -14,6 +14,7 @@ from cosmos3_ros.judge import LADDER, MONITORS, Decision, Judge, Proposal, Rule,
 from cosmos3_ros.motion_bridge import MotionBridge
 from engine.calibration import Band, Calibration
 from engine.contract import load_contract
+from engine.dynamics import Dynamics
 from engine.errors import InvalidInput
 from engine.runtime import Cancelled
 
@@ -22,6 +23,7 @@ HOME = np.array([0.0, -0.6, 0.0, -2.5, 0.0, 1.9, 0.0])
 STEP_NS = round(1e9 / CONTRACT.timing.fps)
 QUICK = Rung('quick', steps=2, seeds=2)
 SMALL = Rung('small', steps=2, tier=256)
+LARGE = Rung('large', steps=1, tier=480, cycle=False)
 SEEING = Rung('seeing', steps=2, tier=256, cycle=False, pictures=True)
 
 
@@ -72,8 +74,8 @@ def test_the_policys_own_video_is_compared_where_the_pictures_are_of_one_size(mo
     assert 0.1 < mine < 10
     own = judge.dynamics.with_terms(steps=2).imagine(proposal().views, judge.rows(proposal()), 'push', windows=1)
     assert judge.judge(proposal(own=own.latents[0]), QUICK).scores['disagreement'] < 1e-6
-    assert judge.dynamics.terms.tier != SMALL.tier
-    assert math.isnan(judge.judge(proposal(own=chunk.latents), SMALL).scores['disagreement'])
+    assert judge.dynamics.terms.tier != LARGE.tier
+    assert math.isnan(judge.judge(proposal(own=chunk.latents), LARGE).scores['disagreement'])
 
 
 def test_what_was_imagined_for_now_is_compared_with_what_is_seen_now(model: engine.Cosmos3) -> None:
@@ -95,6 +97,38 @@ def test_a_chunk_that_contradicts_the_one_before_is_inconsistent_and_one_that_co
     assert judge.judge(other, SMALL).scores['inconsistency'] == pytest.approx(0.1)
     again = proposal(2)
     assert math.isnan(judge.judge(again, SMALL).scores['inconsistency']), 'the same moment says nothing of time'
+
+
+def test_chunks_are_compared_only_where_the_arm_has_done_the_one_before_and_both_speak_of_the_same_time(
+    model: engine.Cosmos3,
+) -> None:
+    contradiction = proposal(1).positions + 0.1
+    for changes in (
+        {'follows': False},
+        {'stamp_ns': 100 * STEP_NS},
+        {'motion': np.zeros((4, 10), np.float32) + np.eye(10, dtype=np.float32)[3]},
+    ):
+        judge = judge_of(model)
+        judge.judge(proposal(0), SMALL)
+        found = judge.judge(proposal(1, **{'positions': contradiction, **changes}), SMALL)
+        assert math.isnan(found.scores['inconsistency']), changes
+
+
+def test_thresholds_are_those_of_the_chunks_place_in_its_run(model: engine.Cosmos3) -> None:
+    rising = Calibration({'small/cycle_translation': Band(tuple(range(100)), 0.05, 40)})
+    judge = judge_of(model, rising)
+    assert judge.judge(proposal(0), SMALL).thresholds['cycle_translation'] == 0
+    assert judge.judge(replace(proposal(1), moment=7), SMALL).thresholds['cycle_translation'] == 7, 'six were overtaken'
+    judge.skip(proposal(2))
+    assert judge.judge(proposal(3), SMALL).thresholds['cycle_translation'] == 9
+
+
+def test_a_score_that_is_no_number_objects(model: engine.Cosmos3, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = judge_of(model, bands(cycle_gripper=1.0, seed_variance=1e9))
+    nothing = np.full((16, 10), np.nan, np.float32)
+    monkeypatch.setattr(Dynamics, 'actions_of', lambda *_given, **_options: nothing)
+    found = judge.judge(proposal(), QUICK)
+    assert (found.scores['cycle_gripper'], found.decision) == (math.inf, Decision.SLOW)
 
 
 def test_without_bands_nothing_is_decided_and_with_them_objections_are_counted(model: engine.Cosmos3) -> None:
