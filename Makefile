@@ -22,7 +22,7 @@ setup:  ## set up .venv, ROS 2 and cosmos3_msgs (the other targets do this too)
 	@tools/setup.sh
 
 test: setup  ## run the tests; ARGS='-k guard' passes options to pytest
-	$(python) -m pytest $(ARGS)
+	$(python) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-kilted:  ## run the ROS tests on ROS 2 Kilted, in an environment of its own
 	@tools/kilted.sh $(ARGS)

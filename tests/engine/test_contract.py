@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from engine.observation.views import COMPOSITIONS
 from engine.resources import config_names, find_config
 
 SHIPPED = config_names('contracts')
-ABSENT = object()
+ABSENT = Enum('Absent', 'ABSENT').ABSENT  # by name, so that tests are called the same in every process
 
 
 def document(name: str = 'demo_joint_pos') -> dict[str, Any]:

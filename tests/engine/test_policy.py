@@ -18,16 +18,11 @@ from torch import Tensor
 
 import engine
 from engine.actions import Poses, framewise_deltas, quaternion_to_matrix
-from engine.backends.base import Step
-from engine.backends.torch_reference import TorchReference
 from engine.contract import with_preset
 from engine.errors import ObservationError
-from engine.network.placement import Tokens
-from engine.network.transformer import Prefix
 from engine.policy import Policy, layout_of
 from engine.runtime import Cancelled, Runtime
 from engine.sampler import framework_noise, request_seeds
-from engine.sequence import Layout
 
 Observe = Callable[..., engine.Observation]
 
@@ -395,31 +390,6 @@ def test_the_fast_preset_makes_a_chunk_of_the_same_shape_with_half_the_passes(
     made = watched(model, backend, with_preset(demo_contract, 'fast')).infer(observe(), seed=3)
     assert len(backend.actions) == 4
     assert made.actions.shape == chunk.actions.shape
-
-
-def test_a_backend_may_use_one_buffer_for_everything_it_returns(
-    model: engine.Cosmos3, demo_contract: engine.Contract, observe: Observe, chunk: engine.PolicyChunk
-) -> None:
-    class OneBuffer(TorchReference):
-        """Overwrites what it returned before."""
-
-        kept: Tokens | None = None
-
-        def step(self, prefix: Prefix, layout: Layout) -> Step:
-            inner = super().step(prefix, layout)
-
-            def run(tokens: Tokens, timestep: float) -> Tokens:
-                found = inner(tokens, timestep)
-                self.kept = self.kept or Tokens(*(None if part is None else part.clone() for part in found))
-                for kept, part in zip(self.kept, found, strict=True):
-                    if part is not None:
-                        kept.copy_(part)
-                return self.kept
-
-            return run
-
-    policy = watched(model, OneBuffer(model.runtime.backend.transformer), demo_contract)
-    assert same(policy.infer(observe(), seed=3), chunk)
 
 
 # ---------------------------------------------------------------------------------------------- bad input

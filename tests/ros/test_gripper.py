@@ -60,6 +60,7 @@ def with_control_msgs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
         (folder / 'source' / name).write_text(text)
     ros, prefix = Path(sys.prefix), folder / 'install'
     building = {name: value for name, value in environment.items() if name not in ('PYTHONPATH', 'LD_LIBRARY_PATH')}
+    building.setdefault('AMENT_PREFIX_PATH', sys.prefix)  # a process of tests that was started by another may lack it
     definitions = {
         'CMAKE_INSTALL_PREFIX': prefix,
         'CMAKE_PREFIX_PATH': ros,

@@ -187,7 +187,7 @@ def imagining(graph, tiny_checkpoint, tmp_path) -> Iterator[Witness]:
     provenance = {'checkpoint': checkpoint.fingerprint, 'contract': contract.fingerprint}
     Calibration(everything, provenance).save(tmp_path / 'bands.json')
     # A busy machine has time for verdicts too, if they may take some.
-    patient = {'/**/dynamics': {'budget_s': 10.0, 'ladder': ['glance']}, '/**/guard': {'verdict_max_age_s': 20.0}}
+    patient = {'/**/dynamics': {'budget_s': 10.0, 'ladder': ['brief']}, '/**/guard': {'verdict_max_age_s': 20.0}}
     nodes = {name: {'ros__parameters': values} for name, values in patient.items()}
     (tmp_path / 'params.yaml').write_text(yaml.safe_dump(nodes))
     options = Options(
