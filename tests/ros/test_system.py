@@ -208,8 +208,14 @@ def test_policy_imagination_guard_and_robot_work_together_and_a_stop_ends_in_res
     graph = imagining.graph
     graph.eventually(lambda: imagining.statuses[-1].state == GuardStatus.FAULT, 60.0, 'the guard heeds imagination')
     assert imagining.statuses[-1].reason_name == 'VERDICT_STOP', imagining.statuses[-1].text
-    stop = next(verdict for verdict in imagining.verdicts if verdict.decision == Verdict.STOP)
-    assert f'chunk {stop.epoch}/{stop.sequence}' in imagining.statuses[-1].text
+    said = imagining.statuses[-1].text
+
+    def heeded() -> list[Verdict]:
+        return [verdict for verdict in imagining.verdicts if f'chunk {verdict.epoch}/{verdict.sequence}' in said]
+
+    graph.eventually(lambda: bool(heeded()), what='the verdict that the guard heeded')
+    (stop,) = heeded()
+    assert stop.decision == Verdict.STOP
     assert stop.sequence in {chunk.sequence for chunk in imagining.chunks}
     graph.eventually(imagining.outcome.done, what='the result of the run')
     assert imagining.outcome.result().result.reason == RunPolicy.Result.STOPPED_BY_GUARD
