@@ -211,7 +211,7 @@ def test_policy_imagination_guard_and_robot_work_together_and_a_stop_ends_in_res
     said = imagining.statuses[-1].text
 
     def heeded() -> list[Verdict]:
-        return [verdict for verdict in imagining.verdicts if f'chunk {verdict.epoch}/{verdict.sequence}' in said]
+        return [verdict for verdict in imagining.verdicts if f'chunk {verdict.epoch}/{verdict.sequence}: ' in said]
 
     graph.eventually(lambda: bool(heeded()), what='the verdict that the guard heeded')
     (stop,) = heeded()
