@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import re
@@ -14,18 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cosmos3_ros.intervals import wilson
+
+__all__ = ['RESULTS', 'commit', 'facts', 'machine', 'processor_name', 'save', 'table', 'wilson']
+
 RESULTS = Path(__file__).parent / 'results'
-_Z95 = 1.959963984540054
-
-
-def wilson(hits: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a proportion (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927); (0, 1) without trials."""
-    if not trials:
-        return 0.0, 1.0
-    share, spread = hits / trials, _Z95**2 / trials
-    middle = (share + spread / 2) / (1 + spread)
-    half = _Z95 / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def processor_name() -> str:

@@ -218,11 +218,6 @@ class DynamicsLoop:
             if not future.done():
                 future.set_exception(Cancelled('the dynamics node was shut down'))
 
-    @property
-    def closing(self) -> bool:
-        """Whether the end has been asked for."""
-        return self._closing
-
     def _work(self) -> None:
         while True:
             with self._changed:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self, TextIO
 
-from cosmos3_ros.bringup import LAUNCH_ARGUMENTS, ProcessSpec, options_from_text, processes
+from cosmos3_ros.bringup import LAUNCH_ARGUMENTS, Argument, ProcessSpec, options_from_text, processes
 from cosmos3_ros.process import STOP_SIGNALS, SUPERVISOR_VARIABLE, answer_signals
 from engine.errors import CosmosError
 
@@ -194,10 +194,10 @@ def _parse(arguments: Sequence[str]) -> dict[str, str]:
     return {match[1]: match[2] for _, match in matches if match is not None}
 
 
-def show_arguments() -> str:
+def show_arguments(arguments: Iterable[Argument] = LAUNCH_ARGUMENTS) -> str:
     """Return what `--show-args` prints."""
     lines = ['Arguments (pass as name:=value):']
-    for argument in LAUNCH_ARGUMENTS:
+    for argument in arguments:
         choices = f' One of: {", ".join(argument.choices)}.' if argument.choices else ''
         lines += [f'\n    {argument.name}:', f'        {argument.description}{choices}']
         lines += [f'        (default: {argument.default!r})']

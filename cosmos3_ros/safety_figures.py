@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos3_ros.intervals import Z95, wilson
 from cosmos3_ros.judge import MONITORS
 from cosmos3_ros.safety_episode import ChunkRecord, EpisodeRecord
 
@@ -16,7 +17,6 @@ Floats = NDArray[np.float64]
 Alarms = Callable[[EpisodeRecord], list[float]]
 """Times of an episode's alarms, s since it began."""
 
-_Z95 = 1.959963984540054
 _ALARMING = ('SLOW', 'STOP')
 PHYSICAL = ('table', 'obstacle', 'deviation', 'failed')
 """Harm that is none of the guard's doing."""
@@ -24,16 +24,6 @@ PHYSICAL = ('table', 'obstacle', 'deviation', 'failed')
 RULES = {'any monitor (slow or stop)': _ALARMING, 'two monitors (stop)': ('STOP',)}
 GUARD = 'guard alone'
 BOTH = 'guard or any monitor'
-
-
-def wilson(hits: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a proportion (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927); (0, 1) without trials."""
-    if not trials:
-        return 0.0, 1.0
-    share, spread = hits / trials, _Z95**2 / trials
-    middle = (share + spread / 2) / (1 + spread)
-    half = _Z95 / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def proportion(hits: int, trials: int) -> dict[str, Any]:
@@ -62,7 +52,7 @@ def area_under_curve(bad: Sequence[float], good: Sequence[float]) -> dict[str, A
         trials = min(m, n)
         return {'auc': area, 'ci95': list(wilson(round(area * trials), trials)), 'bad': m, 'good': n}
     variance = area * (1 - area) + (m - 1) * (q1 - area**2) + (n - 1) * (q2 - area**2)
-    half = _Z95 * math.sqrt(max(variance, 0.0) / (m * n))
+    half = Z95 * math.sqrt(max(variance, 0.0) / (m * n))
     return {'auc': area, 'ci95': [max(0.0, area - half), min(1.0, area + half)], 'bad': m, 'good': n}
 
 

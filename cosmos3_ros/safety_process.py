@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from cosmos3_ros.runner import show_arguments
 from cosmos3_ros.safety_options import SAFETY_ARGUMENTS, safety_options
 from engine.errors import CosmosError, InvalidInput, Problem
 
@@ -27,21 +28,11 @@ def command_line(given: Sequence[str]) -> list[str]:
     return ['safety-sim', *(f'--{name.replace("_", "-")}={value}' for name, value in values.items())]
 
 
-def show_arguments() -> str:
-    """What `--show-args` prints."""
-    lines = ['Arguments (pass as name:=value):']
-    for argument in SAFETY_ARGUMENTS:
-        choices = f' One of: {", ".join(argument.choices)}.' if argument.choices else ''
-        lines += [f'\n    {argument.name}:', f'        {argument.description}{choices}']
-        lines += [f'        (default: {argument.default!r})']
-    return '\n'.join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; returns 0, 2 if the arguments are wrong, or 130 if interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if {'--show-args', '--help', '-h', '-s'} & set(given):
-        sys.stdout.write(show_arguments() + '\n')
+        sys.stdout.write(show_arguments(SAFETY_ARGUMENTS) + '\n')
         return 0
     try:
         words = command_line(given)

@@ -20,12 +20,13 @@ pytest.importorskip('mujoco', reason='the simulator is not installed')
 from cosmos3_ros import safety_sim
 from cosmos3_ros.cli import main
 from cosmos3_ros.guard.limits import load_limits
+from cosmos3_ros.runner import show_arguments
 from cosmos3_ros.safety_episode import ChunkRecord, EpisodeRecord, Stage, Trace, harm_of, play, target_of
 from cosmos3_ros.safety_expert import TARGETS, Expert, Plan, Rows, Seen, quintic
 from cosmos3_ros.safety_figures import BOTH, GUARD, area_under_curve, curve, tell, wilson
 from cosmos3_ros.safety_hazards import HAZARDS, Hazard, describe, make_hazard
 from cosmos3_ros.safety_options import SAFETY_ARGUMENTS, SafetyOptions, safety_options
-from cosmos3_ros.safety_process import command_line, show_arguments
+from cosmos3_ros.safety_process import command_line
 from cosmos3_ros.safety_report import write_report
 from cosmos3_ros.safety_runs import Journal, cases_of
 from cosmos3_ros.safety_sim import is_good
@@ -347,7 +348,7 @@ def test_all_faulty_arguments_are_reported_at_once() -> None:
 def test_the_executable_takes_launch_arguments_and_leaves_those_of_ros() -> None:
     words = command_line(['episodes:=3', 'hazards:=obstacle', '--ros-args', '-r', '__node:=x'])
     assert words == ['safety-sim', '--episodes=3', '--hazards=obstacle']
-    assert all(f'{name}:' in show_arguments() for name in ARGUMENTS)
+    assert all(f'{name}:' in show_arguments(SAFETY_ARGUMENTS) for name in ARGUMENTS)
     with pytest.raises(InvalidInput, match='name:=value'):
         command_line(['episodes=3'])
 
