@@ -65,3 +65,7 @@ class CheckpointError(InvalidInput):
 
 class ObservationError(InvalidInput):
     """An observation lacks something, or something in it has the wrong shape, type or value."""
+
+
+class TalkerError(CosmosError):
+    """A reasoner could not be had: its endpoint is unreachable, refused, was too slow or sent what is no answer."""
