@@ -81,7 +81,7 @@ class Graph:
         """Make a plain node and spin it; it does without middleware events, which would cost it half a core."""
         return self.add(QuietEvents(name, **kwargs))
 
-    def eventually(self, condition: Callable[[], bool], timeout: float = 10.0, what: str = '') -> None:
+    def eventually(self, condition: Callable[[], bool], timeout: float = 30.0, what: str = '') -> None:
         """Return as soon as `condition` holds; fail if it does not within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         pause = threading.Event()

@@ -132,7 +132,9 @@ def test_each_chunk_of_the_policy_is_judged_with_what_it_saw_and_dreamt(
     assert 'disagreement' in first.text
     assert (second.decision, second.decision_name) == (Verdict.STOP, 'STOP'), second.text
     assert 'inconsistency' in second.text
-    lines = [json.loads(line) for line in (tmp_path / 'records' / 'verdicts.jsonl').read_text().splitlines()]
+    kept = tmp_path / 'records' / 'verdicts.jsonl'
+    bench.graph.eventually(lambda: kept.read_text().count('\n') >= 2)  # told first, then written down
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
     assert [line['sequence'] for line in lines[:2]] == [first.sequence, second.sequence]
     assert lines[1]['scores']['inconsistency'][1] == -1.0
 
