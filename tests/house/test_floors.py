@@ -10,7 +10,7 @@ import pytest
 # From the ground up. A room imports itself and rooms of lower floors, nothing beside or above it.
 FLOORS = (
     {'errors'},
-    {'resources', 'turns'},
+    {'resources', 'turns', 'answers'},
     {'actions', 'observation'},
     {'contract', 'sequence', 'sampler'},
     {'network'},
