@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly constraints=requirements/constraints.txt
 inputs=()
 for file in requirements/*.txt; do
-  case $file in */bootstrap.txt | "$constraints") ;; *) inputs+=("$file") ;; esac
+  case $file in */bootstrap.txt | */test-no-deps.txt | "$constraints") ;; *) inputs+=("$file") ;; esac
 done
 
 resolved=$(.venv/bin/uv pip compile --quiet --python-version 3.12 --no-header --no-annotate "${inputs[@]}")

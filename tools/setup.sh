@@ -150,10 +150,11 @@ new_environment() {
   "$python" -m venv $environment
 }
 
+readonly without_dependencies=(--no-deps --requirement requirements/test-no-deps.txt)
 requirements=()
 for file in requirements/*.txt; do
   case $file in
-    */bootstrap.txt) ;;
+    */bootstrap.txt | */test-no-deps.txt) ;;
     */constraints.txt) requirements+=(--constraint "$file") ;;
     *) requirements+=(--requirement "$file") ;;
   esac
@@ -163,7 +164,8 @@ uv_install() {
   local options=(--python "$environment/bin/python")
   [ -t 2 ] || options+=(--quiet)
   $environment/bin/python -m pip install --no-user --quiet --requirement requirements/bootstrap.txt >> $log 2>&1 &&
-    $environment/bin/uv pip install "${options[@]}" "${requirements[@]}"
+    $environment/bin/uv pip install "${options[@]}" "${requirements[@]}" &&
+    $environment/bin/uv pip install "${options[@]}" "${without_dependencies[@]}"
 }
 
 # pip reads configuration that uv does not, such as a company's own index; a half-done attempt is thrown away first.
@@ -171,6 +173,7 @@ pip_install() {
   say 'uv could not do it; trying pip, which takes several minutes'
   new_environment
   $environment/bin/python -m pip install --no-user --progress-bar off --quiet "${requirements[@]}"
+  $environment/bin/python -m pip install --no-user --progress-bar off --quiet "${without_dependencies[@]}"
 }
 
 build_environment() {
