@@ -275,8 +275,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._event(json.dumps(event))
         if request.body.get('stream_options', {}).get('include_usage'):
             self._event(json.dumps({'choices': [], 'usage': usage}))
-        self._event('[DONE]')
-        self._chunk(b'')
+        done = b'data: [DONE]\n\n'
+        # The end of the body in one piece with the last event: a client may leave as soon as it has read that.
+        self.wfile.write(f'{len(done):x}\r\n'.encode() + done + b'\r\n0\r\n\r\n')
 
     def _begin(self, request: Request, text: str) -> None:
         """Send the beginning of a stream, or of a body that was promised to be longer."""

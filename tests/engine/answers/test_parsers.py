@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.answers.json_text import MAX_CHARACTERS, json_in
@@ -225,6 +225,7 @@ anything = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(texts)
 def test_no_text_raises_anything_but_faults(text: str) -> None:
     for parse in PARSERS:
@@ -232,6 +233,7 @@ def test_no_text_raises_anything_but_faults(text: str) -> None:
             parse(text)
 
 
+@settings(deadline=None)
 @given(st.fixed_dictionaries({'bbox_2d': anything, 'label': anything}) | anything, st.integers(0, 40))
 def test_no_json_raises_anything_but_faults_whole_or_cut(document: object, cut: int) -> None:
     text = json.dumps(document)
@@ -241,6 +243,7 @@ def test_no_json_raises_anything_but_faults_whole_or_cut(document: object, cut: 
                 parse(said)
 
 
+@settings(deadline=None)
 @given(
     st.lists(boxes, max_size=5),
     st.lists(events, max_size=5),
@@ -251,6 +254,7 @@ def test_what_is_written_is_read_back(some_boxes: list[Box], some_events: list[E
         assert parse(f'Here:\n```json\n{as_json(values)}\n```') == tuple(values)
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(labels, places, min_size=1, max_size=4), st.lists(st.builds(PlanStep, labels, labels), min_size=1)
 )
@@ -260,12 +264,14 @@ def test_trajectories_and_plans_are_read_back(by_label: dict[str, tuple[tuple[in
     assert parse_plan(as_json(Plan(tuple(steps[:32])))) == Plan(tuple(steps[:32]))
 
 
+@settings(deadline=None)
 @given(boxes, st.integers(1, 4))
 def test_an_answer_that_breaks_off_is_never_read(box: Box, missing: int) -> None:
     text = as_json([box, box])
     assert 'malformed JSON' in faults(parse_boxes, text[: len(text) - missing])
 
 
+@settings(deadline=None)
 @given(st.sampled_from([-1, 1001, 0.5, '5', None, True, [5]]), st.integers(0, 3))
 def test_a_coordinate_that_is_no_whole_number_in_range_is_never_clamped(odd: object, place: int) -> None:
     corners: list[object] = [100, 100, 200, 200]
