@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from engine.errors import ContractError, CosmosError, InvalidInput, Problem
 
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 
     from engine.backends.base import Backend
     from engine.backends.card import Card
+    from engine.backends.torch_reference import TorchReference
     from engine.checkpoint import Checkpoint
     from engine.contract import Contract
     from engine.dynamics import Dynamics, DynamicsTerms
     from engine.policy import Policy
+    from engine.reasoner import Reasoner
     from engine.runtime import Runtime
 
 
@@ -37,6 +40,8 @@ class Cosmos3:
         """Use :func:`load`."""
         self.checkpoint = checkpoint
         self.runtime = runtime
+        self._reasoner: Reasoner | None = None
+        self._making = threading.Lock()
 
     @property
     def family(self) -> str:
@@ -85,6 +90,58 @@ class Cosmos3:
         if problems:
             raise ContractError(f'dynamics of {wanted.embodiment.name} and checkpoint {self.checkpoint.root}', problems)
         return Dynamics(self.runtime, wanted, contract)
+
+    def reasoner(self) -> Reasoner:
+        """The reasoner surface: it answers questions about pictures and videos in words.
+
+        There is one for all who ask. The first call loads the vision encoder, if the checkpoint has one; everything
+        else is there already.
+
+        Raises:
+            InvalidInput: The checkpoint, or the way in which it was loaded, leaves out what it takes; lists every
+                reason.
+            CheckpointError: The vision encoder or the files that describe prompts are damaged; lists every fault.
+        """
+        problems = [*reasoner_obstacles(self.checkpoint, self.runtime.backend)]
+        if problems:
+            raise InvalidInput(f'reasoner of {self.checkpoint.root}', problems)
+        with self._making:
+            if self._reasoner is None:
+                self._reasoner = make_reasoner(self.checkpoint, self.runtime)
+            return self._reasoner
+
+
+def reasoner_obstacles(checkpoint: Checkpoint, backend: Backend) -> Iterator[Problem]:
+    """Everything that keeps a reasoner from being made."""
+    from engine.backends.torch_reference import TorchReference
+
+    remedy = 'download or write this file again'
+    if not checkpoint.has_language_head:
+        yield Problem('lm_head.weight', 'is not in this checkpoint', remedy='use one whose export kept the reasoner')
+    for name in ('tokenizer.json', 'chat_template.jinja'):
+        if not (checkpoint.root / name).exists():
+            yield Problem(name, 'is missing beside config.json', remedy=remedy)
+    if not checkpoint.ends_of_answer:
+        what = 'is missing, and so is that of config.json'
+        yield Problem('generation_config.json: eos_token_id', what, remedy=remedy)
+    if not isinstance(backend, TorchReference):
+        yield Problem('compiled parts', 'do not hold the language head', backend.name, remedy='load without them')
+    elif checkpoint.has_language_head and backend.transformer.lm_head is None:
+        yield Problem('surfaces', 'were loaded without the reasoner', remedy="load the transformer with 'reasoner' too")
+
+
+def make_reasoner(checkpoint: Checkpoint, runtime: Runtime) -> Reasoner:
+    """The reasoner of a checkpoint on what a runtime has loaded; see :meth:`Cosmos3.reasoner`."""
+    from engine.reasoner import Parts, Reasoner
+    from engine.reasoner_reading import Reader
+
+    transformer = cast('TorchReference', runtime.backend).transformer
+    encoder = None
+    if checkpoint.has_vision_encoder:
+        encoder = checkpoint.load_vision_encoder(transformer.device, transformer.dtype)
+    reader = Reader(checkpoint.load_processor(), checkpoint.config)
+    limit = checkpoint.config['text_config']['max_position_embeddings']
+    return Reasoner(runtime, Parts(transformer, encoder, reader, checkpoint.ends_of_answer, limit))
 
 
 def contract_differences(checkpoint: Checkpoint, contract: Contract) -> list[Problem]:

@@ -62,6 +62,11 @@ def check_vae(look: Inspection, config: Json, part: Part) -> None:
     compare(look, 'vae', expected, part, set())
 
 
+def check_vision_encoder(look: Inspection, expected: torch.nn.Module, part: Part) -> None:
+    """Report every tensor of the vision encoder that differs from the configuration."""
+    compare(look, 'vision_encoder', _shapes(expected), part, set())
+
+
 def find_quantization(config: Json | None, part: Part) -> str:
     """What shows that weights are quantised (ModelOpt's FP8 exports, for one); empty if nothing does."""
     for name, tensor in part.tensors.items():

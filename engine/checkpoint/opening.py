@@ -25,6 +25,7 @@ from engine.checkpoint.verifying import (
     verify_tokenizer,
     verify_transformer,
     verify_vae,
+    verify_vision_encoder,
 )
 from engine.errors import CheckpointError, InvalidInput, Problem
 from engine.network.config import Family, TransformerConfig
@@ -33,6 +34,7 @@ from engine.network.offload import HOST, rests_on_host
 if TYPE_CHECKING:
     from engine.network.transformer import CosmosTransformer
     from engine.network.vae import VideoVae
+    from engine.network.vision_encoder import VisionEncoder
     from engine.observation.tokenizer import PromptTokenizer
 
 SURFACES = ('policy', 'dynamics', 'generator', 'reasoner')
@@ -166,6 +168,64 @@ class Checkpoint:
         model = build_vae(self.vae_config)
         fill(model, self.vae_tensors, device, dtype)
         return VideoVae(model)
+
+    def load_vision_encoder(
+        self, device: torch.device | str = 'cpu', dtype: torch.dtype = torch.bfloat16
+    ) -> VisionEncoder:
+        """Verify the vision encoder and load it straight to its device and type.
+
+        It is verified here and not when the checkpoint is opened, since only the reasoner needs it and the code that
+        describes it takes seconds to import.
+
+        Raises:
+            CheckpointError: Listing every fault by tensor, or a file has changed since the checkpoint was opened.
+        """
+        look = Inspection(self.root)
+        encoder, part = verify_vision_encoder(look, dict(self.config))
+        if look.problems or encoder is None:
+            raise CheckpointError(f'checkpoint {self.root}', look.problems)
+        fill(encoder.module, part.tensors, device, dtype)
+        encoder.settle(device)
+        return encoder
+
+    def load_processor(self) -> Any:
+        """Load what turns a conversation into tokens and patches: transformers' processor of this family.
+
+        Without a vision encoder it is the tokenizer alone. Both render with the chat template of the root.
+
+        Raises:
+            CheckpointError: The files of the root cannot be read as such, or there is no chat template.
+        """
+        from transformers import AutoProcessor, AutoTokenizer
+
+        kind = AutoProcessor if self.has_vision_encoder else AutoTokenizer
+        try:
+            processor = kind.from_pretrained(self.root)
+        except ImportError as error:
+            what = 'needs a package that is not installed'
+            value = str(error).strip().partition('\n')[0]
+            problem = Problem('processor', what, value, remedy='pip install torchvision')
+            raise CheckpointError(f'reasoner of {self.root}', [problem]) from error
+        except Exception as error:  # the tokenizer raises nothing more specific
+            what, value = 'cannot be read as a processor', f'{type(error).__name__}: {error}'
+            remedy = 'tokenizer.json, preprocessor_config.json and video_preprocessor_config.json belong beside it'
+            problem = Problem('config.json', what, value, remedy=remedy)
+            raise CheckpointError(f'reasoner of {self.root}', [problem]) from error
+        if not processor.chat_template:
+            problem = Problem('chat_template.jinja', 'is missing', remedy='download or write this file again')
+            raise CheckpointError(f'reasoner of {self.root}', [problem])
+        videos: Any = getattr(processor, 'video_processor', None)
+        if getattr(videos, 'cap_pixels_per_frame', False) is None:
+            videos.cap_pixels_per_frame = False  # what it does anyway where nothing is said, but with a warning
+        return processor
+
+    @cached_property
+    def ends_of_answer(self) -> tuple[int, ...]:
+        """Tokens that end an answer: those of `generation_config.json`, else the end of a turn of `config.json`."""
+        look = Inspection(self.root)
+        settings = look.document('generation_config.json', required=False) or {}
+        ends = settings.get('eos_token_id', self.config.get('text_config', {}).get('eos_token_id'))
+        return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
 
     def load_tokenizer(self) -> PromptTokenizer:
         """Load the tokenizer and chat template of prompts.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from engine.checkpoint.expected import check_transformer, check_vae, find_quantization
+from pathlib import Path
+
+from engine.checkpoint.expected import check_transformer, check_vae, check_vision_encoder, find_quantization
 from engine.checkpoint.inspection import Inspection, Json, Part
 from engine.errors import CheckpointError
 from engine.network.config import Family, TransformerConfig
+from engine.network.vision_encoder import VisionEncoder, build_vision_encoder
 
 VISION_ENCODER = 'vision_encoder/model.safetensors'
 
@@ -71,6 +74,23 @@ def verify_root(look: Inspection, config: TransformerConfig | None, transformer:
         if file not in known and look.has(str(file)):
             look.report(f'model.safetensors.index.json: {name}', 'is mapped to a file that lacks it', repr(file))
     return document
+
+
+def verify_vision_encoder(look: Inspection, config: Json) -> tuple[VisionEncoder | None, Part]:
+    """The tensors of `vision_encoder/` and the encoder that the root `config.json` says they make."""
+    tensors = look.header(VISION_ENCODER)
+    if tensors is None:
+        if not look.has(VISION_ENCODER):
+            look.report(VISION_ENCODER, 'is missing', remedy='download or write this file again')
+        return None, Part()
+    part = Part(tensors, frozenset(), dict.fromkeys(tensors, Path(VISION_ENCODER).name))
+    try:
+        encoder = build_vision_encoder(config)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        look.report('config.json', 'does not describe a vision encoder', f'{type(error).__name__}: {error}')
+        return None, part
+    check_vision_encoder(look, encoder.module, part)
+    return encoder, part
 
 
 def verify_vae(look: Inspection, config: TransformerConfig | None) -> tuple[Json | None, Part]:

@@ -36,6 +36,19 @@ class KeysValues(NamedTuple):
     values: Tensor
 
 
+class Place(NamedTuple):
+    """Where tokens go in a memory of earlier ones, and what of it they see.
+
+    Attributes:
+        slots: Int64 [tokens], where their keys and values are put.
+        mask: [tokens, slots of the memory] in the model's type, 0 where a token sees and -inf where it does not; None
+            if they see themselves alone, each what came before it.
+    """
+
+    slots: Tensor
+    mask: Tensor | None
+
+
 class RmsNorm(nn.Module):
     """RMS norm with the statistic in float32 (float64 in a float64 model).
 
@@ -133,6 +146,28 @@ class JointAttention(nn.Module):
         attended = attend(query, rotate(keys, rotary), values, causal=True)
         return self.to_out(attended), self._seen_by_generation(keys, values, rotary)
 
+    def read(self, x: Tensor, rotary: Rotary, memory: KeysValues, place: Place) -> Tensor:
+        """Causal self-attention of understanding tokens [n, hidden_size] that follow those in `memory`.
+
+        Their own keys, as the tower itself sees them, and values are put there. No shape depends on how many came
+        before.
+
+        Args:
+            x: The tokens.
+            rotary: Their rotations.
+            memory: Keys and values, both [kv_heads, slots, head_dim]; written to.
+            place: Where in it.
+        """
+        query = rotate(self.norm_q(self._heads(self.to_q(x))), rotary)
+        keys, values = rotate(self._und_keys(x), rotary), self._heads(self.to_v(x))
+        memory.keys.index_copy_(1, place.slots, keys.transpose(0, 1))
+        memory.values.index_copy_(1, place.slots, values.transpose(0, 1))
+        if place.mask is None:
+            out: Tensor = self.to_out(attend(query, keys, values, causal=True))
+        else:
+            out = self.to_out(attend_memory(query, memory, place.mask))
+        return out
+
     def generate(self, x: Tensor, rotary: Rotary, prefix: KeysValues) -> Tensor:
         """Attention of the generation tokens [N, hidden_size] to the prefix and to each other, without a mask."""
         x = read_together(x, self.add_q_proj)
@@ -177,6 +212,12 @@ class Layer(nn.Module):
         hidden = hidden + attended
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), seen
 
+    def read(self, hidden: Tensor, rotary: Rotary, memory: KeysValues, place: Place) -> Tensor:
+        """Advance the understanding stream of tokens [n, hidden_size] that follow others; see `JointAttention.read`."""
+        hidden = hidden + self.self_attn.read(self.input_layernorm(hidden), rotary, memory, place)
+        out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return out
+
     def generate(self, hidden: Tensor, rotary: Rotary, prefix: KeysValues) -> Tensor:
         """Advance the generation stream [N, hidden_size]."""
         hidden = hidden + self.self_attn.generate(self.input_layernorm_moe_gen(hidden), rotary, prefix)
@@ -198,6 +239,23 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tens
     query = query.view(tokens, -1, shared, dim).permute(1, 2, 0, 3).reshape(1, heads // shared, shared * tokens, dim)
     keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (keys, values))
     out = F.scaled_dot_product_attention(query, keys, values, is_causal=causal, enable_gqa=causal)
+    return out.view(-1, shared, tokens, dim).permute(2, 0, 1, 3).reshape(tokens, heads * dim)
+
+
+def attend_memory(query: Tensor, memory: KeysValues, mask: Tensor) -> Tensor:
+    """Attention of a few tokens [n, heads, head_dim] to a memory; returns [n, heads * head_dim].
+
+    Args:
+        query: Rotated queries.
+        memory: Keys and values, both [kv_heads, slots, head_dim].
+        mask: [n, slots], added to the scores.
+    """
+    # Heads that share a key head become more queries of that head, as in `attend`: keys are read once for all of them.
+    tokens, heads, dim = query.shape
+    shared = heads // memory.keys.shape[0]
+    query = query.view(tokens, -1, shared, dim).permute(1, 2, 0, 3).reshape(1, -1, shared * tokens, dim)
+    mask = mask if tokens == 1 else mask.repeat(shared, 1)
+    out = F.scaled_dot_product_attention(query, memory.keys[None], memory.values[None], attn_mask=mask[None, None])
     return out.view(-1, shared, tokens, dim).permute(2, 0, 1, 3).reshape(tokens, heads * dim)
 
 

@@ -8,6 +8,9 @@ the order of the operations may change. Everything here is computed on the CPU, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
 import torch
 from torch import Tensor
 
@@ -20,6 +23,30 @@ _CPU = torch.device('cpu')
 def text_positions(n: int) -> Tensor:
     """Positions of `n` text tokens, float32 [3, n]: token k sits at k on all three axes."""
     return torch.arange(n, dtype=torch.float32, device=_CPU).expand(3, n)
+
+
+def reading_positions(kinds: Sequence[int], grids: Iterator[tuple[int, int]]) -> Tensor:
+    """Positions of what the reasoner reads, words and pictures, float32 [3, n] (Qwen3-VL's `get_rope_index`).
+
+    A word advances all axes by 1. A picture stands still in time, its rows and columns count from where it begins, and
+    words go on after the longer of its edges. Pictures and the frames of a video never touch: words stand between.
+
+    Args:
+        kinds: Of every token: 0 for a word, something else for a piece of a picture.
+        grids: Rows and columns of pieces of every picture, in order.
+    """
+    parts, at = [], 0
+    for kind, run in groupby(kinds):
+        count = len(list(run))
+        if kind == 0:
+            parts.append(text_positions(count) + at)
+            at += count
+            continue
+        rows, columns = next(grids)
+        row, column = torch.meshgrid(text_positions(rows)[0], text_positions(columns)[0], indexing='ij')
+        parts.append(torch.stack([torch.zeros(rows * columns), row.flatten(), column.flatten()]) + at)
+        at += max(rows, columns)
+    return torch.cat(parts, dim=1)
 
 
 def generation_offset(prefix_length: int, config: TransformerConfig) -> int:

@@ -168,6 +168,21 @@ class CosmosTransformer(nn.Module):
         out: Tensor = self.norm(hidden)
         return out
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of tokens, [U, hidden_size] on the model's device.
+
+        Raises:
+            InvalidInput: As for `prefix`.
+        """
+        _check_ids(ids, self.config.vocab_size)
+        rows: Tensor = self.embed_tokens(ids.to(self.embed_tokens.weight.device))
+        return rows.to(self.device)
+
+    def rotations(self, positions: Tensor) -> Rotary:
+        """Rotations of tokens at float32 positions [3, N], on the model's device and in its type."""
+        cos, sin = rotary(positions, self.config, self.dtype)
+        return Rotary(cos.to(self.device), sin.to(self.device))
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token scores [..., vocab_size] of hidden states [..., hidden_size].
 
@@ -280,10 +295,7 @@ class CosmosTransformer(nn.Module):
 
     def _embed(self, ids: Tensor) -> tuple[Tensor, Rotary]:
         """Token embeddings [U, hidden_size] and their rotations."""
-        _check_ids(ids, self.config.vocab_size)
-        cos, sin = rotary(text_positions(len(ids)), self.config, self.dtype)
-        rows = self.embed_tokens(ids.to(self.embed_tokens.weight.device)).to(self.device)
-        return rows, Rotary(cos.to(self.device), sin.to(self.device))
+        return self.embed(ids), self.rotations(text_positions(len(ids)))
 
     def _project_in(self, tokens: Tokens, placement: Placement, timestep: Tensor) -> Tensor:
         """Tokens of all modalities as one stream [N, hidden_size]; only noisy ones are told the time."""
