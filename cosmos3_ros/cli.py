@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosmos3_ros.cli_ask import add_ask, add_plan
 from cosmos3_ros.cli_imagine import add_imagine, add_infer_actions
 from cosmos3_ros.cli_safety import add_calibrate, add_safety_sim
 from engine.errors import CosmosError, InvalidInput, Problem
@@ -42,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_compile(commands)
     _add_accuracy(commands)
+    add_ask(commands)
+    add_plan(commands)
     add_imagine(commands, _bars)
     add_infer_actions(commands, _bars)
     add_calibrate(commands, _bars)

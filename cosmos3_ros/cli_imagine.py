@@ -80,8 +80,8 @@ def _imagine(arguments: argparse.Namespace, bars: Bars) -> int:
     rows = _read_rows(arguments.actions)
     terms = _terms(arguments, rows.shape[1])
     check_request(terms, rows, arguments.overlap, arguments.windows, arguments.seed)
-    picture = _read_picture(arguments.image)
-    _check_output(arguments.output)
+    picture = read_picture(arguments.image)
+    check_output(arguments.output)
     dynamics = _load(arguments, terms)
     began = time.monotonic()
     with bars() as report:
@@ -108,7 +108,7 @@ def _infer(arguments: argparse.Namespace, bars: Bars) -> int:
     from engine.evaluation.video import read_video
 
     terms = _terms(arguments, None)
-    _check_output(arguments.output)
+    check_output(arguments.output)
     if arguments.frames is not None and arguments.frames < 2:
         raise InvalidInput('arguments', [Problem('--frames', 'are too few', str(arguments.frames), '2 or more')])
     frames = [frame for frame, _ in zip(read_video(arguments.video), _count(arguments.frames), strict=False)]
@@ -166,7 +166,7 @@ def _read_rows(path: Path) -> NDArray[np.float32]:
         raise InvalidInput(str(path), [Problem('actions', 'are too large', str(error), what)]) from error
 
 
-def _read_picture(path: Path) -> NDArray[np.uint8]:
+def read_picture(path: Path) -> NDArray[np.uint8]:
     """RGB of a picture the right way up, or of the first frame of a video."""
     from PIL import Image, ImageOps
 
@@ -183,7 +183,7 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
         raise InvalidInput('arguments', [Problem('--image', 'cannot be read', str(error))]) from error
 
 
-def _check_output(path: Path) -> None:
+def check_output(path: Path) -> None:
     """Do nothing if a file can be made there: found out before minutes of imagination, not after."""
     try:
         if path.is_dir():

@@ -224,6 +224,7 @@ def ask[T](
     history: Sequence[Message] = (),
     cancelled: Callable[[], bool] = lambda: False,
     on_text: Callable[[str], None] | None = None,
+    on_retry: Callable[[Sequence[Problem]], None] | None = None,
 ) -> Asked[T]:
     """Ask, read the answer, and ask once more with what was wrong with it if it is malformed.
 
@@ -236,6 +237,7 @@ def ask[T](
         history: Turns before this one.
         cancelled: See :meth:`engine.reasoner_talk.Talker.generate`.
         on_text: Likewise; told the words of both answers.
+        on_retry: Told what was wrong with the first answer, before it is asked once more.
 
     Raises:
         MalformedAnswer: The second answer was malformed, too.
@@ -255,6 +257,8 @@ def ask[T](
             problems = [*_cut_short(answer, sampling), *error.problems]
         if len(texts) > RETRIES:
             raise MalformedAnswer(question.kind, texts, problems)
+        if on_retry is not None:
+            on_retry(problems)
         messages += [assistant(answer.text or '(no answer)'), user(_once_more(problems))]
 
 

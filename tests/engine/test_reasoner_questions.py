@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.answers.values import Box, Event, Plan, PlanStep, Point, Trajectory
-from engine.errors import InvalidInput, TalkerError
+from engine.errors import InvalidInput, Problem, TalkerError
 from engine.reasoner_questions import (
     Attempt,
     MalformedAnswer,
@@ -90,13 +90,15 @@ def test_a_question_asks_for_the_form_that_is_read(question: Question[Any], form
 
 def test_a_malformed_answer_is_asked_for_once_more_with_all_its_faults() -> None:
     wrong = '[{"bbox_2d": [1, 2, 3, 2000], "label": "cube"}, {"bbox_2d": [1, 2, 3, 4]}]'
-    found, server = asked(boxes('cubes'), wrong, CUBE)
+    told: list[Problem] = []
+    found, server = asked(boxes('cubes'), wrong, CUBE, on_retry=told.extend)
     assert (found.value, found.retries, found.texts) == ((Box('cube', 1, 2, 3, 4),), 1, (wrong, CUBE))
     first, second = server.requests
     assert [role for role, _ in second.messages] == ['user', 'assistant', 'user']
     assert second.messages[:2] == [('user', first.text), ('assistant', wrong)]
     assert 'answer[0].bbox_2d[3]: is out of range, got 2000, allowed: a whole number from 0 to 1000' in second.text
     assert 'answer[1].label: is missing' in second.text
+    assert [problem.where for problem in told] == ['answer[0].bbox_2d[3]', 'answer[1].label']
 
 
 def test_two_malformed_answers_are_an_error_that_holds_both() -> None:
