@@ -33,6 +33,19 @@ class TimeEmbedder(nn.Module):
         return linear_at_least_float32(self.linear_2, hidden)
 
 
+class Table(nn.Embedding):
+    """An embedding table that is left alone where there is no memory for it (meta device).
+
+    PyTorch draws a table's first numbers from a normal distribution, and on the meta device does so in Python: with the
+    import of its compiler, which takes seconds, for numbers that nobody will ever see.
+    """
+
+    def reset_parameters(self) -> None:
+        """Draw the first numbers, if there is room for numbers."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class DomainLinear(nn.Module):
     """A linear map with one matrix and bias per embodiment domain, stored as rows of embedding tables.
 
@@ -43,8 +56,8 @@ class DomainLinear(nn.Module):
         super().__init__()
         self.inputs = inputs
         self.outputs = outputs
-        self.fc = nn.Embedding(domains, inputs * outputs)
-        self.bias = nn.Embedding(domains, outputs)
+        self.fc = Table(domains, inputs * outputs)
+        self.bias = Table(domains, outputs)
 
     def forward(self, x: Tensor, domain: Tensor) -> Tensor:
         """Map [n, inputs] to [n, outputs] with the weights of `domain`, int64 [1]."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from engine.errors import CosmosError, InvalidInput, Problem
 from engine.network.config import TransformerConfig
-from engine.network.heads import DomainLinear, TimeEmbedder, patchify, unpatchify
+from engine.network.heads import DomainLinear, Table, TimeEmbedder, patchify, unpatchify
 from engine.network.layers import KeysValues, Layer, Rotary, hidden_norm
 from engine.network.offload import move_to_host, stream_layers
 from engine.network.placement import Placement, Tokens, find_misfits, find_wrong_shapes, make_placement
@@ -95,7 +95,7 @@ class CosmosTransformer(nn.Module):
         self.has_action = config.action_gen if action is None else action
         self._place = lru_cache(maxsize=_PLACEMENTS_KEPT)(make_placement)
         self._offloaded = False
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Table(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
         self.norm = hidden_norm(config)
         self.norm_moe_gen = hidden_norm(config)
