@@ -69,3 +69,7 @@ class ObservationError(InvalidInput):
 
 class TalkerError(CosmosError):
     """A reasoner could not be had: its endpoint is unreachable, refused, was too slow or sent what is no answer."""
+
+
+class ServerError(CosmosError):
+    """A remote policy could not be had: its server is unreachable, refused, was too slow or sent what is no chunk."""

@@ -1,0 +1,44 @@
+"""The one thread that infers, so that whoever answers pings never waits for the network."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+
+class Worker:
+    """Does one job after the other, in the order in which they were submitted.
+
+    Its thread ends with the process: a job that cannot be interrupted must not keep a server from being stopped.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Start the thread."""
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def submit[T](self, job: Callable[[], T]) -> Future[T]:
+        """Line a job up; one whose future is cancelled before its turn is passed over."""
+        future: Future[T] = Future()
+        self._jobs.put((future, job))
+        return future
+
+    def stop(self, timeout_s: float = 0.0) -> None:
+        """Let the thread end after the jobs that were submitted, and wait so long for it."""
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
+
+    def _work(self) -> None:
+        while (entry := self._jobs.get()) is not None:
+            future, job = entry
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(job())
+            except BaseException as error:  # whatever it is, who waits for the job must learn of it
+                future.set_exception(error)
+            del future, job, entry  # pictures must not be kept until the next request
