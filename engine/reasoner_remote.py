@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, NoReturn, get_args
@@ -109,7 +110,9 @@ class RemoteTalker:
         self._stream, self._max_bytes = stream, max_bytes
         host = httpx.URL(url).host
         self._environment = not _is_this_machine(host)  # a proxy is never asked for this machine itself
-        self._tls = httpx.create_ssl_context(trust_env=self._environment) if url.startswith('https') else True
+        # Made once, since loading certificates takes longer than a connection; without TLS none are needed.
+        secure = httpx.URL(url).scheme == 'https'
+        self._tls = httpx.create_ssl_context(trust_env=self._environment) if secure else _no_certificates()
 
     def __repr__(self) -> str:
         return f'RemoteTalker({self.url!r}, {self.model!r})'
@@ -368,6 +371,11 @@ def _check_one_of(**chosen: tuple[str, Any]) -> None:
     ]
     if problems:
         raise InvalidInput('remote reasoner', problems)
+
+
+def _no_certificates() -> ssl.SSLContext:
+    """A context that trusts nobody."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _is_this_machine(host: str) -> bool:

@@ -7,7 +7,8 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any, get_args
 
-from engine.reasoner_talk import END_OF_THINKING, Answer, Finish
+from engine.reasoner_talk import Answer, Finish
+from engine.reasoner_text import split_thinking
 
 _DONE = '[DONE]'
 
@@ -101,7 +102,7 @@ class Reception:
             raise Malformed(f'broke off after {self.text[-60:]!r}' if self.text else 'sent an empty answer')
         if self._finish not in get_args(Finish):
             raise Malformed(f'ended the answer for another reason than its end: {self._finish!r}')
-        thinking, text = _split(self.text)
+        thinking, text = split_thinking(self.text)
         seconds = {'first': self._first_s if self._first_s is not None else self._clock(), 'total': self._clock()}
         return Answer(
             text=text,
@@ -141,15 +142,6 @@ class Reception:
     def _count(self, key: str) -> int:
         count = self._usage.get(key)
         return count if type(count) is int and count >= 0 else 0
-
-
-def _split(text: str) -> tuple[str, str]:
-    """Thinking and answer; words that begin to think and never end are all thinking."""
-    before, found, after = text.partition(END_OF_THINKING)
-    begun = before.lstrip().startswith('<think>')
-    if not found and not begun:
-        return '', text.strip()
-    return before.strip().removeprefix('<think>').strip(), after.strip()
 
 
 def _decode(line: bytes) -> str:

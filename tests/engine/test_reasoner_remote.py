@@ -265,6 +265,12 @@ def test_a_server_that_is_not_there_is_told() -> None:
             RemoteTalker(url, 'tiny').generate(ASK)
 
 
+def test_a_server_without_the_encryption_that_was_asked_for_gets_nothing() -> None:
+    with OpenAIServer() as server, pytest.raises(TalkerError, match='cannot be reached'):
+        RemoteTalker(server.url.replace('http:', 'https:'), 'tiny', api_key='sk-secret-1').generate(ASK)
+    assert server.requests == []
+
+
 def test_a_server_that_takes_too_long_is_given_up() -> None:
     assert 'was not done within 0.2 s -> ask for fewer tokens' in failure(Hang(), timeout_s=0.2)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import engine
 from cosmos3_ros.cli import main
 from engine.evaluation.video import VideoWriter
 from tests.openai_server import Hang, OpenAIServer, Reply, Says, Status, in_turn
@@ -185,3 +186,14 @@ def test_drawing_needs_a_picture(video: str, tmp_path: Path, capsys: pytest.Capt
 def test_a_rate_that_shows_nothing_is_refused(video: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(['ask', 'no checkpoint', '--video', video, '--question', 'x', '--sample-fps', '0']) == 2
     assert '--sample-fps: gives no frames' in capsys.readouterr().err
+
+
+def test_weights_of_this_machine_are_asked_without_an_address_and_babble_is_not_believed(
+    picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = str(engine.make_tiny(tmp_path / 'tiny', sound=False))
+    command = ['ask', tiny, '--image', picture, '--question', 'cubes', '--kind', 'boxes', '--max-tokens', '6']
+    assert main(command) == 2
+    told = capsys.readouterr()
+    assert 'That answer cannot be used; asking once more.\n  - answer: was cut at the limit of tokens, got 6' in told.out
+    assert 'cosmos3 ask: boxes: answer 2 of the reasoner, too, is malformed' in told.err
