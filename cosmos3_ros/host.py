@@ -1,4 +1,7 @@
-"""The host process: everything that shares the network. `host` holds the policy, `host policy dynamics` both."""
+"""The host process: everything that shares the network. `host` holds the policy, `host policy dynamics` both.
+
+`host reasoner` holds the reasoner alone, which needs no network if it asks an endpoint.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
 NICENESS = 5
 """How far this process steps back: on a machine whose cores are all busy with inference, the guard goes first."""
-NODES = ('policy', 'dynamics')
+NODES = ('policy', 'dynamics', 'reasoner')
 THREADS = 4
 """That run callbacks, for each node."""
 
@@ -48,6 +51,10 @@ def make(name: str) -> CosmosLifecycleNode:
         from cosmos3_ros.dynamics_node import DynamicsNode
 
         return DynamicsNode()
+    if name == 'reasoner':
+        from cosmos3_ros.reasoner_node import ReasonerNode
+
+        return ReasonerNode()
     from cosmos3_ros.policy_node import PolicyNode
 
     return PolicyNode()

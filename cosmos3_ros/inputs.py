@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos3_ros.streams import Missing, Reason, Snapshot, StreamBuffer, Timeline, reference_stamp, sample_all
+from cosmos3_ros.streams import Missing, Snapshot, StreamBuffer, Timeline, reference_stamp, sample_all
 from engine.contract import Contract, StreamTerms
 from engine.errors import ObservationError
 from engine.policy import Observation
@@ -93,15 +93,7 @@ class Inputs:
 
     def explain(self, missing: Missing) -> str:
         """What a stream lacks, for people, such as 'wrist (stale, 0.41 s > 0.25 s)'."""
-        text = missing.reason.value
-        if missing.age_ns is not None and missing.reason is Reason.STALE:
-            text += f', {missing.age_ns / 1e9:.2f} s > {missing.max_age_ns / 1e9:.2f} s'
-        elif missing.age_ns is not None:
-            text += f', {-missing.age_ns / 1e9:.2f} s ahead'
-        why = self._rejected.get(missing.stream)
-        if why:
-            text += f'; the latest message was not usable: {why}'
-        return f'{missing.stream} ({text})'
+        return missing.explained(self._rejected.get(missing.stream, ''))
 
     def clear(self) -> None:
         """Forget everything, as on activation and after a jump of the clock."""

@@ -80,6 +80,17 @@ class Missing:
         value = '' if self.age_ns is None else f'{self.age_ns / 1e9:.3f} s old'
         return Problem(self.stream, self.reason.value, value, f'at most {self.max_age_ns / 1e9:.3f} s old')
 
+    def explained(self, rejected: str = '') -> str:
+        """The same for a status, such as 'wrist (stale, 0.41 s > 0.25 s)'; `rejected`: why the latest was not kept."""
+        text = self.reason.value
+        if self.age_ns is not None and self.reason is Reason.STALE:
+            text += f', {self.age_ns / 1e9:.2f} s > {self.max_age_ns / 1e9:.2f} s'
+        elif self.age_ns is not None:
+            text += f', {-self.age_ns / 1e9:.2f} s ahead'
+        if rejected:
+            text += f'; the latest message was not usable: {rejected}'
+        return f'{self.stream} ({text})'
+
 
 @dataclass(frozen=True)
 class StreamCounts:
