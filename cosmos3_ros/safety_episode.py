@@ -15,29 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos3_ros.guard.chunk import ReceivedChunk
-from cosmos3_ros.guard.guard import Command, Guard, GuardState
-from cosmos3_ros.guard.limits import RobotLimits
+from cosmos3_ros.guarded_robot import ORIGIN_NS, GuardedRobot
 from cosmos3_ros.judge import Judgement
 from cosmos3_ros.safety_expert import REPLAN_ROWS, Proposer, Rows, Seen, instruction_for
 from cosmos3_ros.safety_hazards import Hazard, Path
-from engine.contract import Contract
 from engine.evaluation import franka_scene as scene
 from engine.evaluation.simulated_franka import SimulatedFranka
 
 Floats = NDArray[np.float64]
 
-NS = 1_000_000_000
-TICK_NS = 10_000_000
 LATENCY_NS = 200_000_000
 """From an observation to the arrival of its chunk."""
 DEVIATION_M = 0.05
 """Distance of the tool from that of the twin that counts as harm."""
 LIFTED_M = 0.05
 _HELD_M = 0.06
-_SETTLE_S = 0.3
-_ORIGIN_NS = NS  # no stamp is zero
-_ARM = len(scene.ARM_JOINTS)
 
 Judging = Callable[[int, Seen, Rows, Rows, str], Judgement | None]
 """Called with the number of a chunk, what was shown, what was proposed, what became of it, and the instruction."""
@@ -137,98 +129,25 @@ class Trace:
         return Path(np.array(self.times_s), np.array(self.tool))
 
 
-class Stage:
-    """Robot and guard, and the time between them; one episode after another."""
-
-    def __init__(self, robot: SimulatedFranka, limits: RobotLimits, contract: Contract) -> None:
-        self.robot, self._limits, self._contract = robot, limits, contract
-        self.step_ns = round(NS / contract.timing.fps)
-        self._grippers = contract.robot.gripper_joints
+class Stage(GuardedRobot):
+    """Robot and guard with a record of what happens between them; one episode after another."""
 
     def reset(self, seed: int) -> Trace:
         """A new episode: objects strewn anew and come to rest, a new guard."""
         self.robot.reset(seed)
         self.robot.place_obstacle(None)
-        self.robot.advance(_SETTLE_S)
-        self._began_ns = self.robot.time_ns
-        self.trace = Trace()
-        self.guard = Guard(self._limits, gripper_names=self._grippers)
-        self.guard.activate(self.now_ns)
-        self._report()
-        self._sequence, self._before = 0, self.guard.state
+        self.start()
+        self.trace = Trace(stops=self.refusals)
         return self.trace
-
-    @property
-    def now_ns(self) -> int:
-        """Time of this episode; the first instant is not zero."""
-        return self.robot.time_ns - self._began_ns + _ORIGIN_NS
-
-    @property
-    def now_s(self) -> float:
-        """Seconds since the episode began."""
-        return (self.now_ns - _ORIGIN_NS) / NS
-
-    def seen(self, with_pictures: bool) -> Seen:
-        """What is to be seen now."""
-        state = self.robot.joint_state()
-        closed = 1.0 - float(state.positions[_ARM]) / scene.FINGER_TRAVEL
-        views = self.robot.render() if with_pictures else {}
-        wanted = {view: views[view] for view in self._contract.views.streams} if views else {}
-        return Seen(
-            self.now_ns, wanted, state.positions[:_ARM].copy(), min(max(closed, 0.0), 1.0), self.robot.objects()
-        )
 
     def until(self, time_ns: int) -> None:
         """Let control periods pass."""
         while self.now_ns < time_ns:
-            self._tick()
-
-    def offer(self, stamp_ns: int, rows: Rows) -> str:
-        """Hand a chunk to the guard: 'ACCEPTED', or why not."""
-        self._sequence += 1
-        verdict = self.guard.on_chunk(
-            ReceivedChunk(
-                stamp_ns,
-                self.guard.epoch,
-                self._sequence,
-                self.step_ns,
-                self._limits.joint_names,
-                rows.positions,
-                rows.grippers[:, None],
-                self._grippers,
-            ),
-            self.now_ns,
-        )
-        name = getattr(getattr(verdict, 'reason', None), 'name', 'ACCEPTED')
-        if name != 'ACCEPTED':
-            self.trace.stops.append((self.now_s, name))
-        return name
-
-    def _tick(self) -> None:
-        command = self.guard.tick(self.now_ns)
-        if command is not None:
-            self._obey(command)
-        self.robot.advance(TICK_NS / NS)
-        self._report()
-        trace, state = self.trace, self.guard.state
-        if state is not self._before and state not in (GuardState.TRACKING, GuardState.WAITING):
-            trace.stops.append((self.now_s, self.guard.cause.reason.name))
-        self._before = state
-        trace.times_s.append(self.now_s)
-        trace.tool.append(self.robot.tool_position())
-        for what in self.robot.touched() & {'table', scene.OBSTACLE}:
-            trace.touched.setdefault(what, self.now_s)
-
-    def _obey(self, command: Command) -> None:
-        start_ns = command.stamp_ns - _ORIGIN_NS + self._began_ns
-        self.robot.set_trajectory(command.times_ns / NS, command.positions, command.velocities, start_ns)
-        if command.gripper is not None:
-            self.robot.set_gripper(command.gripper[0])
-
-    def _report(self) -> None:
-        state = self.robot.joint_state()
-        names, now = self._limits.joint_names, self.now_ns
-        self.guard.on_joint_state(now, now, names, state.positions[:_ARM], state.velocities[:_ARM])
+            self.tick()
+            self.trace.times_s.append(self.now_s)
+            self.trace.tool.append(self.robot.tool_position())
+            for what in self.robot.touched() & {'table', scene.OBSTACLE}:
+                self.trace.touched.setdefault(what, self.now_s)
 
 
 def target_of(seed: int, targets: tuple[str, ...]) -> str:
@@ -264,7 +183,7 @@ def play(
     fault = hazard(count)
     start, every = stage.robot.objects()[target].position[2], stage.step_ns * REPLAN_ROWS
     for index in range(count):
-        stage.until(_ORIGIN_NS + index * every)
+        stage.until(ORIGIN_NS + index * every)
         if ahead is not None:
             fault.world(index, stage.robot, ahead, stage.now_s)
         shown = fault.seen(index, stage.seen(pictures))
@@ -276,7 +195,7 @@ def play(
         trace.chunks.append(
             record_of(observed, stage.now_s, fault.active(index), stage.offer(shown.stamp_ns, rows), found)
         )
-    stage.until(_ORIGIN_NS + count * every)
+    stage.until(ORIGIN_NS + count * every)
     trace.success = _lifted(stage.robot, target, start)
     return trace, fault
 

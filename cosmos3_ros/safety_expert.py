@@ -7,12 +7,10 @@ it is shown, as a policy takes it from pictures: what is shown wrongly it does w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from cosmos3_ros.contract_arms import chain_of
@@ -21,9 +19,8 @@ from cosmos3_ros.inverse_kinematics import InverseKinematics
 from engine.contract import Contract
 from engine.errors import InvalidInput, Problem
 from engine.evaluation import franka_scene as scene
+from engine.evaluation.expert_paths import Floats, Plan, Rows, Seen, quintic
 from engine.evaluation.simulated_franka import Pose
-
-Floats = NDArray[np.float64]
 
 TARGETS = {'red_cube': 0.025, 'green_ball': 0.03, 'blue_disc': 0.015}
 """What the hand can pick up, and the height at which it takes it, m."""
@@ -37,43 +34,10 @@ _TOOL_M = 0.1034  # from the flange to the point between the finger tips
 _PACE = (0.30, 0.45)  # peak speed as a share of the velocity limits; teleoperation has 0.08 to 0.35
 _SHARE = 0.6  # of the accelerations
 _GRIP_S = 0.6
-_CLOSING_S = 0.2
 _MOVED_M = 0.015
 _LOST_RAD = 0.15
 _FADE_ROWS = 3.0
 _STRETCH = 1.15
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What is shown to whoever proposes, and to the judge.
-
-    Attributes:
-        stamp_ns: Time of the observation.
-        views: Pictures by view, uint8 [H, W, 3]; empty if nobody looks at them.
-        joints: [J] rad, measured.
-        gripper: Measured, 0 = open, 1 = closed.
-        objects: Pose of each loose object in the base frame, as a faultless eye would find it in the pictures.
-    """
-
-    stamp_ns: int
-    views: Mapping[str, NDArray[np.uint8]]
-    joints: Floats
-    gripper: float
-    objects: Mapping[str, Pose]
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """A chunk.
-
-    Attributes:
-        positions: [N, J] rad.
-        grippers: [N], 0 = open, 1 = closed.
-    """
-
-    positions: Floats
-    grippers: Floats
 
 
 class Proposer(Protocol):
@@ -95,59 +59,6 @@ class Proposer(Protocol):
 def instruction_for(target: str) -> str:
     """What is said to have an object picked up."""
     return f'pick up the {target.replace("_", " ")}'
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """Quintics through keyframes; before the first and after the last there is rest.
-
-    Attributes:
-        knots: [S + 1] s.
-        coefficients: [S, 6, J], in ascending powers of the seconds since the stretch began.
-        grip_s: When the gripper begins to close.
-    """
-
-    knots: Floats
-    coefficients: Floats
-    grip_s: float
-
-    @property
-    def end_s(self) -> float:
-        """When it is done."""
-        return float(self.knots[-1])
-
-    def state(self, times: Floats) -> tuple[Floats, Floats, Floats]:
-        """Positions, velocities and accelerations [N, J] at times [N]."""
-        times = np.clip(times, self.knots[0], self.knots[-1])
-        stretch = np.clip(np.searchsorted(self.knots, times, side='right') - 1, 0, len(self.coefficients) - 1)
-        t = (times - self.knots[stretch])[:, None]
-        c = np.moveaxis(self.coefficients[stretch], 1, 0)
-        powers = [t**k for k in range(6)]
-        position = sum(c[k] * powers[k] for k in range(6))
-        velocity = sum(k * c[k] * powers[k - 1] for k in range(1, 6))
-        acceleration = sum(k * (k - 1) * c[k] * powers[k - 2] for k in range(2, 6))
-        return np.asarray(position), np.asarray(velocity), np.asarray(acceleration)
-
-    def gripper(self, times: Floats) -> Floats:
-        """Closed fraction [N] at times [N]."""
-        return np.clip((times - self.grip_s) / _CLOSING_S, 0.0, 1.0)
-
-
-def quintic(start: Sequence[Floats], goal: Floats, seconds: float) -> Floats:
-    """Coefficients [6, J] from a position, velocity and acceleration to rest at `goal`: the path of least jerk."""
-    q, v, a = start
-    t, way = seconds, goal - (q + v * seconds + a * seconds**2 / 2)
-    slower, softer = -(v + a * t) * t, -a * t**2
-    return np.stack(
-        [
-            q,
-            v,
-            a / 2,
-            (10 * way - 4 * slower + softer / 2) / t**3,
-            (-15 * way + 7 * slower - softer) / t**4,
-            (6 * way - 3 * slower + softer / 2) / t**5,
-        ]
-    )
 
 
 class Expert:

@@ -18,8 +18,9 @@ from cosmos3_ros.guard.chunk import ReceivedChunk
 from cosmos3_ros.guard.guard import Guard
 from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.guard.options import GuardOptions
+from cosmos3_ros.guarded_robot import NS, TICK_NS
 from cosmos3_ros.inverse_kinematics import InverseKinematics
-from cosmos3_ros.safety_episode import LATENCY_NS, NS, TICK_NS, ChunkRecord, EpisodeRecord, record_of
+from cosmos3_ros.safety_episode import LATENCY_NS, ChunkRecord, EpisodeRecord, record_of
 from cosmos3_ros.safety_expert import REPLAN_ROWS, Rows, Seen
 from cosmos3_ros.safety_hazards import Hazard, make_hazard
 from cosmos3_ros.safety_model import CHECKPOINT_CHUNKS, Network

@@ -13,8 +13,8 @@ DROID environment of the public RoboLab benchmark.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 PHYSICS_STEP_NS = 1_000_000
 """One step of the physics and of the servo: 1 ms, as the arm's own control loop."""
@@ -400,6 +400,26 @@ def _object(thing: SceneObject) -> str:
 </body>"""
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How a scene is to be at the beginning of an episode.
+
+    Attributes:
+        joints: Where the arms are, rad, in the order of the joints of all arms.
+        places: For each loose object x, y (m) and the turn about the vertical (rad), at rest on the table.
+        zone: Where the middle of the mark lies, x, y (m); None for nowhere.
+        light: Factors of the brightness of the two lamps and of the light from everywhere.
+        cameras: For each camera that is off its place a shift [3] (m) and a turn [3] (rad, as a rotation vector), both
+            in the camera's own axes: x to the right, y up, z backwards.
+    """
+
+    joints: tuple[float, ...]
+    places: Mapping[str, tuple[float, float, float]]
+    zone: tuple[float, float] | None = None
+    light: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    cameras: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = field(default_factory=dict)
+
+
 # Name: colour, specular, shininess, emission.
 _MATERIALS = {
     'shell': ('0.90 0.91 0.92', 0.35, 0.5, 0.0),
@@ -416,6 +436,7 @@ _MATERIALS = {
     'mount': ('0.27 0.29 0.32', 0.2, 0.3, 0.0),
     'floor': ('0.55 0.58 0.61', 0.05, 0.1, 0.0),
     'wall': ('0.83 0.87 0.90', 0.0, 0.0, 0.25),
+    'purple': ('0.55 0.25 0.70', 0.05, 0.1, 0.0),
 }
 
 
@@ -486,7 +507,34 @@ def _obstacle() -> str:
 </body>"""
 
 
-def franka_scene(picture_height: int, picture_width: int, robot: SceneRobot = PANDA, *, obstacle: bool = False) -> str:
+ZONE = 'zone'
+"""Name of the mark on the table that things can be pushed to."""
+
+ZONE_RADIUS = 0.06
+"""Radius of the mark, m."""
+
+ZONE_AWAY = (0.0, 0.0, -3.0)
+"""Where the mark is while it is not wanted: below the floor, m."""
+
+ZONE_HEIGHT = 0.0006
+"""Height of the middle of the mark above the table, m."""
+
+
+def _zone() -> str:
+    """A purple circle that is seen and not felt."""
+    size = _numbers((ZONE_RADIUS, 0.0004))
+    place = _numbers(ZONE_AWAY)
+    return f'<geom name="{ZONE}" type="cylinder" size="{size}" pos="{place}" material="purple" {_SHOWN}/>'
+
+
+def franka_scene(
+    picture_height: int,
+    picture_width: int,
+    robot: SceneRobot = PANDA,
+    *,
+    obstacle: bool = False,
+    zone: bool = False,
+) -> str:
     """MuJoCo model text of the robot, the table and the things on it.
 
     Args:
@@ -494,6 +542,7 @@ def franka_scene(picture_height: int, picture_width: int, robot: SceneRobot = PA
         picture_width: Greatest width that will be rendered, pixels.
         robot: One arm, or two.
         obstacle: Whether there is a box that can be put in the way; it waits where nothing touches it.
+        zone: Whether there is a mark that can be laid on the table; it waits where nothing sees it.
 
     Returns:
         MJCF text. For each arm its `joints` and then its `fingers` come first in the state vector, then one free joint
@@ -520,6 +569,7 @@ def franka_scene(picture_height: int, picture_width: int, robot: SceneRobot = PA
     {''.join(map(_arm, robot.arms))}
     {''.join(_object(o) for o in OBJECTS)}
     {_obstacle() if obstacle else ''}
+    {_zone() if zone else ''}
   </worldbody>
   <equality>
     {''.join(map(_hand_gear, robot.arms))}

@@ -8,13 +8,14 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.transform import Rotation
 
 from engine.errors import CosmosError, InvalidInput, Problem
 from engine.evaluation import franka_scene as scene
@@ -180,6 +181,7 @@ class SimulatedFranka:
         robot: scene.SceneRobot = scene.PANDA,
         *,
         obstacle: bool = False,
+        zone: bool = False,
     ) -> None:
         """Build the scene, arms at the start pose, hands open, objects strewn by `seed`.
 
@@ -190,6 +192,7 @@ class SimulatedFranka:
                 which then needs no OpenGL.
             robot: One arm (`PANDA`) or two (`PANDA_PAIR`).
             obstacle: Whether :meth:`place_obstacle` may be called.
+            zone: Whether :meth:`arrange` may lay a mark on the table.
 
         Raises:
             InvalidInput: A view that is not there, or a size that is not positive.
@@ -203,10 +206,12 @@ class SimulatedFranka:
         self.kind = robot
         self._views = views
         self._size = (int(image_size[0]), int(image_size[1]))
-        text = scene.franka_scene(*_supersampled(self._size), robot, obstacle=obstacle)
+        text = scene.franka_scene(*_supersampled(self._size), robot, obstacle=obstacle, zone=zone)
         self._model = self._mujoco.MjModel.from_xml_string(text)
         self._data = self._mujoco.MjData(self._model)
         self._picture_data = self._mujoco.MjData(self._model)
+        self._has_zone = zone
+        self._plain = _Looks.of(self._model)
         self._tools = [self._model.site(arm.prefix + scene.TOOL).id for arm in robot.arms]
         self._studio: _Studio | None = None
         self._lock = threading.Lock()
@@ -224,20 +229,42 @@ class SimulatedFranka:
         return self._steps * scene.PHYSICS_STEP_NS
 
     def reset(self, seed: int) -> None:
-        """Arms to the start pose at rest, hands open, any trajectory forgotten, objects strewn anew by `seed`."""
+        """Arms to the start pose at rest, hands open, any trajectory forgotten, objects strewn anew by `seed`.
+
+        Lamps and cameras are as they were built, the mark is away.
+        """
         with self._lock:
-            arms = len(self.kind.arms)
-            home = np.tile(scene.HOME, arms)
-            self._mujoco.mj_resetData(self._model, self._data)
-            self._fingers = np.full(arms, scene.FINGER_TRAVEL)
-            self._finger_targets = self._fingers.copy()
-            for values in (self._data.qpos, self._data.ctrl):
-                values[self._arm_columns] = home
-                values[self._finger_columns] = scene.FINGER_TRAVEL
-            for name, place in _start_poses(seed).items():
-                self._data.joint(name).qpos[:] = place
-            self._path = JointPath.rest(home, self.time_ns)
-            self._mujoco.mj_forward(self._model, self._data)
+            self._begin(np.tile(scene.HOME, len(self.kind.arms)), _start_poses(seed))
+
+    def arrange(self, setting: scene.Setting) -> None:
+        """As :meth:`reset`, with everything where `setting` says.
+
+        Pictures that are drawn meanwhile, by another thread, may have the lamps and cameras of either moment.
+
+        Raises:
+            InvalidInput: It names things or cameras that are not there, lacks some, or puts joints beyond their range;
+                lists every fault.
+        """
+        _check_setting(setting, self.kind, zone=self._has_zone)
+        poses = {thing.name: _on_table(thing, *setting.places[thing.name]) for thing in scene.OBJECTS}
+        with self._lock:
+            self._begin(np.array(setting.joints), poses, setting)
+
+    def _begin(self, joints: Floats, poses: Mapping[str, Floats], setting: scene.Setting | None = None) -> None:
+        """Everything at rest: arms at `joints`, objects at `poses`."""
+        self._mujoco.mj_resetData(self._model, self._data)
+        self._plain.restore(self._model)
+        if setting is not None:
+            _apply_looks(self._model, setting)
+        self._fingers = np.full(len(self.kind.arms), scene.FINGER_TRAVEL)
+        self._finger_targets = self._fingers.copy()
+        for values in (self._data.qpos, self._data.ctrl):
+            values[self._arm_columns] = joints
+            values[self._finger_columns] = scene.FINGER_TRAVEL
+        for name, place in poses.items():
+            self._data.joint(name).qpos[:] = place
+        self._path = JointPath.rest(joints, self.time_ns)
+        self._mujoco.mj_forward(self._model, self._data)
 
     def set_trajectory(
         self,
@@ -367,15 +394,23 @@ class SimulatedFranka:
             self._data.mocap_pos[0] = place
             self._mujoco.mj_forward(self._model, self._data)
 
-    def touched(self) -> frozenset[str]:
-        """What the arms touch at this instant: 'table', 'obstacle', or loose objects by name."""
+    def contacts(self) -> frozenset[tuple[str, str]]:
+        """Who touches what at this instant: a body of an arm, and 'table', 'obstacle' or a loose object."""
         model, data = self._model, self._data
         with self._lock:
             pairs = model.geom_bodyid[data.contact.geom[data.contact.dist <= 0.0]]
-        names = ({model.body(int(one)).name for one in pair} for pair in np.unique(pairs, axis=0))
+        names = [[model.body(int(one)).name for one in pair] for pair in np.unique(pairs, axis=0)]
         # Of what is fixed to the world, the table alone can be reached.
-        others = (pair - arms for pair in names if (arms := {name for name in pair if scene.ARM_BODY in name}))
-        return frozenset('table' if name == 'world' else name for other in others for name in other)
+        return frozenset(
+            (one, 'table' if other == 'world' else other)
+            for pair in names
+            for one, other in (pair, pair[::-1])
+            if scene.ARM_BODY in one and scene.ARM_BODY not in other
+        )
+
+    def touched(self) -> frozenset[str]:
+        """What the arms touch at this instant: 'table', 'obstacle', or loose objects by name."""
+        return frozenset(what for _, what in self.contacts())
 
     def objects(self) -> dict[str, Pose]:
         """Pose of each loose object by name: 'red_cube', 'blue_disc', 'green_ball', 'yellow_bowl'."""
@@ -447,6 +482,66 @@ def _check_options(image_size: tuple[int, int], render_views: Sequence[str], rob
         raise InvalidInput('simulated robot', problems)
 
 
+class _Looks(NamedTuple):
+    """What of a model an episode may change beside the state: lamps, cameras, and where fixed shapes are."""
+
+    diffuse: Floats
+    ambient: Floats
+    camera_places: Floats
+    camera_turns: Floats
+    shapes: Floats
+
+    @classmethod
+    def of(cls, model: mujoco.MjModel) -> _Looks:
+        """Those of a model as it is now."""
+        ambient = np.array(model.vis.headlight.ambient)
+        return cls(
+            model.light_diffuse.copy(), ambient, model.cam_pos.copy(), model.cam_quat.copy(), model.geom_pos.copy()
+        )
+
+    def restore(self, model: mujoco.MjModel) -> None:
+        """Give them back to the model."""
+        model.light_diffuse[:], model.vis.headlight.ambient[:] = self.diffuse, self.ambient
+        model.cam_pos[:], model.cam_quat[:], model.geom_pos[:] = self.camera_places, self.camera_turns, self.shapes
+
+
+def _apply_looks(model: mujoco.MjModel, setting: scene.Setting) -> None:
+    """Lamps, cameras and mark as a setting says; the model is as it was built."""
+    model.light_diffuse[:] *= np.array(setting.light[:2])[:, None]
+    model.vis.headlight.ambient[:] *= setting.light[2]
+    for name, (shift, turn) in setting.cameras.items():
+        camera = model.camera(name)
+        was = Rotation.from_quat(np.roll(camera.quat, -1))
+        camera.pos[:] += was.apply(np.array(shift))
+        camera.quat[:] = np.roll((was * Rotation.from_rotvec(np.array(turn))).as_quat(), 1)
+    if setting.zone is not None:
+        model.geom(scene.ZONE).pos[:] = (*setting.zone, scene.ZONE_HEIGHT)
+
+
+def _check_setting(setting: scene.Setting, robot: scene.SceneRobot, *, zone: bool) -> None:
+    names = {thing.name for thing in scene.OBJECTS}
+    problems = [Problem(f'places.{name}', 'is missing') for name in sorted(names - set(setting.places))]
+    problems += [
+        Problem(f'places.{name}', 'there is no such thing', '', ', '.join(sorted(names)))
+        for name in sorted(set(setting.places) - names)
+    ]
+    problems += [
+        Problem(f'cameras.{name}', 'there is no such camera', '', ', '.join(robot.cameras))
+        for name in setting.cameras
+        if name not in robot.cameras
+    ]
+    if len(setting.joints) != len(robot.joints):
+        problems.append(Problem('joints', 'wrong length', str(len(setting.joints)), str(len(robot.joints))))
+    for number, (value, joint) in enumerate(zip(setting.joints, scene.ARM * len(robot.arms), strict=False)):
+        if not joint.lower <= value <= joint.upper:
+            allowed = f'{joint.lower} to {joint.upper} rad'
+            problems.append(Problem(f'joints.{robot.joints[number]}', 'beyond its range', repr(value), allowed))
+    if setting.zone is not None and not zone:
+        problems.append(Problem('zone', 'this scene has none', remedy='make the robot with zone=True'))
+    if problems:
+        raise InvalidInput('setting of the simulated robot', problems)
+
+
 def _start_poses(seed: int) -> dict[str, Floats]:
     """Free-joint states [7] (position, quaternion w first) of the objects: on the table, apart from each other."""
     generator = np.random.default_rng(seed)
@@ -456,9 +551,14 @@ def _start_poses(seed: int) -> dict[str, Floats]:
     for thing in sorted(scene.OBJECTS, key=lambda o: -o.radius):
         x, y = _free_place(generator, thing.radius, taken)
         taken.append((x, y, thing.radius))
-        half_turn = generator.uniform(-math.pi, math.pi) / 2
-        poses[thing.name] = np.array([x, y, thing.height, math.cos(half_turn), 0.0, 0.0, math.sin(half_turn)])
+        poses[thing.name] = _on_table(thing, x, y, generator.uniform(-math.pi, math.pi))
     return poses
+
+
+def _on_table(thing: scene.SceneObject, x: float, y: float, turn: float) -> Floats:
+    """Free-joint state [7] of an object that rests on the table, turned about the vertical (rad)."""
+    half = turn / 2
+    return np.array([x, y, thing.height, math.cos(half), 0.0, 0.0, math.sin(half)])
 
 
 def _free_place(

@@ -1,0 +1,111 @@
+"""The world of closed-loop episodes in this process: the guarded robot, its scene, and whoever makes chunks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cosmos3_ros.guard.limits import load_limits
+from cosmos3_ros.guarded_robot import GuardedRobot
+from cosmos3_ros.safety_expert import check_arm
+from engine.contract import Contract, load_contract
+from engine.evaluation.closed_loop import Actor, Camera, EpisodeRecord, Hold, LoopTerms, PolicyActor, RandomWalk, play
+from engine.evaluation.expert import Expert
+from engine.evaluation.simulated_franka import SimulatedFranka
+from engine.evaluation.tasks import Episode
+from engine.evaluation.tasks_watch import Truth, truth_of
+
+SCRIPTED = ('expert', 'hold', 'random')
+"""Policies that are no checkpoint."""
+
+
+class SimulatedWorld(GuardedRobot):
+    """The guarded robot as episodes want it: laid out for a task, and honest about everything."""
+
+    def begin(self, episode: Episode) -> None:
+        """Lay everything out anew and come to rest."""
+        self.robot.arrange(episode.setting)
+        self.start()
+
+    def truth(self) -> Truth:
+        """What the simulator says of this instant."""
+        return truth_of(self.robot, self.now_s)
+
+    def until(self, time_ns: int, each: Callable[[], bool]) -> bool:
+        """Let control periods pass; whether `each` said that this is the end."""
+        while self.now_ns < time_ns:
+            self.tick()
+            if each():
+                return True
+        return False
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who plays, and where; what a process needs to run episodes.
+
+    Attributes:
+        policy: 'expert', 'hold', 'random', or a checkpoint: directory or hub id.
+        contract: Name or path.
+        terms: How the loop is closed.
+        device: Of a checkpoint: cpu, cuda, ...
+        dtype: Of a checkpoint.
+        compiled: Folder that `cosmos3 compile` made; empty for none.
+        threads: Of PyTorch. Sums in another order have other last digits, so the same number makes the same episodes.
+    """
+
+    policy: str
+    contract: str = 'demo_joint_pos'
+    terms: LoopTerms = field(default_factory=LoopTerms)
+    device: str = 'cpu'
+    dtype: str = 'float32'
+    compiled: str = ''
+    threads: int = 1
+
+
+def make_actor(cast: Cast, contract: Contract) -> Actor:
+    """Who makes the chunks.
+
+    Raises:
+        CosmosError: The checkpoint cannot be loaded, or does not fit the contract.
+    """
+    step_s, rows = 1.0 / contract.timing.fps, contract.timing.chunk_rows
+    if cast.policy == 'expert':
+        limits = load_limits(contract.robot.description)
+        return Expert(step_s, rows, limits.velocity, limits.acceleration)
+    if cast.policy == 'hold':
+        return Hold(rows)
+    if cast.policy == 'random':
+        return RandomWalk(step_s, rows)
+    import torch
+
+    import engine
+
+    torch.set_num_threads(cast.threads)
+    model = engine.load(cast.policy, cast.device, cast.dtype, compiled=cast.compiled or None)
+    return PolicyActor(model.policy(contract), len(contract.robot.joints))
+
+
+class WorldRunner:
+    """Runs episodes in this process."""
+
+    def __init__(self, cast: Cast, *, film: bool = False) -> None:
+        """Build the scene, and load the policy.
+
+        Args:
+            cast: Who plays, and where.
+            film: Whether there are pictures even if the policy needs none.
+
+        Raises:
+            CosmosError: The checkpoint, the contract or the simulator does not work.
+        """
+        contract = load_contract(cast.contract)
+        check_arm(contract)
+        self._terms, self._actor = cast.terms, make_actor(cast, contract)
+        views = None if self._actor.sees or film else ()
+        robot = SimulatedFranka(render_views=views, zone=True)
+        self.world = SimulatedWorld(robot, load_limits(contract.robot.description), contract)
+
+    def run(self, episode: Episode, camera: Camera | None = None) -> EpisodeRecord:
+        """Run one episode."""
+        return play(self.world, self._actor, episode, self._terms, camera)
