@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cosmos3_ros.cli_ask import add_ask, add_plan
 from cosmos3_ros.cli_imagine import add_imagine, add_infer_actions
 from cosmos3_ros.cli_safety import add_calibrate, add_safety_sim
+from cosmos3_ros.cli_serve import add_serve
 from engine.errors import CosmosError, InvalidInput, Problem
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     add_infer_actions(commands, _bars)
     add_calibrate(commands, _bars)
     add_safety_sim(commands, _bars)
+    add_serve(commands)
     return parser
 
 

@@ -90,6 +90,7 @@ class Conversation:
         except ConnectionClosed:
             pass
         finally:
+            self.quiet.set()
             self._service.forget(self._caller)
             for task in tasks:
                 task.cancel()

@@ -78,6 +78,7 @@ class PolicyServer:
         self.service = Service(policy, contract, self.options)
         self._contract = contract
         self._server: Server | None = None
+        self._port = self.options.port
         self._numbers = count(1)
         self._conversations: set[Conversation] = set()
 
@@ -109,16 +110,16 @@ class PolicyServer:
                 logger=_PROTOCOL_LOG,
             )
         except OSError as error:
+            self.service.close()
             raise InvalidInput('policy server', [_opening_problem(error, options)]) from error
+        self._port = int(next(iter(self._server.sockets)).getsockname()[1])
         if not options.is_local and options.api_key is None:
             _LOG.warning('%s can be reached from other machines, and no key is asked for', self.url)
 
     @property
     def port(self) -> int:
         """The port that is listened at."""
-        if self._server is None:
-            return self.options.port
-        return int(next(iter(self._server.sockets)).getsockname()[1])
+        return self._port
 
     @property
     def url(self) -> str:

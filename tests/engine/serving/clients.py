@@ -11,6 +11,7 @@ from typing import Any
 import msgpack
 import numpy as np
 from openpi_client import msgpack_numpy
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from engine.contract import Contract
@@ -122,6 +123,14 @@ class Client:
     def receive(self) -> Any:
         answer = self.socket.recv(timeout=20)
         return answer if isinstance(answer, str) else msgpack_numpy.unpackb(answer)
+
+    def until_closed(self) -> int:
+        """The code with which the server ended the connection, after whatever it had to say before."""
+        try:
+            while True:
+                self.receive()
+        except ConnectionClosed as closed:
+            return closed.rcvd.code if closed.rcvd else 1006
 
     def __enter__(self) -> Client:
         return self
