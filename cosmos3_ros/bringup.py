@@ -20,7 +20,7 @@ from engine.resources import config_folders
 
 PACKAGE = 'cosmos3_ros'
 _TRUTH = {'true': True, 'false': False}
-_SWITCHES = ('use_sim_time', 'autostart', 'dynamics', 'viewer')
+_SWITCHES = ('use_sim_time', 'autostart', 'dynamics', 'reasoner', 'viewer')
 _LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 _FASTDDS_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
 
@@ -90,6 +90,18 @@ LAUNCH_ARGUMENTS = (
     Argument(
         'calibration', '', 'With dynamics:=true: thresholds that cosmos3 calibrate made. Empty: verdicts are unknown.'
     ),
+    Argument(
+        'reasoner',
+        'false',
+        'true: answer questions about what the cameras see, make plans and see them through; see docs/reasoner.md.',
+        ('true', 'false'),
+    ),
+    Argument(
+        'reasoner_url',
+        '',
+        'With reasoner:=true: OpenAI-compatible endpoint that answers. Empty: the weights of the policy do.',
+    ),
+    Argument('reasoner_model', '', 'Name of the model at reasoner_url.'),
     Argument('viewer', 'false', 'true: a web page shows views, imagination, verdicts and guard.', ('true', 'false')),
     Argument('record', '', 'Directory in which the latents of every imagined video are kept. Empty: none are.'),
     Argument('episode', '', 'What robot:=replay plays: directory of a LeRobot data set, or of one table and videos.'),
@@ -127,6 +139,9 @@ class Options:
     autostart: bool = True
     dynamics: bool = False
     calibration: str = ''
+    reasoner: bool = False
+    reasoner_url: str = ''
+    reasoner_model: str = ''
     viewer: bool = False
 
     @property
@@ -198,7 +213,7 @@ class ProcessSpec:
 
 
 def processes(options: Options) -> tuple[ProcessSpec, ...]:
-    """Describe the processes to start, in the order of starting: robot, guard, host, instruction.
+    """Describe the processes to start, in the order of starting: robot, guard, host, others, instruction.
 
     They must be stopped guard first, so that its stop command finds the robot still there.
 
@@ -234,12 +249,28 @@ def processes(options: Options) -> tuple[ProcessSpec, ...]:
         policy['record_directory'] = str(Path(options.record).expanduser().absolute())
     if options.calibration:
         policy['calibration'] = str(Path(options.calibration).expanduser().absolute())
-    nodes = ('policy', 'dynamics') if options.dynamics else ()
+    nodes = _nodes(options)
     host = ProcessSpec(
         'policy', 'host', f'{PACKAGE}.host', parameters={**_shared(options), **policy}, nodes=nodes, **common
     )
-    viewer = _viewer(options, common)
-    return (*_robot(options, contract, common), guard, host, *viewer, *_instruction(options, common))
+    others = (*_remote_reasoner(options, common), *_viewer(options, common), *_instruction(options, common))
+    return (*_robot(options, contract, common), guard, host, *others)
+
+
+def _nodes(options: Options) -> tuple[str, ...]:
+    """What shares the process of the policy with it; nothing to name if it is alone."""
+    here = {'dynamics': options.dynamics, 'reasoner': options.reasoner and not options.reasoner_url}
+    beside = tuple(name for name, is_here in here.items() if is_here)
+    return ('policy', *beside) if beside else ()
+
+
+def _remote_reasoner(options: Options, common: Mapping[str, Any]) -> tuple[ProcessSpec, ...]:
+    """A reasoner that asks an endpoint: it needs no weights, and nothing of the policy's process."""
+    if not (options.reasoner and options.reasoner_url):
+        return ()
+    endpoint = {'backend': 'remote', 'url': options.reasoner_url, 'remote_model': options.reasoner_model}
+    parameters = {**_shared(options), 'contract': options.contract, **endpoint}
+    return (ProcessSpec('reasoner', 'host', f'{PACKAGE}.host', parameters=parameters, nodes=('reasoner',), **common),)
 
 
 def _viewer(options: Options, common: Mapping[str, Any]) -> tuple[ProcessSpec, ...]:
@@ -321,6 +352,16 @@ def large_image_environment() -> dict[str, str]:
     return dict.fromkeys(_FASTDDS_VARIABLES, path)
 
 
+def _reasoner_problems(options: Options) -> list[Problem]:
+    given = {name: value for name in ('reasoner_url', 'reasoner_model') if (value := getattr(options, name))}
+    if given and not options.reasoner:
+        return [Problem(name, 'means nothing without reasoner', remedy='add reasoner:=true') for name in given]
+    if len(given) == 1:
+        missing = 'reasoner_model' if 'reasoner_url' in given else 'reasoner_url'
+        return [Problem(missing, f'must be given with {next(iter(given))}')]
+    return []
+
+
 def _problems(options: Options) -> list[Problem]:
     problems = []
     if options.robot == 'replay' and not options.episode:
@@ -333,6 +374,7 @@ def _problems(options: Options) -> list[Problem]:
         problems.append(Problem('calibration', 'means nothing without dynamics', remedy='add dynamics:=true'))
     if options.calibration and not Path(options.calibration).expanduser().is_file():
         problems.append(Problem('calibration', 'is not a file', options.calibration))
+    problems += _reasoner_problems(options)
     if options.params_file and not Path(options.params_file).expanduser().is_file():
         problems.append(Problem('params_file', 'is not a file', options.params_file))
     if options.robot == 'replay' and options.dry_run is False:

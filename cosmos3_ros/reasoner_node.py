@@ -137,6 +137,7 @@ class ReasonerNode(CosmosLifecycleNode):
         self.runner = None
         self._accepting = True
         self._publish_status()
+        self.get_logger().info(f'the reasoner answers; words come from {self._backend}')
 
     def deactivate_node(self) -> None:
         """End the plan, and the run of the policy with it; give up what is asked."""

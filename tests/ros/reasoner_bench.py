@@ -91,9 +91,9 @@ class ReasonerBench:
         self.graph.eventually(lambda: not self.node.views.missing(names, self.node.now_ns()), what='pictures')
         return self
 
-    def ask(self, question: str = 'What is on the table?', timeout: float = 20.0, **fields: Any) -> Ask.Response:
+    def ask(self, question: str = 'What is on the table?', **fields: Any) -> Ask.Response:
         future = self.questions.call_async(Ask.Request(question=question, **fields))
-        self.graph.eventually(future.done, timeout, 'an answer')
+        self.graph.eventually(future.done, 60.0, 'an answer')
         return future.result()
 
     def send(self, goal: str = 'tidy up', *, execute: bool = True, **fields: Any) -> Any:
