@@ -230,7 +230,7 @@ FRAME = composite()
 
 
 def load(options: argparse.Namespace, model: str) -> dict[str, Any]:
-    """All robots at a time: with a policy that answers at once they ask for every row, else when they have played all."""
+    """All robots at a time. Of a policy that answers at once they ask every row, else when they have played all."""
     import engine
 
     name, seconds, rows = (

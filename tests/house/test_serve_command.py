@@ -14,7 +14,9 @@ import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 import engine
-from cosmos3_ros.cli import main
+from cosmos3_ros.cli import _parser, main
+from cosmos3_ros.cli_serve import _options
+from engine.serving.options import ServerOptions
 
 KEY = 'COSMOS3_TEST_KEY'
 
@@ -63,3 +65,24 @@ def test_faults_are_told_before_anything_is_loaded(
 ) -> None:
     assert main(['serve', 'no checkpoint', '--contract', 'demo_joint_pos', *changes]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_document_lists_limits_with_their_names_and_defaults(repository: Path) -> None:
+    text = (repository / 'docs/serving.md').read_text()
+    rows = re.findall(r'^\| (`[a-z_`, ]+)(?: \(`(--[a-z]+)`\))? \| ([\d., ]+) \|', text, re.M)
+    names = [
+        (name.strip(' `'), value)
+        for row in rows
+        for name, value in zip(row[0].split(','), row[2].split(','), strict=True)
+    ]
+    assert len(names) == 9
+    for name, value in names:
+        assert float(value) == getattr(ServerOptions(), name), name
+    offered = _parser().parse_args(['serve', 'here', '--contract', 'any'])
+    for name, option, value in rows:
+        if option:
+            assert float(value) == getattr(offered, option[2:]), name
+
+
+def test_the_command_line_has_the_defaults_of_the_server() -> None:
+    assert _options(_parser().parse_args(['serve', 'here', '--contract', 'any'])) == ServerOptions()
