@@ -42,6 +42,7 @@ def _add_network(port: argparse._ArgumentGroup) -> None:
     port.add_argument(
         '--api-key-variable', metavar='NAME', default=None, help='environment variable with the key that is asked for'
     )
+    port.add_argument('--origin', action='append', help='web page that may connect, https://HOST; may be repeated')
     port.add_argument('--connections', type=int, default=64, help='clients at a time')
     port.add_argument('--idle', type=float, default=3600.0, help='seconds after which a silent client is cut; 0: never')
     port.add_argument('--drain', type=float, default=10.0, help='seconds to finish what is under way when stopped')
@@ -64,6 +65,7 @@ def _options(arguments: argparse.Namespace) -> ServerOptions:
         port=arguments.port,
         dialect=arguments.dialect,
         api_key=_key(arguments.api_key_variable),
+        origins=tuple(arguments.origin or ()),
         seed=arguments.seed,
         deterministic=arguments.deterministic,
         queue=arguments.queue,

@@ -201,7 +201,7 @@ class RemotePolicy:
         with self._lock:
             if request is None:
                 self._drop()
-            elif self._connection is not None:
+            elif self.generation:  # else the server has never heard of this robot
                 self._ask(wire.pack(request), _Wait(self._deadline_s, lambda: False), lambda frame: frame)
 
     def close(self) -> None:
@@ -254,7 +254,7 @@ class RemotePolicy:
         for pause in _pauses():
             wait.check()
             try:
-                return self._connect(wait)
+                return self._greeted(self._connect(wait), wait)
             except InvalidStatus as error:
                 status = error.response.status_code
                 if status in _HOPELESS:
@@ -281,14 +281,21 @@ class RemotePolicy:
             close_timeout=0.2,
             max_size=ANSWER_LIMITS.size,
         )
-        self._connection = connection
         with suppress(OSError, AttributeError):  # a server that takes nothing must not hold a request for ever
             connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1e3 * self._deadline_s) + 1)
+        return connection
+
+    def _greeted(self, connection: ClientConnection, wait: _Wait) -> ClientConnection:
+        """The connection, once its first words were heard."""
+        self._connection = connection
         first = self._receive(connection, wait)
-        if isinstance(first, str):
+        try:
+            if isinstance(first, str):
+                raise ServerError(f'{self._url} refused: {first[:500]}')
+            self.metadata = read_answer(first)
+        except ServerError:
             self._drop()
-            raise ServerError(f'{self._url} refused: {first[:500]}')
-        self.metadata = read_answer(first)
+            raise
         self.generation += 1
         return connection
 

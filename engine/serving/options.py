@@ -21,6 +21,7 @@ class ServerOptions:
         port: 0: any that is free.
         dialect: `auto`, or the only one that is spoken.
         api_key: What `Authorization: Api-Key ...` has to say before anything else happens; None: nothing.
+        origins: Web pages, as `https://HOST`, that may connect; requests of all others are refused. Robots name none.
         seed: Of the generator that gives every request a seed of its own, as cosmos-framework's server does.
         deterministic: Give every request `seed` itself. A seed in a request goes before either.
         queue: Requests of all connections that may wait while one is computed; those beyond are told to come back.
@@ -42,6 +43,7 @@ class ServerOptions:
     port: int = 8000
     dialect: str = AUTO
     api_key: str | None = None
+    origins: tuple[str, ...] = ()
     seed: int = 0
     deterministic: bool = False
     queue: int = 16

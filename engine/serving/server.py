@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.frames import CloseCode
+from websockets.typing import Origin
 
 from engine.errors import InvalidInput, Problem
 from engine.serving.conversation import Conversation
@@ -99,7 +100,8 @@ class PolicyServer:
                 options.port,
                 process_request=self._greet,
                 create_connection=kind,
-                origins=[None],  # robots are no browsers: a web page must not reach what listens on this machine
+                # Robots are no browsers, and a web page must not reach what listens on this machine.
+                origins=[None, *map(Origin, options.origins)],
                 compression=None,
                 server_header=None,
                 open_timeout=options.handshake_s,

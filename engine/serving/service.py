@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -160,7 +160,8 @@ class Service:
     async def _read(self, message: bytes, caller: Caller) -> Request:
         """The request in a message; `caller` is told its dialect first, for faults are answered in it."""
         loop = asyncio.get_running_loop()
-        fields = await loop.run_in_executor(self._readers, lambda: wire.as_map(wire.unpack(message)))
+        limits = replace(wire.LIMITS, size=len(message))  # larger ones were not taken
+        fields = await loop.run_in_executor(self._readers, lambda: wire.as_map(wire.unpack(message, limits)))
         caller.dialect = caller.tongue.dialect_of(fields)
         return await loop.run_in_executor(self._readers, caller.dialect.read, fields, self._contract)
 

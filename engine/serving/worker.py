@@ -39,6 +39,8 @@ class Worker:
                 continue
             try:
                 future.set_result(job())
-            except BaseException as error:  # whatever it is, who waits for the job must learn of it
+            except Exception as error:
                 future.set_exception(error)
+            except BaseException as error:  # who waits must learn of it, and not end for it
+                future.set_exception(RuntimeError(f'{type(error).__name__}: {error}'))
             del future, job, entry  # pictures must not be kept until the next request

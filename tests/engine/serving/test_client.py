@@ -171,6 +171,27 @@ def test_what_is_no_chunk_of_the_contract_is_an_error_with_its_reason(droid, see
         policy.infer(seen)
 
 
+def test_after_a_fault_the_connection_is_made_anew(server, droid, seen):
+    with RemotePolicy(server.url, droid) as policy:
+        with pytest.raises(ServerError, match='prompt: is too long'):
+            policy.infer(replace(seen, instruction='x' * 9000))
+        assert policy.infer(seen).actions.shape == (32, 8)
+        assert policy.generation == 2
+
+
+def test_first_words_that_are_none_are_an_error_and_no_connection_is_kept(droid, seen):
+    with serve(lambda connection: connection.send('{"type": "error"}'), '127.0.0.1', 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        with RemotePolicy(f'ws://127.0.0.1:{server.socket.getsockname()[1]}', droid) as policy:
+            for _ in range(2):
+                with pytest.raises(ServerError, match=r'refused: \{"type": "error"\}'):
+                    policy.infer(seen)
+            assert policy.generation == 0
+        server.shutdown()
+        thread.join()
+
+
 def test_a_refused_key_is_told_at_once(instant, droid, seen):
     with serving(instant, droid, api_key='right') as server:
         with (

@@ -100,6 +100,61 @@ def test_a_request_of_these_bytes_is_read_in_every_dialect_with_a_composite(droi
         np.testing.assert_array_equal(request.state['gripper_position'], [0.25])
 
 
+def text(words: str) -> bytes:
+    head = bytes([0xA0 | len(words)]) if len(words) < 32 else bytes([0xD9, len(words)])
+    return head + words.encode()
+
+
+def array(kind: str, shape: tuple[int, ...], data: bytes) -> bytes:
+    """An array by the rules of msgpack and openpi, without the library."""
+    key = {name: bytes([0xC4, len(name)]) + name for name in (b'__ndarray__', b'data', b'dtype', b'shape')}
+    head = bytes([0xC4, len(data)]) if len(data) < 256 else b'\xc6' + len(data).to_bytes(4, 'big')
+    sizes = b''.join(bytes([n]) if n < 128 else b'\xcd' + n.to_bytes(2, 'big') for n in shape)
+    return (
+        b'\x84' + key[b'__ndarray__'] + b'\xc3' + key[b'data'] + head + data
+        + key[b'dtype'] + text(kind) + key[b'shape'] + bytes([0x90 | len(shape)]) + sizes
+    )  # fmt: skip
+
+
+def shot(level: int, height: int = 360, width: int = 640) -> bytes:
+    return array('|u1', (height, width, 3), bytes([level]) * (height * width * 3))
+
+
+WHOLE = array('|u1', (540, 640, 3), b'\x05' * (540 * 640 * 3))
+JOINTS = text('observation/joint_position') + array('<f8', (7,), bytes.fromhex('000000000000f03f') * 7)
+GRIPPER = text('observation/gripper_position') + array('<f8', (), bytes.fromhex('000000000000d03f'))
+WORDS = text('prompt') + text('lift')
+MINE = text('session_id') + text('s')
+SEEDED = text('seed') + b'\x09'
+INFER = text('endpoint') + text('infer')
+
+
+def cameras(first: int) -> bytes:
+    exteriors = (text(f'observation/exterior_image_{first + k}_left') + shot(5) for k in range(2))
+    return text('observation/wrist_image_left') + shot(5) + b''.join(exteriors)
+
+
+@pytest.mark.parametrize(
+    ('dialect', 'wanted'),
+    [
+        (OPENPI, b'\x87' + cameras(1) + JOINTS + GRIPPER + WORDS + SEEDED),
+        (FRAMEWORK, b'\x85' + text('observation/image') + WHOLE + JOINTS + GRIPPER + WORDS + SEEDED),
+        (ROBOARENA, b'\x89' + cameras(0) + JOINTS + GRIPPER + WORDS + MINE + SEEDED + INFER),
+        (VLLM_OMNI, b'\x87' + text('observation/image') + WHOLE + JOINTS + GRIPPER + WORDS + MINE + SEEDED + INFER),
+    ],
+    ids=lambda value: getattr(value, 'name', ''),
+)
+def test_the_bytes_of_a_request_are_these_in_both_directions(droid, dialect, wanted):
+    images = {view: np.full((360, 640, 3), 5, np.uint8) for view in droid.views.streams}
+    observation = engine.Observation(images, 'lift', np.ones(7), 0.25)
+    assert pack(dialect.request(observation, droid, 9, 's')) == wanted
+    request = dialect.read(unpack(wanted), droid)
+    assert (request.instruction, request.seed) == ('lift', 9)
+    assert (request.state['joint_positions'] == 1).all()
+    assert request.state['gripper_position'].tolist() == [0.25]
+    assert (composite_of(request, droid) == 5).all()
+
+
 # Which dialect
 
 

@@ -348,6 +348,12 @@ def test_web_pages_are_kept_out_and_unknown_paths_are_not_found(server):
     assert get(server, '/')[0] == 426
 
 
+def test_a_web_page_that_is_named_is_let_in(instant, droid):
+    page = 'https://robots.example.org'
+    with serving(instant, droid, origins=(page,)) as server, Client(server.url, origin=page) as client:
+        assert client.ask(composite())['action'].shape == (32, 8)
+
+
 def test_no_more_clients_are_taken_than_there_is_room_for(instant, droid):
     with serving(instant, droid, connections=2) as server:
         with Client(server.url), Client(server.url) as second:
