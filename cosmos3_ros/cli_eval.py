@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Bars = Callable[[], AbstractContextManager[Callable[[str, float], None]]]
 Commands = Any  # argparse has no public name for what add_subparsers returns
 
-_SHOWN = ('task', 'success', 'Wilson 95 %', 'progress', 'time [s]', 'wrong object', 'refused')  # 80 letters wide
+_SHOWN = ('task', 'success', 'Wilson 95 %', 'progress', 'time, s', 'wrong object', 'refused')  # 80 letters wide
 
 
 def add_eval(commands: Commands, bars: Bars) -> None:
@@ -130,7 +130,7 @@ def _compare_table(parts: Mapping[str, Paired]) -> Table:
     from rich.table import Table
 
     table = Table(title='second against first, the same episodes; exact McNemar test')
-    columns = ('task', 'first', 'second', 'both', 'only first', 'only second', 'neither', 'second - first [%]', 'p')
+    columns = ('task', 'first', 'second', 'both', 'only first', 'only second', 'difference, %', 'p')
     for name in columns:
         table.add_column(name, justify='left' if name == 'task' else 'right')
     for name, found in parts.items():
@@ -139,7 +139,7 @@ def _compare_table(parts: Mapping[str, Paired]) -> Table:
             name,
             f'{found.first.hits}/{found.trials}',
             f'{found.second.hits}/{found.trials}',
-            *(str(count) for count in (found.both, found.only_first, found.only_second, found.neither)),
+            *(str(count) for count in (found.both, found.only_first, found.only_second)),
             f'{middle:+.1f} [{low:+.1f}, {high:+.1f}]',
             f'{found.p_value:.3g}',
         )

@@ -72,7 +72,7 @@ def make_actor(cast: Cast, contract: Contract) -> Actor:
     step_s, rows = 1.0 / contract.timing.fps, contract.timing.chunk_rows
     if cast.policy == 'expert':
         limits = load_limits(contract.robot.description)
-        return Expert(step_s, rows, limits.velocity, limits.acceleration)
+        return Expert(step_s, rows, limits.velocity, limits.acceleration, cast.terms.latency_s)
     if cast.policy == 'hold':
         return Hold(rows)
     if cast.policy == 'random':

@@ -133,6 +133,7 @@ class Expert:
         chunk_rows: int,
         velocity: Floats = VELOCITY,
         acceleration: Floats = ACCELERATION,
+        latency_s: float = 0.2,
     ) -> None:
         """Prepare.
 
@@ -141,8 +142,9 @@ class Expert:
             chunk_rows: Rows of a chunk.
             velocity: Limits [J], rad/s.
             acceleration: Limits [J], rad/s².
+            latency_s: From an observation to the arrival of its chunk: until then nothing can be changed.
         """
-        self._step_s, self._rows = step_s, chunk_rows
+        self._step_s, self._rows, self._latency_s = step_s, chunk_rows, latency_s
         self._velocity, self._acceleration = velocity, acceleration
 
     def begin(self, episode: Episode) -> None:
@@ -165,30 +167,39 @@ class Expert:
     def _attend(self, seen: Seen) -> Course:
         """The plan for what is seen: the one there is, or a new one."""
         now, place_ = seen.stamp_ns * 1e-9, seen.objects[self._episode.target].position
-        at_rest = (seen.joints, np.zeros_like(seen.joints), np.zeros_like(seen.joints))
-        planned, due = at_rest, True
-        if self._course is not None:
-            planned = self._course.moving(now)
-            lost = bool(np.abs(planned[0] - seen.joints).max() > _LOST_RAD)
-            strayed = now < self._course.touch_s and bool(np.linalg.norm(place_ - self._aim) > _MOVED_M)
-            due, planned = lost or strayed or now > self._course.end_s + _PATIENCE_S, at_rest if lost else planned
-        if due:
+        rest = Course(np.array([now]), seen.joints[None], np.array([now]), np.array([seen.gripper]), now)
+        so_far = self._course or rest
+        lost = bool(np.abs(so_far.at(np.array([now]))[0] - seen.joints).max() > _LOST_RAD)
+        strayed = now < so_far.touch_s and bool(np.linalg.norm(place_ - self._aim) > _MOVED_M)
+        if self._course is None or lost or strayed or now > so_far.end_s + _PATIENCE_S:
             try:
-                self._course = self._renew(now, planned, seen)
+                self._course = self._renew(now, rest if lost else so_far, seen)
             except InvalidInput:  # out of reach: like a policy, it goes on with something
-                rest = Course(np.array([now]), seen.joints[None], np.array([now]), np.array([seen.gripper]), now)
-                self._course = self._course or rest
-        return self._course or self._renew(now, planned, seen)
+                self._course = so_far
+        return self._course
 
-    def _renew(self, now: float, start: State, seen: Seen) -> Course:
+    def _renew(self, now: float, so_far: Course, seen: Seen) -> Course:
+        """A plan that goes on with `so_far` until it can arrive."""
         self._aim = seen.objects[self._episode.target].position.copy()
-        here = place(start[0])
+        begin = now + self._latency_s
+        state = so_far.moving(begin)
+        here = place(state[0])
         legs, touch = _LEGS[self._episode.task](self._episode, seen)
         if here.position[2] < _FREE_M:  # up first, whatever lies around
             turned = here.rotation @ DOWN.T
             up = np.array([*here.position[:2], _FREE_M])
             legs, touch = [Leg('fly', up, math.atan2(turned[1, 0], turned[0, 0]), 0.6), *legs], touch + 1
-        return self._laid_out(now, start, legs, touch)
+        new = self._laid_out(begin, state, legs, touch)
+        before: Floats = np.linspace(
+            now, begin, math.ceil(self._latency_s / _TABLE_S), endpoint=False, dtype=np.float64
+        )
+        times, rows = np.concatenate([before, new.times]), np.concatenate([so_far.at(before), new.positions])
+        known = so_far.grip_times < begin
+        grip_times, grips = (
+            np.concatenate([so_far.grip_times[known], new.grip_times]),
+            [*so_far.grips[known], *new.grips],
+        )
+        return Course(times, rows, grip_times, np.array(grips), new.touch_s)
 
     def _laid_out(self, now: float, start: State, legs: Sequence[Leg], touch: int) -> Course:
         """The legs one after another, as a table; `touch` is how many there are before the hand is at the object."""

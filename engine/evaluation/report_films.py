@@ -101,5 +101,6 @@ class _Camera:
         names = [name for name in _PREFERRED if name in views]
         names += [name for name in views if name not in names]
         chosen = names[:2] * 2  # with one view alone it is shown twice
-        caption = f'{self._episode.instruction}    {world.now_s:5.1f} s'
-        self.frames.append(side_by_side(views[chosen[0]], views[chosen[1]], caption))
+        # Above the pictures: below them a player has its buttons.
+        titles = self._episode.instruction, f'{world.now_s:.1f} s'
+        self.frames.append(side_by_side(views[chosen[0]], views[chosen[1]], '', titles))

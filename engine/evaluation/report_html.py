@@ -21,7 +21,7 @@ h1 { margin-bottom: 0.1em; } h2 { margin-top: 1.6em; border-bottom: 1px solid #d
 table { border-collapse: collapse; margin: 0.6em 0; font-size: 13px; }
 td, th { border-bottom: 1px solid #e3e3e3; padding: 3px 10px; text-align: right; white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; }
-td.words { text-align: left; white-space: normal; }
+td.words, th.words { text-align: left; white-space: normal; }
 figure { display: inline-block; margin: 0.5em 1em 0.5em 0; vertical-align: top; }
 figcaption { font-size: 13px; color: #555; }
 img, video { max-width: 100%; }
@@ -63,7 +63,7 @@ def _parts(
     yield f'<p><b>{escape(in_short(records, provenance))}.</b></p>'
     yield _table(*summary(records))
     yield (
-        "<p class='note'>Success with Wilson's 95 % interval; <i>Beta</i> is the interval that holds 95 % of "
+        '<p class="note">Success with the interval of Wilson; <i>Beta</i> is the interval that holds 95 % of '
         'Beta(k + 1, n - k + 1). Progress: the share of the milestones of a task, on average. Time: the median of the '
         'successes. First to the right one: of the episodes in which the hand stayed above any object, those in which '
         'the first was the one that the instruction names. Wrong object: episodes in which another one was moved, '
@@ -91,7 +91,7 @@ def _counts(records: Sequence[EpisodeRecord]) -> dict[str, Proportion]:
 def summary(records: Sequence[EpisodeRecord]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and rows of the table of all tasks."""
     head = (
-        'task', 'success', '%', 'Wilson 95 %', 'Beta 95 %', 'progress', 'time [s]', 'first to the right one',
+        'task', 'success', '%', 'Wilson 95 %', 'Beta 95 %', 'progress', 'time, s', 'first to the right one',
         'wrong object', 'table touched', 'refused',
     )  # fmt: skip
     parts = by_task(records)
@@ -155,9 +155,9 @@ def _flat(values: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, st
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> str:
-    cell = '<td class="words">' if words else '<td>'
-    first = ''.join(f'<th>{escape(name)}</th>' for name in head)
-    body = ''.join('<tr>' + ''.join(f'{cell}{escape(text)}</td>' for text in row) + '</tr>' for row in rows)
+    kind = ' class="words"' if words else ''
+    first = ''.join(f'<th{kind}>{escape(name)}</th>' for name in head)
+    body = ''.join('<tr>' + ''.join(f'<td{kind}>{escape(text)}</td>' for text in row) + '</tr>' for row in rows)
     return f'<div class="scroll"><table><tr>{first}</tr>{body}</table></div>'
 
 

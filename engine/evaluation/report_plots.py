@@ -31,7 +31,7 @@ def plots(records: Sequence[EpisodeRecord], episodes: Mapping[tuple[str, int], E
     tasks = by_task(records)
     count = max(1, len(tasks))
     success, times = Figure((7.2, 0.9 + 0.5 * count), layout='constrained'), Figure((7.2, 3.2), layout='constrained')
-    steps, places = (Figure((3.1 * count, size), layout='constrained') for size in (2.6, 3.3))
+    steps, places = (Figure((3.1 * count, size), layout='constrained') for size in (2.4, 2.5))
     _draw_success(success.subplots(), tasks)
     _draw_times(times.subplots(), tasks)
     for figure, draw in ((steps, _draw_milestones), (places, _draw_places)):
@@ -84,7 +84,7 @@ def _draw_milestones(
     axis.barh(range(len(order)), shares, color=_INK, height=0.7)
     for row, (step, share) in enumerate(zip(order, shares, strict=True)):
         axis.text(2, row, f'{step}  {share:.0f} %', va='center', fontsize=8, color='white' if share > 45 else 'black')
-    axis.set(xlim=(0, 100), ylim=(len(order) - 0.4, -0.6), yticks=[])
+    axis.set(xlim=(0, 100), ylim=(max(len(order), 4) - 0.4, -0.6), yticks=[])
     axis.set_title(name, fontsize=10)
     axis.tick_params(labelsize=7)
 

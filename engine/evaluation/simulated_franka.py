@@ -399,7 +399,7 @@ class SimulatedFranka:
         model, data = self._model, self._data
         with self._lock:
             pairs = model.geom_bodyid[data.contact.geom[data.contact.dist <= 0.0]]
-        names = [[model.body(int(one)).name for one in pair] for pair in np.unique(pairs, axis=0)]
+        names = [[model.body(one).name for one in pair] for pair in {(one, other) for one, other in pairs.tolist()}]
         # Of what is fixed to the world, the table alone can be reached.
         return frozenset(
             (one, 'table' if other == 'world' else other)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from engine.evaluation import franka_scene as scene
 from engine.evaluation.simulated_franka import Pose, SimulatedFranka
@@ -246,7 +246,8 @@ class Watch:
 
     def _is_in_bowl(self, now: Truth) -> bool:
         target = self._episode.target
-        upright = Rotation.from_quat(now.objects[BOWL].quaternion).as_matrix()[2, 2] > np.cos(UPRIGHT_RAD)
+        x, y, _, _ = now.objects[BOWL].quaternion
+        upright = 1 - 2 * (x * x + y * y) > math.cos(UPRIGHT_RAD)
         free = not any(what == target and 'finger' in body for body, what in now.contacts)
         low = now.objects[target].position[2] < IN_BOWL_HEIGHT_M
         slow = self._speeds[target] < REST_M_S
