@@ -277,6 +277,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as scratch:
                 sides = Sides(size, getattr(torch, dtype), Path(scratch))
             parameters[size] = sides.parameters
+            if options.compiled:
+                sides.ours = sides.ours.compiled()
             for shown, messages in conversations(*options.picture):
                 line = Line(f'{size}, {dtype}, {shown}', len(sides.ours.parts.reader.read(messages).ids))
                 tell(line.name)
@@ -298,6 +300,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument('--picture', nargs=2, type=int, default=(360, 640), metavar=('ROWS', 'COLUMNS'))
     parser.add_argument('--tokens', type=int, default=64, help='length of an answer')
     parser.add_argument('--rounds', type=int, default=7, help='answers of each side in each case')
+    parser.add_argument('--compiled', action='store_true', help='compile the layers with which ours writes')
     parser.add_argument('--threads', type=int, help="threads of PyTorch (default: PyTorch's own)")
     parser.add_argument('--save', action='store_true', help='keep figures and table in benchmarks/results')
     return parser.parse_args()
@@ -337,7 +340,9 @@ def keep(options: argparse.Namespace, parameters: Mapping[str, int], lines: list
         f'{figures.facts(machine)}.\n\nAnswers of {options.tokens} tokens, {options.rounds} of each side. {sizes}.'
     )
     figures.save(
-        'reasoner', {'machine': machine, 'settings': settings, 'lines': measured}, f'{title}\n\n{setting}\n\n{text}'
+        'reasoner_compiled' if options.compiled else 'reasoner',
+        {'machine': machine, 'settings': settings, 'lines': measured},
+        f'{title}\n\n{setting}\n\n{text}',
     )
 
 

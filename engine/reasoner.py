@@ -11,12 +11,13 @@ block of the encoder. What it needs afterwards is its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from engine.backends.torch_compiled import check_compiler, compile_read_layer
 from engine.errors import InvalidInput, Problem
 from engine.network.layers import Layer
 from engine.network.understanding import Depths, Memory, ReadLayer, Writer, read, score
@@ -67,6 +68,18 @@ class Reasoner:
         """Use :meth:`engine.cosmos3.Cosmos3.reasoner`."""
         self.runtime = runtime
         self.parts = parts
+
+    def compiled(self) -> Reasoner:
+        """A reasoner on the same weights whose layers are compiled where it writes token by token.
+
+        The first answer compiles, which takes a minute, and so does the first that outgrows its memory (some 256
+        tokens); until that is done nobody else has the weights. Warm it up with a long answer before the robot moves.
+
+        Raises:
+            InvalidInput: There is nothing here to compile with; lists all that is missing.
+        """
+        check_compiler(self.parts.transformer.device)
+        return Reasoner(self.runtime, replace(self.parts, read_layer=compile_read_layer()))
 
     def generate(
         self,

@@ -29,7 +29,7 @@ from engine.backends.recording import Recorder, Recordings, cuda_recorder
 from engine.backends.torch_reference import TorchReference
 from engine.errors import CosmosError, InvalidInput, Problem
 from engine.network.fp8 import quantise_generation
-from engine.network.layers import KeysValues, Layer, Rotary
+from engine.network.layers import KeysValues, Layer, Place, Rotary
 from engine.network.placement import Placement, Tokens
 from engine.network.transformer import CosmosTransformer, Prefix
 from engine.sequence import Layout
@@ -177,6 +177,26 @@ def _compile_layer() -> _Generate:
     """
     code = _generate.__code__.replace(co_name=f'_generate_{next(_NUMBERS)}')
     return cast('_Generate', torch.compile(FunctionType(code, globals())))
+
+
+def compile_read_layer() -> Callable[[Layer, Tensor, Rotary, KeysValues, Place], Tensor]:
+    """A compiled :meth:`Layer.read` for the reasoner, which writes with it token by token.
+
+    It compiles when it is first called, and once more when the memory first grows; after that for any size of it.
+    """
+    code = _read.__code__.replace(co_name=f'_read_{next(_NUMBERS)}')
+    compiled = torch.compile(FunctionType(code, globals()))
+
+    def read(layer: Layer, hidden: Tensor, rotary: Rotary, memory: KeysValues, place: Place) -> Tensor:
+        with _compiling():
+            out: Tensor = compiled(layer, hidden, rotary, memory, place)
+        return out
+
+    return read
+
+
+def _read(layer: Layer, hidden: Tensor, rotary: Rotary, memory: KeysValues, place: Place) -> Tensor:
+    return layer.read(hidden, rotary, memory, place)
 
 
 def _leave_length_open(tensor: Tensor) -> None:

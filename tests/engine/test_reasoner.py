@@ -147,6 +147,23 @@ def test_token_by_token_and_piece_by_piece_is_read_what_is_read_at_once(reasoner
     torch.testing.assert_close(found, at_once, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # the compiler is slow where the machine is busy
+def test_compiled_layers_write_what_others_write_also_when_the_memory_grows(model: engine.Cosmos3) -> None:
+    reasoner = model.reasoner()
+    transformer, begin = reasoner.parts.transformer, GROWTH - 10
+    ids = torch.randint(40, 600, (GROWTH + 10,), generator=torch.Generator().manual_seed(1))
+    found = []
+    for parts in (reasoner.parts, reasoner.compiled().parts):
+        with torch.inference_mode():
+            memory = Memory(transformer, begin)
+            read(transformer, transformer.embed(ids[:begin]), text_positions(begin), memory)
+            writer = Writer(transformer, memory, begin, read_layer=parts.read_layer)
+            found.append(torch.stack([writer(token) for token in ids[begin:].tolist()]))
+    assert memory.room == 2 * GROWTH
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)
+
+
 def test_in_half_precision_the_scores_are_near_those_of_transformers(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
