@@ -9,6 +9,7 @@ The server is a process of its own; robots and strangers are threads of this one
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import socket
@@ -382,20 +383,30 @@ def kill_in_a_request(url: str, times: int) -> int:
 # Report
 
 
-def report(found: dict[str, Any], machine: dict[str, Any]) -> str:
-    """All tables."""
-    parts = ['# The policy server', f'{figures.facts(machine)}.']
-    if 'overhead' in found:
-        rows = [[name, *times.values()] for name, times in found['overhead'].items()]
-        rows[0][0] = 'the policy called directly'
-        head = ['ms, policy that answers at once', 'p50', 'p95', 'worst']
-        parts += ["## Round trip of openpi's client", figures.table(head, rows)]
-    for name, title in (('load_echo', 'policy that answers at once'), ('load_tiny', 'tiny checkpoint')):
+TITLES = {
+    'overhead': "Round trip of openpi's client",
+    'load_echo': 'A fleet, policy that answers at once',
+    'load_tiny': 'A fleet, tiny checkpoint',
+    'abuse': 'Frames that are no requests',
+}
+
+
+def report(found: dict[str, Any]) -> str:
+    """All tables, each with the machine as it was then."""
+    parts = ['# The policy server']
+    for name, title in TITLES.items():
         if name in found:
-            parts += [f'## A fleet, {title}', facts_table(found[name])]
-    if 'abuse' in found:
-        parts += ['## Ten thousand frames that are no requests', facts_table(found['abuse'])]
+            figures_ = {key: value for key, value in found[name].items() if key != 'machine'}
+            made = round_trips(figures_) if name == 'overhead' else facts_table(figures_)
+            parts += [f'## {title}', f'{figures.facts(found[name]["machine"])}.', made]
     return '\n\n'.join(parts)
+
+
+def round_trips(found: dict[str, Any]) -> str:
+    """One row a request."""
+    rows = [[name, *times.values()] for name, times in found.items()]
+    rows[0][0] = 'the policy called directly'
+    return figures.table(['ms, policy that answers at once', 'p50', 'p95', 'worst'], rows)
 
 
 def facts_table(found: dict[str, Any]) -> str:
@@ -464,21 +475,35 @@ def main() -> int:
         print('sent', flush=True)
         client.receive()
     found: dict[str, Any] = {}
-    if options.only in (None, 'overhead'):
-        found['overhead'] = overhead(options)
-    if options.only in (None, 'load'):
-        for model in (options.model,) if options.model else ('echo', 'tiny'):
-            found[f'load_{model}'] = load(options, model)
-    if options.only in (None, 'abuse'):
-        found['abuse'] = abuse(options)
-    machine = figures.machine()
-    text = report(found, machine)
-    print(text)
-    if options.save:
-        figures.save('serving', {'machine': machine, **found}, text)
+    for name, part in parts(options).items():
+        found[name] = part() | {'machine': figures.machine()}
+        if options.save:
+            keep(name, found[name])
+    print(report(found))
     bad = faults(found)
     print('\n'.join(bad) or 'all promises kept')
     return bool(bad)
+
+
+def parts(options: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What is to be measured, by name."""
+    wanted: dict[str, Callable[[], dict[str, Any]]] = {}
+    if options.only in (None, 'overhead'):
+        wanted['overhead'] = lambda: overhead(options)
+    if options.only in (None, 'load'):
+        for model in (options.model,) if options.model else ('echo', 'tiny'):
+            wanted[f'load_{model}'] = lambda model=model: load(options, model)
+    if options.only in (None, 'abuse'):
+        wanted['abuse'] = lambda: abuse(options)
+    return wanted
+
+
+def keep(name: str, part: dict[str, Any]) -> None:
+    """Put one part into the results, beside those of earlier runs."""
+    file = figures.RESULTS / 'serving.json'
+    found = json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
+    found[name] = part
+    figures.save('serving', found, report(found))
 
 
 if __name__ == '__main__':

@@ -49,6 +49,7 @@ def test_a_well_behaved_client_is_served_among_malformed_frames_and_memory_stays
         before = resident_mb()
         for k in range(4):
             abuse(server.url, frames(60, seed=2 + k), path)
+            assert instant.seen == []  # none of them reached the policy
             answer = good.ask(composite(float(k)))
             assert answer['action'][0, 0] == np.float32(0.1 + k)
             instant.seen.clear()
