@@ -48,6 +48,8 @@ from cosmos3_ros.parameters import Parameter, ParameterSet
 from cosmos3_ros.policy_model import MODEL_PARAMETERS
 from cosmos3_ros.policy_node import joint_state_reader
 from cosmos3_ros.proposals import PROPOSALS
+from cosmos3_ros.reasoner_opinions import Opinions
+from cosmos3_ros.reasoner_talker import advising_talker
 from cosmos3_ros.recorded_proposals import check_recording, recorded_proposals
 from cosmos3_ros.replay_robot import read_video_map
 from cosmos3_ros.shared_model import MODELS
@@ -83,6 +85,18 @@ PARAMETERS = (
     Parameter('slow_objections', 1, 'Monitors above their threshold that make the verdict slow.', '', 1, len(MONITORS)),
     Parameter('stop_objections', 2, 'Monitors above their threshold that make it stop.', '', 1, len(MONITORS)),
     Parameter('lag_s', 0.0, 'Time constant with which the arm follows its targets; to be measured.', 's', 0.0, 2.0),
+    Parameter(
+        'opinion_s',
+        0.0,
+        'How long a reasoner may take over what was imagined, within the budget: two monitors more; 0: it is not '
+        'asked.',
+        's',
+        0.0,
+        60.0,
+    ),
+    Parameter('opinion_url', '', 'OpenAI-compatible endpoint for these opinions; empty: the weights that imagine.'),
+    Parameter('opinion_model', '', 'Name of the model there.'),
+    Parameter('opinion_key_variable', '', 'Environment variable that holds its API key; empty: it asks for none.'),
     Parameter(
         'show',
         ON_DEMAND,
@@ -137,7 +151,12 @@ class DynamicsNode(CosmosLifecycleNode):
         bridge = MotionBridge(contract, dynamics.terms)
         rule = Rule(values['slow_objections'], values['stop_objections'])
         calibration = self._load_calibration(model.checkpoint.fingerprint, contract)
-        self._make_judge = partial(Judge, dynamics, bridge, calibration, rule=rule, lag_s=values['lag_s'])
+        opinions = None
+        if values['opinion_s']:
+            opinions = Opinions(advising_talker(values, model), values['opinion_s'], dynamics.terms.fps)
+        self._make_judge = partial(
+            Judge, dynamics, bridge, calibration, rule=rule, lag_s=values['lag_s'], adviser=opinions
+        )
         if values['record_directory']:
             self._records = VerdictRecords(Path(values['record_directory']).expanduser())
         self.loop = DynamicsLoop(

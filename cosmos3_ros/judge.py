@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -172,6 +173,15 @@ class Rule:
         return Decision.SLOW if objections >= self.slow else Decision.OK
 
 
+class Adviser(Protocol):
+    """Whoever has more scores of a rollout, in time or not at all; see :mod:`cosmos3_ros.reasoner_opinions`."""
+
+    names: tuple[str, ...]
+
+    def scores(self, rollout: Rollout, proposal: Proposal, cancelled: Callable[[], bool]) -> Mapping[str, float]:
+        """Those that could be had; larger is worse. `cancelled`: nobody wants to know any more."""
+
+
 class Judge:
     """Judges the chunks of one run after another; not thread-safe."""
 
@@ -183,6 +193,7 @@ class Judge:
         *,
         rule: Rule | None = None,
         lag_s: float = 0.0,
+        adviser: Adviser | None = None,
     ) -> None:
         """Prepare.
 
@@ -193,12 +204,15 @@ class Judge:
             rule: How many objections it takes.
             lag_s: Time constant with which the arm follows its targets; see
                 :func:`~cosmos3_ros.motion_bridge.expected_motion`.
+            adviser: Has scores of its own, told and judged like the others; None: nobody has.
         """
         self.dynamics = dynamics
         self.bridge = bridge
         self.calibration = calibration
         self.rule = rule or Rule()
         self.lag_s = lag_s
+        self._adviser = adviser
+        self.monitors = MONITORS if adviser is None else (*MONITORS, *adviser.names)
         self._surfaces: dict[Rung, Dynamics] = {}
         self._before: tuple[Proposal, Rollout | None] | None = None
         self._moment = 0
@@ -242,8 +256,10 @@ class Judge:
         if rung.cycle:
             found |= self._of_cycle(dynamics, futures[0], seed, cancelled)
         found |= self._of_past(proposal)
+        if self._adviser is not None:
+            found |= self._adviser.scores(futures[0], proposal, cancelled)
         # What was computed and is no number is as bad as can be; only what was not computed says nothing.
-        scores = dict.fromkeys(MONITORS, math.nan)
+        scores = dict.fromkeys(self.monitors, math.nan)
         scores |= {name: math.inf if math.isnan(score) else score for name, score in found.items()}
         self._before = proposal, futures[0] if rung.pictures else None
         self._moment = moment + 1
@@ -327,9 +343,10 @@ class Judge:
     ) -> Judgement:
         bands = {} if self.calibration is None else self.calibration.bands
         thresholds = {
-            name: bands[key].at(moment) if (key := f'{rung.name}/{name}') in bands else math.nan for name in MONITORS
+            name: bands[key].at(moment) if (key := f'{rung.name}/{name}') in bands else math.nan
+            for name in self.monitors
         }
-        judged = [name for name in MONITORS if not (math.isnan(scores[name]) or math.isnan(thresholds[name]))]
+        judged = [name for name in self.monitors if not (math.isnan(scores[name]) or math.isnan(thresholds[name]))]
         crossed = tuple(name for name in judged if scores[name] > thresholds[name])
         if judged:
             decision, text = self.rule.decide(len(crossed)), _reason(crossed, scores, thresholds, len(judged))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from cosmos3_ros.parameters import Parameter, ParameterSet
 from cosmos3_ros.shared_model import MODELS
@@ -12,6 +12,9 @@ from engine.cosmos3 import PRECISIONS
 from engine.errors import InvalidInput, Problem
 from engine.reasoner_remote_body import Dialect, PictureFormat
 from engine.reasoner_talk import Talker
+
+if TYPE_CHECKING:
+    from engine.cosmos3 import Cosmos3
 
 LOCAL, REMOTE = 'local', 'remote'
 RUNTIMES = ('auto', 'torch', 'torch-compiled')
@@ -82,21 +85,39 @@ def make_talker(values: ParameterSet, report: Callable[[str], None]) -> tuple[Ta
         offload=values['offload'],
         report=report,
     )
-    return model.reasoner(), LOCAL
+    return MODELS.reasoner(model), LOCAL
 
 
 def _remote(values: ParameterSet) -> Talker:
     from engine.reasoner_remote import RemoteTalker
 
-    variable = values['api_key_variable']
     return RemoteTalker(
         values['url'],
         values['remote_model'],
-        api_key=os.environ[variable] if variable else '',
+        api_key=os.environ.get(values['api_key_variable'], ''),
         timeout_s=600.0,  # the asker's own limit comes first
         dialect=values['dialect'],
         pictures=values['picture_format'],
     )
+
+
+def advising_talker(values: ParameterSet, model: Cosmos3) -> Talker:
+    """Who has an opinion of what the dynamics node imagines: an endpoint, or the weights that imagined it.
+
+    Raises:
+        CosmosError: Parameters are missing or do not fit, or the checkpoint holds no reasoner.
+    """
+    from engine.reasoner_remote import RemoteTalker
+
+    url, name, variable = values['opinion_url'], values['opinion_model'], values['opinion_key_variable']
+    if not url:
+        return MODELS.reasoner(model)
+    problems = [] if name else [Problem('opinion_model', 'must be given with opinion_url')]
+    if variable and not os.environ.get(variable):
+        problems.append(Problem('opinion_key_variable', 'names a variable that is not set', variable))
+    if problems:
+        raise InvalidInput('parameters of opinions', problems)
+    return RemoteTalker(url, name, api_key=os.environ.get(variable, ''), timeout_s=600.0)
 
 
 def _problems(values: Any) -> list[Problem]:

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 if TYPE_CHECKING:
     from engine.checkpoint import Checkpoint
     from engine.cosmos3 import Cosmos3
+    from engine.reasoner import Reasoner
     from engine.runtime import Runtime
     from engine.turns import Turns
 
@@ -28,6 +29,19 @@ class ModelShelf:
         self._runtimes: WeakValueDictionary[tuple[Any, ...], Runtime] = WeakValueDictionary()
         self._checkpoints: dict[tuple[Any, ...], Checkpoint] = {}
         self._turns: dict[str, Turns] = {}
+        self._reasoners: WeakValueDictionary[int, Reasoner] = WeakValueDictionary()
+
+    def reasoner(self, model: Cosmos3) -> Reasoner:
+        """The reasoner on the weights of a model; who asks while one is in use gets that, vision encoder and all.
+
+        Raises:
+            CosmosError: As :meth:`engine.cosmos3.Cosmos3.reasoner`.
+        """
+        with self._loading:
+            found = self._reasoners.get(id(model.runtime))  # it holds the runtime, so the number is not used again
+            if found is None:
+                found = self._reasoners[id(model.runtime)] = model.reasoner()
+            return found
 
     def load(
         self,
