@@ -36,10 +36,10 @@ ACCELERATION = np.array([15.0, 7.5, 10.0, 12.5, 15.0, 20.0, 20.0])
 GRASP_M = {'red_cube': 0.025, 'green_ball': 0.03, 'blue_disc': 0.016}
 """Height at which the tool takes an object, m."""
 
-PUSH_M = {'red_cube': 0.02, 'green_ball': 0.03, 'blue_disc': 0.016}
+PUSH_M = {'red_cube': 0.02, 'blue_disc': 0.016}
 """Height at which the tool pushes an object, m."""
 
-_AHEAD_M = {'red_cube': 0.034, 'green_ball': 0.035, 'blue_disc': 0.043}
+_AHEAD_M = {'red_cube': 0.034, 'blue_disc': 0.043}
 # From the tool to the middle of an object that is pushed: two fingers some way apart lie against it.
 _RADIUS = {thing.name: thing.radius for thing in scene.OBJECTS}
 _PUSH_GRIP = 0.6

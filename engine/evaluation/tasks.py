@@ -34,6 +34,7 @@ Places = dict[str, tuple[float, float, float]]
 
 BOWL = 'yellow_bowl'
 GRASPABLE = ('red_cube', 'blue_disc', 'green_ball')
+PUSHABLE = ('red_cube', 'blue_disc')  # a finger that pushes a ball climbs onto it
 NAMES = {
     'red_cube': ('red cube', 'red block'),
     'blue_disc': ('blue disc', 'blue puck'),
@@ -99,7 +100,7 @@ TASKS = {
                 'shove the {it} onto the purple spot',
                 'get the {it} to the purple circle by pushing',
             ),
-            GRASPABLE,
+            PUSHABLE,
             25.0,
             ('touched', 'moved', 'halfway', 'in the circle'),
         ),
