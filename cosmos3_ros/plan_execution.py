@@ -335,9 +335,11 @@ class Execution:
             return
         if end is RunEnd.STOPPED_BY_GUARD:
             self.guard_stopped(text)
+        elif end is RunEnd.LOST:  # nobody knows whether it goes on, so that no other may begin
+            self._finish(Reason.POLICY, text)
         elif self.phase is Phase.ENDING:
             return
-        elif end in (RunEnd.DEACTIVATED, RunEnd.LOST):
+        elif end is RunEnd.DEACTIVATED:
             self._finish(Reason.POLICY, text)
         elif end is RunEnd.CANCELED:
             self._finish(Reason.CANCELED, 'somebody else canceled the run of the policy')

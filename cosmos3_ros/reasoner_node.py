@@ -189,12 +189,8 @@ class ReasonerNode(CosmosLifecycleNode):
         self._guard = message
         runner = self.runner
         if runner is not None:
-            runner.post(partial(self._heed_guard, runner))
-
-    def _heed_guard(self, runner: PlanRunner) -> None:
-        guard = self._guard
-        if guard is not None and guard.state == GuardStatus.FAULT:
-            runner.execution.guard_stopped(f'the guard stopped: {guard.text}')
+            # This message and not the latest: a fault that is reset at once has stopped the plan all the same.
+            runner.post(partial(_heed_guard, runner, message))
 
     # Outputs
 
@@ -325,7 +321,7 @@ class ReasonerNode(CosmosLifecycleNode):
         planner = self._planner(goal)
         runner = PlanRunner(execution, planner, asker, views, self._names, self.now_ns, changed, self._report_error)
         self.runner = runner
-        self._heed_guard(runner)
+        _heed_guard(runner, self._guard)
         if not self._accepting:  # deactivated between the question above and this line
             execution.deactivate('the reasoner node was deactivated')
         self.get_logger().info(f'planning for {goal.goal!r}')
@@ -339,3 +335,8 @@ class ReasonerNode(CosmosLifecycleNode):
         self._publish_status()
         self.get_logger().info(f'plan ended, {ending.reason.name}: {ending.text}')
         return result_message(execution, ending, time.monotonic() - began)
+
+
+def _heed_guard(runner: PlanRunner, guard: GuardStatus | None) -> None:
+    if guard is not None and guard.state == GuardStatus.FAULT:
+        runner.execution.guard_stopped(f'the guard stopped: {guard.text}')

@@ -252,6 +252,17 @@ def test_without_a_policy_it_is_over(end):
     assert Played().plan().ends(end, 'gone').turn().reason is Reason.POLICY
 
 
+def test_no_step_begins_if_nobody_knows_whether_the_run_before_has_ended():
+    played = Played().plan()
+    played.obeys = False
+    played.look(YES, YES)
+    assert played.execution.phase is Phase.ENDING
+    played.ends(RunEnd.LOST, 'nobody offers run_policy any more').turn(0.1)
+    assert played.reason is Reason.POLICY
+    assert played.begun == ['grasp the cube']
+    assert played.states == [State.DONE, State.DROPPED, State.DROPPED]
+
+
 def test_a_policy_that_never_answers_ends_it():
     played = Played()
     played.execution.planned(played.question().ticket, THREE)

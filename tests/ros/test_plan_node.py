@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -297,6 +298,19 @@ def test_a_stop_of_the_guard_ends_the_plan_and_is_never_tried_again(workshop):
     work.graph.eventually(lambda: work.bench.node._guard.state == GuardStatus.WAITING)
     work.mind.sees = lambda condition: 0.98
     assert work.bench.make_plan().reason == Result.DONE
+
+
+def test_a_fault_of_the_guard_ends_the_plan_also_if_it_is_reset_at_once(workshop):
+    work = workshop()
+    work.mind.sees = never
+    _, future = work.bench.begin()
+    work.graph.eventually(lambda: bool(work.mind.conditions))
+    go_on = threading.Event()
+    work.bench.node.runner.post(go_on.wait)  # the plan is busy while both messages come
+    for state in (GuardStatus.FAULT, GuardStatus.WAITING):
+        work.bench.node._on_guard(GuardStatus(state=state))
+    go_on.set()
+    assert work.bench.outcome(future).result.reason == Result.STOPPED_BY_GUARD
 
 
 def test_deactivation_ends_plan_and_run_with_a_reason(workshop):
