@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,18 @@ def test_after_a_reset_a_plan_can_be_carried_out_and_its_cancellation_ends_in_re
     witness.graph.eventually(future.done, 30.0, 'the end of the plan')
     assert future.result().result.reason == MakePlan.Result.CANCELED
     witness.rests()
+
+
+def test_a_signal_in_the_middle_of_a_plan_ends_the_reasoner_with_code_0_and_the_robot_comes_to_rest(
+    witness, mind, system
+):
+    mind.sees = lambda condition: 0.02
+    _, future = witness.plan()
+    witness.moves()
+    system.send_signal('reasoner', signal.SIGINT)
+    witness.graph.eventually(future.done, 15.0, 'the end of the plan')
+    assert future.result().result.reason == MakePlan.Result.DEACTIVATED
+    witness.graph.eventually(lambda: system.poll()['reasoner'] is not None, 15.0)
+    assert system.poll()['reasoner'] == 0
+    witness.rests()
+    witness.graph.eventually(lambda: witness.policy[-1].state == PolicyStatus.IDLE)
