@@ -92,6 +92,7 @@ def test_latency_passes_in_simulated_time() -> None:
     assert late.success_s == pytest.approx(prompt.success_s + 1.0, abs=0.2)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_plays_behind_the_guard_and_repeats_itself(tmp_path: Path) -> None:
     from engine.tiny import make_tiny
 
