@@ -20,6 +20,8 @@ import engine
 from engine import tiny_configs
 from engine.backends.base import Step
 from engine.backends.torch_reference import TorchReference
+from engine.network.autoencoder import VideoAutoencoder
+from engine.network.autoencoder_config import AutoencoderConfig
 from engine.network.config import TransformerConfig
 from engine.network.placement import Tokens
 from engine.network.transformer import CosmosTransformer, Prefix
@@ -48,7 +50,7 @@ class Parts:
     """One set of weights, which both sides use without copying."""
 
     transformer: CosmosTransformer
-    autoencoder: AutoencoderKLWan
+    autoencoder: VideoAutoencoder
     tokenizer: PromptTokenizer
 
     @property
@@ -84,10 +86,10 @@ def make_parts(size: str, directory: Path, device: str) -> Parts:
     silent = replace(TransformerConfig.NANO, sound_gen=False, sound_dim=None)
     config = replace(silent, **MID, vocab_size=vocabulary) if size == 'mid' else silent
     dtype = torch.float32 if size == 'mid' else torch.bfloat16
-    vae = tiny_configs.vae() | (MID_VAE if size == 'mid' else NANO_VAE)
+    vae = AutoencoderConfig.from_dict(tiny_configs.vae() | (MID_VAE if size == 'mid' else NANO_VAE))
     return Parts(
         _random(lambda: CosmosTransformer(config, lm_head=False), device, dtype),
-        _random(lambda: AutoencoderKLWan.from_config(vae), device, dtype),
+        _random(lambda: VideoAutoencoder(vae), device, dtype),
         runtime.tokenizer,
     )
 
@@ -147,7 +149,7 @@ class ForgetfulBackend(TorchReference):
 class WholeClipVae(VideoVae):
     """Encodes a whole clip of the one frame that is known, as if the autoencoder were not causal."""
 
-    def __init__(self, autoencoder: AutoencoderKLWan, frames: int) -> None:
+    def __init__(self, autoencoder: VideoAutoencoder, frames: int) -> None:
         super().__init__(autoencoder)
         self.frames = frames
 
@@ -183,7 +185,7 @@ class Reference:
         self.pipeline = Cosmos3OmniPipeline(
             _twin(parts),
             parts.tokenizer.tokenizer,
-            parts.autoencoder,
+            autoencoder_twin(parts.autoencoder),
             UniPCMultistepScheduler.from_config(config, use_karras_sigmas=False, flow_shift=shift),
             enable_safety_checker=False,
             default_use_system_prompt=False,
@@ -237,6 +239,14 @@ class Reference:
             yield
         finally:
             del vae.encode, transformer.forward
+
+
+def autoencoder_twin(ours: VideoAutoencoder) -> AutoencoderKLWan:
+    """Diffusers' video autoencoder around the very same tensors."""
+    with torch.device('meta'):
+        twin = AutoencoderKLWan.from_config(ours.config.to_dict())
+    twin.load_state_dict(ours.state_dict(), strict=True, assign=True)
+    return twin.requires_grad_(False).eval()
 
 
 def _twin(parts: Parts) -> Cosmos3OmniTransformer:

@@ -200,8 +200,7 @@ class Runtime:
     def encode(self, video: Tensor) -> Tensor:
         """Encode a clip, [3, F, H, W] in -1..1 to latents [1, C, T, h, w]. To be called within a turn of imagination.
 
-        It uses the scratch memory that :meth:`decode` uses, which therefore has the same priority. More urgent requests
-        go first between its convolutions.
+        More urgent requests go first between its convolutions.
         """
         return self.vae.encode(video, give_way)
 
@@ -210,10 +209,9 @@ class Runtime:
     ) -> Tensor:
         """Decode a clip for people to see: uint8 [F, H, W, 3] in the processor's memory.
 
-        It runs at the priority of imagination, always: the autoencoder has one scratch memory for whole clips, so a
-        clip may give way to requests that need none, but not to another clip. The reference autoencoder gives way
-        before every convolution. A compiled one is a single piece, which a policy's request on a processor waits for;
-        on a GPU it overtakes, since the turn is over once the piece is launched.
+        It runs at the priority of imagination, always. The reference autoencoder gives way before every convolution. A
+        compiled one is a single piece, which a policy's request on a processor waits for; on a GPU it overtakes, since
+        the turn is over once the piece is launched.
 
         Args:
             latents: Normalised, [1, C, T, h, w].

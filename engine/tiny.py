@@ -25,8 +25,9 @@ from engine.network.config import TransformerConfig
 from engine.tiny_tokenizer import TinyTokenizer, build_tokenizer
 from engine.tiny_weights import (
     Tensors,
-    random_autoencoder_tensors,
+    random_sound_tensors,
     random_transformer_tensors,
+    random_vae_tensors,
     random_vision_tensors,
 )
 
@@ -135,13 +136,13 @@ def _write(root: Path, tokenizer: TinyTokenizer, seed: int, sound: bool, weights
     shards = _write_transformer(root / 'transformer', config, for_transformer, weights)
     _write_root(root, tokenizer, sound, tiny_configs.provenance(edge=edge, seed=seed, weights=weights))
     vae, audio = tiny_configs.vae(), tiny_configs.sound_tokenizer()
-    _write_part(root / 'vae', vae, random_autoencoder_tensors(vae, for_vae))
+    _write_part(root / 'vae', vae, random_vae_tensors(vae, for_vae))
     _write_part(root / 'vision_encoder', tiny_configs.root(tokenizer)['vision_config'], vision, 'model.safetensors')
     _write_json(root / 'scheduler' / 'scheduler_config.json', tiny_configs.scheduler(edge=edge))
     for name, content in tokenizer.files().items():
         _write_text(root / 'text_tokenizer' / name, content)
     if sound:
-        _write_part(root / 'sound_tokenizer', audio, random_autoencoder_tensors(audio, for_sound))
+        _write_part(root / 'sound_tokenizer', audio, random_sound_tensors(audio, for_sound))
     _write_root_index(root, edge, shards, vision)
 
 

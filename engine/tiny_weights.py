@@ -8,12 +8,13 @@ whose streams do not depend on the processor, in the order of the tensors' names
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from engine.tiny_sound import sound_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,12 +40,18 @@ def random_transformer_tensors(config: TransformerConfig, generator: np.random.G
     return {name: _draw(name, shapes[name], generator, fan_in.get(name)) for name in sorted(shapes)}
 
 
-def random_autoencoder_tensors(config: Mapping[str, Any], generator: np.random.Generator) -> Tensors:
-    """Draw every tensor of the autoencoder that a diffusers configuration (`vae`, `sound_tokenizer`) names, float32."""
-    import diffusers
+def random_vae_tensors(config: Mapping[str, Any], generator: np.random.Generator) -> Tensors:
+    """Draw every tensor of the video autoencoder that `vae/config.json` describes, float32."""
+    from engine.network.autoencoder import VideoAutoencoder
+    from engine.network.autoencoder_config import AutoencoderConfig
 
-    autoencoder = getattr(diffusers, config['_class_name'])
-    return _draw_all(_meta_shapes(lambda: autoencoder.from_config(dict(config))), generator)
+    sizes = AutoencoderConfig.from_dict(config)
+    return _draw_all(_meta_shapes(lambda: VideoAutoencoder(sizes)), generator)
+
+
+def random_sound_tensors(config: Mapping[str, Any], generator: np.random.Generator) -> Tensors:
+    """Draw every tensor of the sound tokenizer that `sound_tokenizer/config.json` describes, float32."""
+    return _draw_all(sound_shapes(config), generator)
 
 
 def random_vision_tensors(config: Mapping[str, Any], generator: np.random.Generator) -> Tensors:
@@ -72,8 +79,7 @@ def _edge_vision_shapes(config: Mapping[str, Any]) -> Shapes:
 
 def _meta_shapes(build: Callable[[], torch.nn.Module]) -> Shapes:
     """Names and shapes of a module's tensors without allocating any."""
-    with torch.device('meta'), warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)  # diffusers' own, about how it normalises weights
+    with torch.device('meta'):
         module = build()
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 
 from engine.checkpoint.inspection import WEIGHTS, Inspection, Json, Part
+from engine.errors import CheckpointError
+from engine.network.autoencoder import VideoAutoencoder
+from engine.network.autoencoder_config import AutoencoderConfig
 from engine.network.config import TransformerConfig
 from engine.network.transformer import CosmosTransformer
 
@@ -28,14 +31,15 @@ def build_transformer(config: TransformerConfig, *, sound: bool, action: bool, l
         return CosmosTransformer(config, sound=sound, action=action, lm_head=lm_head)
 
 
-def build_vae(config: Mapping[str, Any]) -> Any:
-    """The `AutoencoderKLWan` of diffusers without memory for its weights (meta device)."""
-    from diffusers import AutoencoderKLWan
+def build_vae(config: Mapping[str, Any]) -> VideoAutoencoder:
+    """The video autoencoder that `vae/config.json` describes, without memory for its weights (meta device).
 
-    # Some exports carry this switch of the framework's own decoder; diffusers has no such thing and would warn.
-    known = {key: value for key, value in config.items() if key != 'clip_output'}
+    Raises:
+        CheckpointError: It describes none; lists every fault.
+    """
+    sizes = AutoencoderConfig.from_dict(config)
     with torch.device('meta'):
-        return AutoencoderKLWan.from_config(known)
+        return VideoAutoencoder(sizes)
 
 
 def check_transformer(look: Inspection, config: TransformerConfig, part: Part) -> None:
@@ -55,9 +59,8 @@ def check_vae(look: Inspection, config: Json, part: Part) -> None:
     """Report every tensor of the video autoencoder that differs from its configuration."""
     try:
         expected = _shapes(build_vae(config))
-    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        what = 'does not describe an AutoencoderKLWan'
-        look.report('vae/config.json', what, f'{type(error).__name__}: {error}')
+    except CheckpointError as error:
+        look.problems += error.problems
         return
     compare(look, 'vae', expected, part, set())
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from engine.sequence import Layout
 
 PRECISIONS = tuple(TYPES)
-_PACKAGES = ('torch', 'onnx', 'onnxscript', 'diffusers', 'numpy', 'ml-dtypes')
+_PACKAGES = ('torch', 'onnx', 'onnxscript', 'numpy', 'ml-dtypes')
 _MEMORY_PER_WEIGHT = 3.4
 """Host memory that building an engine takes, as a multiple of its weights (measured for TensorRT-RTX: 3.3)."""
 _PROMPT = 96

@@ -25,7 +25,6 @@ from engine.network.heads import DomainLinear, linear_at_least_float32
 from engine.network.layers import GENERATION, KeysValues, Layer, Rotary
 from engine.network.placement import Placement, make_placement
 from engine.network.rope import rotary, text_positions
-from engine.network.vae import space_to_channels
 
 if TYPE_CHECKING:
     from engine.network.config import TransformerConfig
@@ -164,14 +163,13 @@ class EncoderPart(nn.Module):
 
     def __init__(self, vae: VideoVae) -> None:
         super().__init__()
-        self.encoder, self.quant = vae.frame_encoder, vae.autoencoder.quant_conv
+        self.autoencoder = vae.autoencoder
         self.mean, self.inverse_std = (nn.Buffer(value) for value in vae.statistics)
-        self.patch, self.channels, self.dtype = vae.patch, vae.latent_channels, vae.dtype
+        self.channels, self.dtype = vae.latent_channels, vae.dtype
 
     def forward(self, pixels: Tensor) -> tuple[Tensor]:
         """[3, H, W] float32 in -1..1 to normalised latents [1, C, 1, h, w] float32."""
-        cut = space_to_channels(pixels[None, :, None].to(self.dtype), self.patch)
-        mode = self.quant(self.encoder(cut))[:, : self.channels]
+        mode = self.autoencoder.encode(pixels[None, :, None].to(self.dtype))[:, : self.channels]
         normalised: Tensor = (mode - self.mean) * self.inverse_std
         return (normalised.float(),)
 
@@ -188,9 +186,7 @@ class DecoderPart(nn.Module):
     def forward(self, latents: Tensor) -> tuple[Tensor]:
         """Normalised latents [1, C, T, h, w] float32 to pixels [3, F, H, W] float32 in -1..1."""
         scaled = latents.to(self.dtype) / self.inverse_std + self.mean
-        decoded: Tensor = self.autoencoder.decode(scaled, return_dict=False)[0]
-        self.autoencoder.clear_cache()
-        return (decoded[0].float().clamp(-1.0, 1.0),)
+        return (self.autoencoder.decode(scaled)[0].float().clamp(-1.0, 1.0),)
 
 
 def _of_domain(heads: DomainLinear, domain: int) -> nn.Linear:

@@ -326,9 +326,13 @@ def test_a_video_autoencoder_with_other_latents_is_refused(root):
     assert faults(root)[0].allowed == '48, as the transformer has'
 
 
-def test_a_video_autoencoder_that_cannot_be_built_is_named(root):
-    edit(root / 'vae/config.json', dim_mult='wide')
-    assert only(root).what == 'does not describe an AutoencoderKLWan'
+def test_a_configuration_of_no_video_autoencoder_is_reported_with_every_fault(root):
+    edit(root / 'vae/config.json', dim_mult='wide', is_residual=False)
+    assert [str(problem) for problem in faults(root)] == [
+        "vae/config.json: dim_mult: has a wrong value, got 'wide', allowed: a list of positive integers",
+        'vae/config.json: is_residual: is not the autoencoder of Cosmos 3, got False, '
+        'allowed: true, the residual Wan 2.2 variant',
+    ]
 
 
 def test_a_sound_tokenizer_without_weights_is_incomplete(root):

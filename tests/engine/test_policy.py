@@ -514,6 +514,8 @@ def no_gradients() -> Iterator[None]:
 def reference_pipeline(model: engine.Cosmos3) -> Any:
     """Diffusers' pipeline on the same weights, with the native FlowUniPC schedule at shift 5."""
     diffusers = pytest.importorskip('diffusers', reason='diffusers is the reference here')
+    from benchmarks.policy_sides import autoencoder_twin
+
     ours = model.runtime.backend.transformer
     transformer = diffusers.Cosmos3OmniTransformer.from_config(ours.config.to_dict())
     transformer.load_state_dict(ours.state_dict(), strict=True)
@@ -521,7 +523,7 @@ def reference_pipeline(model: engine.Cosmos3) -> Any:
     pipeline = diffusers.Cosmos3OmniPipeline(
         transformer.eval(),
         model.runtime.tokenizer.tokenizer,
-        model.runtime.vae.autoencoder,
+        autoencoder_twin(model.runtime.vae.autoencoder),
         diffusers.UniPCMultistepScheduler.from_config(scheduler.config, use_karras_sigmas=False, flow_shift=5.0),
         enable_safety_checker=False,
         default_use_system_prompt=False,
