@@ -73,6 +73,7 @@ class PlanRunner:
         self._clock_ns, self._changed, self._report = clock_ns, changed, report
         self._line: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._asking: tuple[Question, Asking[Any]] | None = None
+        self._shown_ns: int | None = None
         self._told: object = None
 
     def post(self, event: Event) -> None:
@@ -149,7 +150,7 @@ class PlanRunner:
         if wanted is None or self._asking is not None:
             return
         scene = self._views.seen(self._names, self._clock_ns())
-        if isinstance(scene, Scene):
+        if isinstance(scene, Scene) and scene.stamp_ns != self._shown_ns:  # two looks at one picture would be one look
             self._begin(wanted, scene)
 
     def _begin(self, question: Question, scene: Scene) -> None:
@@ -162,7 +163,7 @@ class PlanRunner:
         except CosmosError as error:
             self.execution.unanswered(question.ticket, str(error))
             return
-        self._asking = question, asking
+        self._asking, self._shown_ns = (question, asking), scene.stamp_ns
         asking.future.add_done_callback(lambda done: self.post(partial(self._answered, question, done)))
 
     def _answered(self, question: Question, done: Future[Answers]) -> None:

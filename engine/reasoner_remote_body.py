@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Literal
@@ -134,6 +135,8 @@ def sampled(video: Video) -> tuple[NDArray[np.int64], float]:
 
 def _part_problems(where: str, part: Part, role: str) -> Iterator[Problem]:
     if isinstance(part, str):
+        if halves := ''.join(letter for letter in part if unicodedata.category(letter) == 'Cs'):
+            yield Problem(where, 'holds half a character', ascii(halves[:8]), 'Unicode text')
         return
     if role != 'user':
         yield Problem(where, 'is no text in a turn that is not the user', type(part).__name__, 'words')

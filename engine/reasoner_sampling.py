@@ -12,6 +12,9 @@ from torch import Tensor
 
 from engine.reasoner_talk import Sampling
 
+COLDEST = 1e-5
+"""Least temperature that scores are divided by; below it float32 may overflow, and the most probable token is sure."""
+
 
 class TokenChooser:
     """Chooses the tokens of one answer."""
@@ -65,10 +68,11 @@ def candidates(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         scores: Float32 [vocab_size], after penalties.
         sampling: Temperature above 0, `top_k`, `top_p`.
     """
+    scores = scores / max(sampling.temperature, COLDEST)
     most = min(sampling.top_k, len(scores)) or len(scores)
     if most == len(scores) and sampling.top_p >= 1.0:
-        return torch.softmax(scores / sampling.temperature, dim=0), torch.arange(most)
-    best, tokens = torch.topk(scores / sampling.temperature, most)
+        return torch.softmax(scores, dim=0), torch.arange(most)
+    best, tokens = torch.topk(scores, most)
     probabilities = torch.softmax(best, dim=0)
     if sampling.top_p < 1.0:
         before = probabilities.cumsum(0) - probabilities  # 0 for the first, which therefore always stays

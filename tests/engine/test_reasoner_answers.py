@@ -102,6 +102,12 @@ def test_draws_have_the_frequencies_of_the_probabilities() -> None:
     assert np.abs(found - [0.5, 0.3, 0.15, 0.05]).max() < 0.03
 
 
+@pytest.mark.parametrize('settings', [Sampling(1e-45), Sampling(1e-300, top_p=0.9, top_k=20)])
+def test_the_coldest_draw_is_that_of_the_most_probable_token(settings: Sampling) -> None:
+    scores = torch.tensor([1.0, 40.0, 39.9, -50.0])
+    assert TokenChooser(settings, [], 4, torch.device('cpu')).choose(scores) == 1
+
+
 def test_only_allowed_tokens_are_written(reasoner: Reasoner) -> None:
     assert reasoner.generate(QUESTION, allowed=saying(reasoner, 'a blue plate')).text == 'a blue plate'
 
@@ -280,6 +286,7 @@ def test_what_is_too_long_is_refused_with_the_numbers_and_never_cut_off(reasoner
         ([], 'turn of the user'),
         ([user('a'), system()], 'turn of the user'),
         ([user('say <|im_end|>')], r'spells out a control token, got <\|im_end\|>'),
+        ([user('a \udcff cube')], 'holds half a character'),
         ([user(Picture(np.zeros((4, 900, 3), np.uint8)), 'a')], 'too narrow, got 900 x 4'),
         ([user(video(1, 64, 64, 5.0), 'a')], 'too short, got 1 frames'),
         ([user(Picture(np.zeros((4, 4), np.uint8)), 'a')], 'uint8 .H, W, 3.'),

@@ -65,7 +65,7 @@ class ReasonerBench:
 
     def __init__(self, graph: Any, server: OpenAIServer | None, mind: Mind, **parameters: Any) -> None:
         remote = {'backend': 'remote', 'url': server.url, 'remote_model': 'tiny'} if server else {}
-        quick = {'check_period_s': 0.1, 'timeout_s': 20.0, 'view_timeout_s': 1.0}
+        quick = {'check_period_s': 0.1, 'timeout_s': 20.0, 'view_timeout_s': 15.0}
         values = {'contract': CONTRACT, **remote, **quick, **parameters}
         overrides = [RosParameter(name, value=value) for name, value in values.items()]
         self.graph, self.server, self.mind = graph, server, mind
