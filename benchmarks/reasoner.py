@@ -286,10 +286,14 @@ def main() -> None:
                 measure(sides, Line('warm-up'), messages, 4)
                 for _ in range(options.rounds):
                     measure(sides, line, messages, options.tokens)
-    text = f'{figures.table(HEAD, [line.row() for line in lines])}\n\n{verdict(lines)}'
-    print(text)
-    if options.save:
-        keep(options, parameters, lines, text)
+                if options.save:  # a run that is ended early has measured what it has
+                    keep(options, parameters, lines, report(lines))
+    print(report(lines))
+
+
+def report(lines: list[Line]) -> str:
+    """The table and what it says."""
+    return f'{figures.table(HEAD, [line.row() for line in lines])}\n\n{verdict(lines)}'
 
 
 def parse_options() -> argparse.Namespace:
