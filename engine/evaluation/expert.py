@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ ACCELERATION = np.array([15.0, 7.5, 10.0, 12.5, 15.0, 20.0, 20.0])
 GRASP_M = {'red_cube': 0.025, 'green_ball': 0.03, 'blue_disc': 0.016}
 """Height at which the tool takes an object, m."""
 
-PUSH_M = {'red_cube': 0.02, 'blue_disc': 0.016}
+PUSH_M = {'red_cube': 0.02, 'blue_disc': 0.02}
 """Height at which the tool pushes an object, m."""
 
 _AHEAD_M = {'red_cube': 0.034, 'blue_disc': 0.043}
@@ -179,7 +179,11 @@ class Expert:
         return self._course
 
     def _renew(self, now: float, so_far: Course, seen: Seen) -> Course:
-        """A plan that goes on with `so_far` until it can arrive."""
+        """A plan that goes on with `so_far` until it can arrive.
+
+        Raises:
+            InvalidInput: Something is out of reach, however the hand is turned.
+        """
         self._aim = seen.objects[self._episode.target].position.copy()
         begin = now + self._latency_s
         state = so_far.moving(begin)
@@ -189,7 +193,7 @@ class Expert:
             turned = here.rotation @ DOWN.T
             up = np.array([*here.position[:2], _FREE_M])
             legs, touch = [Leg('fly', up, math.atan2(turned[1, 0], turned[0, 0]), 0.6), *legs], touch + 1
-        new = self._laid_out(begin, state, legs, touch)
+        new = self._within_reach(begin, state, legs, touch)
         before: Floats = np.linspace(
             now, begin, math.ceil(self._latency_s / _TABLE_S), endpoint=False, dtype=np.float64
         )
@@ -200,6 +204,15 @@ class Expert:
             [*so_far.grips[known], *new.grips],
         )
         return Course(times, rows, grip_times, np.array(grips), new.touch_s)
+
+    def _within_reach(self, now: float, start: State, legs: Sequence[Leg], touch: int) -> Course:
+        """The legs laid out; where a joint ends before they do, with the hand the other way round."""
+        for half_turn in (0.0, math.pi):
+            try:
+                return self._laid_out(now, start, [replace(leg, turn=leg.turn + half_turn) for leg in legs], touch)
+            except InvalidInput:
+                continue
+        return self._laid_out(now, start, [replace(leg, turn=leg.turn - math.pi) for leg in legs], touch)
 
     def _laid_out(self, now: float, start: State, legs: Sequence[Leg], touch: int) -> Course:
         """The legs one after another, as a table; `touch` is how many there are before the hand is at the object."""

@@ -53,6 +53,7 @@ _APART_M = 0.05  # between any two: an open hand goes in between
 _PUSH_M = (0.12, 0.22)  # from an object to the circle
 _RUN_UP_M = 0.06  # behind an object that is to be pushed
 _BESIDE_M = 0.08  # between the way of a push and whatever else lies there
+_NEAREST_M = 0.32  # where the hand is too near to the shoulder to go down
 _ATTEMPTS = 2000
 
 
@@ -235,7 +236,7 @@ def _arrangement(task: str, target: str, rng: np.random.Generator) -> tuple[Plac
         zone = None
         if task == 'push':
             places[target] = _somewhere(rng)
-            zone = _zone_for(places[target], rng)
+            zone = _zone_for(target, places[target], rng)
             if zone is None:
                 continue
         way = _way(target, places, zone)
@@ -249,12 +250,13 @@ def _somewhere(rng: np.random.Generator) -> tuple[float, float, float]:
     return float(rng.uniform(*_X)), float(rng.uniform(*_Y)), float(rng.uniform(-math.pi, math.pi))
 
 
-def _zone_for(place: tuple[float, float, float], rng: np.random.Generator) -> tuple[float, float] | None:
+def _zone_for(target: str, place: tuple[float, float, float], rng: np.random.Generator) -> tuple[float, float] | None:
     """A place for the circle to which an object can be pushed from where it lies; None if none was found."""
     for _ in range(_ATTEMPTS):
         way, angle = rng.uniform(*_PUSH_M), rng.uniform(-math.pi, math.pi)
         x, y = place[0] + way * math.cos(angle), place[1] + way * math.sin(angle)
-        if _X[0] <= x <= _X[1] and _Y[0] <= y <= _Y[1]:
+        behind = place[0] - (_RADIUS[target] + _RUN_UP_M) * math.cos(angle)
+        if _X[0] <= x <= _X[1] and _Y[0] <= y <= _Y[1] and behind >= _NEAREST_M:
             return float(x), float(y)
     return None
 
