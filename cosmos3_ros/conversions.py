@@ -10,7 +10,6 @@ import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
@@ -85,12 +84,16 @@ def _to_rgb(pixels: NDArray[np.uint8], encoding: str) -> NDArray[np.uint8]:
         return pixels
     if encoding == 'rgba8':
         return pixels[..., :3]
+    import cv2  # here, since the guard reads joints by this file and never sees a picture
+
     code = {'bgr8': cv2.COLOR_BGR2RGB, 'bgra8': cv2.COLOR_BGRA2RGB, 'mono8': cv2.COLOR_GRAY2RGB}[encoding]
     return np.asarray(cv2.cvtColor(pixels, code), np.uint8)
 
 
 def compressed_to_rgb(message: CompressedImage, topic: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Decode a JPEG or PNG message; arguments, result and errors as for :func:`image_to_rgb`."""
+    import cv2
+
     data = np.frombuffer(message.data, np.uint8)
     bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if bgr is None:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from cosmos3_ros.guard.kinematics import Chain, Kinematics, places
+from engine.actions import matrix_to_axis_angle
 from engine.errors import InvalidInput, Problem
 
 Array = NDArray[np.float64]
@@ -86,7 +86,7 @@ class InverseKinematics:
         for _ in range(_ITERATIONS):
             here, turned, jacobian = self._place(joints)
             shift = position - here
-            turn = Rotation.from_matrix(rotation @ turned.T).as_rotvec()
+            turn = matrix_to_axis_angle(rotation @ turned.T)
             apart, angle = float(np.linalg.norm(shift)), float(np.linalg.norm(turn))
             if apart <= POSITION_TOLERANCE_M and angle <= ROTATION_TOLERANCE_RAD:
                 return joints
