@@ -159,7 +159,7 @@ class Sides:
         watch = Watch()
 
         def look(so_far: Sequence[int]) -> None:
-            watch.see(len(so_far))
+            watch.see(len(so_far) + 1)  # its scores are there: it is about to be chosen
             written[:] = so_far
 
         self.ours.generate(messages, sampling=Sampling(max_tokens=tokens), allowed=look)
