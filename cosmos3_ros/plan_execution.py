@@ -360,7 +360,12 @@ class Execution:
         self._finish(Reason.DEACTIVATED, text)
 
     def clock_jumped(self, backward_s: float) -> None:
-        """The node's clock went back: what was measured by it lies as far behind as before."""
+        """The node's clock went back: what was measured by it lies as far behind as before.
+
+        What was seen does not count any more: a simulation that begins anew shows another scene.
+        """
+        self._ticket += 1
+        self._yes = self._no = self._doubts = 0
         self._began_s -= backward_s
         self._due_s -= backward_s
         self._step_began_s -= backward_s

@@ -74,11 +74,13 @@ class PlanRunner:
         self._line: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._asking: tuple[Question, Asking[Any]] | None = None
         self._shown_ns: int | None = None
+        self._over = False
         self._told: object = None
 
     def post(self, event: Event) -> None:
-        """Let something happen on the runner's thread; from any thread."""
-        self._line.put(event)
+        """Let something happen on the runner's thread; from any thread. Once it has ended, nothing happens any more."""
+        if not self._over:
+            self._line.put(event)
 
     def run(self, runs: Runs, cancelled: Callable[[], bool]) -> Ending:
         """See it through.
@@ -96,6 +98,7 @@ class PlanRunner:
         finally:
             self._stop_asking()
             runs.forget()
+            self._over = True
             self._serve()  # a run that was accepted in the last moment
 
     def now(self) -> Now:

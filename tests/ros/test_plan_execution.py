@@ -375,6 +375,16 @@ def test_a_clock_that_goes_back_does_not_make_anything_last_longer():
     assert played.execution.steps[0].state is State.FAILED
 
 
+def test_what_was_seen_before_the_clock_went_back_does_not_count():
+    played = Played().plan().look(YES)
+    late = played.question().ticket
+    played.execution.clock_jumped(0.0)
+    played.execution.checked(late, YES)
+    played.look(YES)
+    assert played.begun == ['grasp the cube']
+    assert played.look(YES).begun == ['grasp the cube', 'lift it']
+
+
 def test_the_policy_would_end_by_itself_if_nobody_were_left_to_end_it():
     played = Played().plan()
     assert RULES.step_time_limit_s < played.running.limit_s < 2 * RULES.step_time_limit_s

@@ -149,7 +149,7 @@ def test_when_all_plans_fail_a_person_is_asked_and_whoever_comes_late_hears_it(w
 
 
 def test_contradictory_answers_never_finish_a_step(workshop):
-    work = workshop(replans=0, step_time_limit_s=2.5)
+    work = workshop(replans=0, step_time_limit_s=5.0)
     work.mind.sees = lambda condition: 0.02 if HOPELESS in condition else (0.98, 0.02)[looks() % 2]
 
     def looks() -> int:
@@ -159,7 +159,7 @@ def test_contradictory_answers_never_finish_a_step(workshop):
     assert result.reason == Result.NEEDS_HELP
     assert looks() >= 4
     assert states(result) == ['FAILED', 'DROPPED', 'DROPPED']
-    assert 'not done within 2.5 s' in result.text
+    assert 'not done within 5 s' in result.text
 
 
 def planning(work: Workshop) -> None:
@@ -205,8 +205,8 @@ def test_a_plan_can_be_canceled_at_any_moment_within_a_bounded_time(workshop, mo
     work.graph.eventually(lambda: reached(work), 20.0, moment)
     began = time.monotonic()
     handle.cancel_goal_async()
-    outcome = work.bench.outcome(future, 8.0)
-    assert time.monotonic() - began < 5.0
+    outcome = work.bench.outcome(future)
+    assert time.monotonic() - began < 12.0, 'sooner than a question would end by itself'
     assert (outcome.result.reason, outcome.status) == (Result.CANCELED, GoalStatus.STATUS_CANCELED)
     assert not {'ACTIVE', 'WAITING'} & set(states(outcome.result))
     work.policy_rests()
@@ -244,7 +244,7 @@ def test_a_camera_that_comes_back_in_time_changes_nothing(workshop):
 @pytest.mark.parametrize('fault', [Status(503, 'loading'), Drop(None), Hang()], ids=['refuses', 'drops', 'hangs'])
 @pytest.mark.parametrize('when', ['planning', 'looking'])
 def test_a_back_end_that_gives_no_answers_ends_the_plan_and_the_run_with_it(workshop, fault, when):
-    work = workshop(timeout_s=0.4, no_answers=2)
+    work = workshop(timeout_s=1.5 if isinstance(fault, Hang) else 20.0, no_answers=2)
     if when == 'planning':
         work.mind.plans = [fault]
     else:
@@ -319,7 +319,7 @@ def test_deactivation_ends_plan_and_run_with_a_reason(workshop):
     work.graph.eventually(lambda: bool(work.mind.conditions))
     began = time.monotonic()
     assert work.bench.node.transition('deactivate')
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 12.0, 'sooner than a question would end by itself'
     outcome = work.bench.outcome(future)
     assert (outcome.result.reason, outcome.status) == (Result.DEACTIVATED, GoalStatus.STATUS_ABORTED)
     work.policy_rests()

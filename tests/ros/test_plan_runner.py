@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -89,3 +90,11 @@ def test_two_looks_that_agree_are_looks_at_two_pictures():
     assert mind.looks == 2
     assert execution.ending is not None
     assert execution.ending.reason is Reason.DONE
+
+    def news() -> None:
+        raise AssertionError('nobody wants to hear it any more')
+
+    runner.post(news)
+    kept = weakref.ref(news)
+    del news
+    assert kept() is None, 'what happens after the end of a plan piles up'

@@ -161,7 +161,7 @@ def test_an_answer_that_takes_too_long_is_given_up(bench):
     future = bench.questions.call_async(request)
     bench.graph.eventually(future.done)
     told = future.result()
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 12.0, 'sooner than other questions would be given up'
     assert (told.reason, told.text) == (TOLD.NO_ANSWER, 'no answer within 0.3 s')
     assert bench.server.wait_until(lambda server: server.abandoned == 1), 'the endpoint is told that nobody waits'
 
@@ -199,7 +199,7 @@ def test_without_being_active_it_refuses_and_a_question_under_way_ends_with_the_
     future = bench.questions.call_async(ASK(question='What is it?'))
     bench.graph.eventually(lambda: bool(bench.server.requests))
     assert bench.node.transition('deactivate')
-    bench.graph.eventually(future.done, 3.0)
+    bench.graph.eventually(future.done, 12.0)
     assert future.result().reason == TOLD.REFUSED
     told = bench.ask()
     assert told.reason == TOLD.REFUSED
