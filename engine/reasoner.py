@@ -22,7 +22,7 @@ from engine.errors import InvalidInput, Problem
 from engine.network.layers import Layer
 from engine.network.understanding import Depths, Memory, ReadLayer, Writer, read, score
 from engine.reasoner_reading import Reader, Reading
-from engine.reasoner_remote_body import check_sampling
+from engine.reasoner_remote_body import check_sampling, check_stop
 from engine.reasoner_sampling import TokenChooser
 from engine.reasoner_talk import GREEDY, Answer, Choice, Finish, Message, Sampling
 from engine.reasoner_text import Transcript, split_thinking
@@ -111,7 +111,7 @@ class Reasoner:
             Cancelled: `cancelled` returned True.
         """
         check_sampling(sampling, 'vllm')
-        _check_stop(stop)
+        check_stop(stop)
         watch = Stopwatch(self.parts.transformer.device)
         with watch.stage('total', with_waits=True):
             with watch.stage('vision'):
@@ -263,14 +263,6 @@ def _batches(grids: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, 
             patches += rows * columns
     if batch:
         yield batch
-
-
-def _check_stop(stop: Sequence[str]) -> None:
-    problems = [Problem(f'stop[{n}]', 'is empty') for n, text in enumerate(stop) if not text]
-    if isinstance(stop, str):
-        problems = [Problem('stop', 'is one text', repr(stop), 'a sequence of texts', f'[{stop!r}]')]
-    if problems:
-        raise InvalidInput('stop texts', problems)
 
 
 def _check_choices(choices: Sequence[str], reader: Reader) -> None:

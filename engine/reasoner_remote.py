@@ -24,6 +24,7 @@ from engine.reasoner_remote_body import (
     PictureFormat,
     VideoFormat,
     check_sampling,
+    check_stop,
     conversation_fields,
     sampling_fields,
 )
@@ -133,11 +134,12 @@ class RemoteTalker:
         from the answer becomes `thinking`.
 
         Raises:
-            InvalidInput: The conversation or the sampling is malformed; lists every fault.
+            InvalidInput: The conversation, the sampling or a stop text is malformed; lists every fault.
             Cancelled: `cancelled` returned True; the connection is closed, upon which servers stop generating.
             TalkerError: The endpoint is unreachable, refused, was too slow, or sent what is no answer.
         """
         check_sampling(sampling, self._dialect)
+        check_stop(stop)
         body = self._conversation(messages, thinking=thinking) | sampling_fields(sampling, self._dialect)
         if stop:
             body['stop'] = list(stop)

@@ -80,6 +80,19 @@ def check_sampling(sampling: Sampling, dialect: Dialect) -> None:
         raise InvalidInput('sampling', problems)
 
 
+def check_stop(stop: Sequence[str]) -> None:
+    """Do nothing if these can end an answer.
+
+    Raises:
+        InvalidInput: One is empty, or they are a single text in place of a sequence; lists every fault.
+    """
+    problems = [Problem(f'stop[{n}]', 'is empty') for n, text in enumerate(stop) if not text]
+    if isinstance(stop, str):
+        problems = [Problem('stop', 'is one text', repr(stop), 'a sequence of texts', f'[{stop!r}]')]
+    if problems:
+        raise InvalidInput('stop texts', problems)
+
+
 def sampling_fields(sampling: Sampling, dialect: Dialect) -> dict[str, Any]:
     """Fields of the request. All of them are sent: a server has defaults of its own for what is left out."""
     fields: dict[str, Any] = {

@@ -200,6 +200,13 @@ def test_a_conversation_that_is_none_is_refused_before_anything_is_sent(messages
     assert server.requests == []
 
 
+@pytest.mark.parametrize('stop', ['ab', ['a', '']])
+def test_what_cannot_end_an_answer_is_refused_before_anything_is_sent(stop: str | list[str]) -> None:
+    talker = RemoteTalker('http://127.0.0.1:1/v1', 'tiny')
+    with pytest.raises(InvalidInput, match='stop'):
+        talker.generate(ASK, stop=stop)
+
+
 def test_faults_of_sampling_are_refused_all_at_once() -> None:
     odd = Sampling(temperature=-1.0, top_p=float('nan'), top_k=5, repetition_penalty=1.1, max_tokens=0)
     talker = RemoteTalker('http://127.0.0.1:1/v1', 'tiny', dialect='openai')
