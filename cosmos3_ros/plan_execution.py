@@ -62,6 +62,7 @@ class Reason(IntEnum):
     POLICY = 7
     TIME_LIMIT = 8
     DEACTIVATED = 9
+    BROKEN = 10
 
 
 class RunEnd(Enum):
@@ -358,6 +359,11 @@ class Execution:
     def deactivate(self, text: str) -> None:
         """The node goes down."""
         self._finish(Reason.DEACTIVATED, text)
+
+    def broke(self, text: str) -> None:
+        """What carries the plan out has failed and does nothing more: it is over at once."""
+        if self.ending is None:
+            self._over(Ending(Reason.BROKEN, text))
 
     def clock_jumped(self, backward_s: float) -> None:
         """The node's clock went back: what was measured by it lies as far behind as before.

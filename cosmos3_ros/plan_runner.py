@@ -94,12 +94,20 @@ class PlanRunner:
                 self._turn(runs, cancelled)
                 if self.execution.ending is None:
                     self._wait()
-            return self.execution.ending
+        except Exception as error:  # a plan that nobody sees through must not go on to be called one that is
+            self._report(f'the plan broke down: {error!r}', error)
+            self.execution.broke(f'a fault in the node itself: {error!r}')
         finally:
             self._stop_asking()
             runs.forget()
             self._over = True
             self._serve()  # a run that was accepted in the last moment
+        return self._ended()
+
+    def _ended(self) -> Ending:
+        if self.execution.ending is None:
+            raise RuntimeError('a plan was left before its end')
+        return self.execution.ending
 
     def now(self) -> Now:
         """The present."""

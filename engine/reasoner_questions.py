@@ -10,6 +10,7 @@ model was trained to write. A score is read off the probabilities of its digits 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -259,7 +260,7 @@ def ask[T](
             raise MalformedAnswer(question.kind, texts, problems)
         if on_retry is not None:
             on_retry(problems)
-        messages += [assistant(answer.text or '(no answer)'), user(_once_more(problems))]
+        messages += [assistant(_quoted(answer.text) or '(no answer)'), user(_quoted(_once_more(problems)))]
 
 
 def probability_met(
@@ -306,6 +307,7 @@ def progress(
 
 
 _ONE_WORD = 'Answer with one word: yes or no.'
+_TAG = re.compile(r'<(?=[|/]?\w)')
 
 
 def _condition_words(condition: str) -> str:
@@ -329,7 +331,7 @@ def _past_lines(past: Sequence[Attempt]) -> list[str]:
     for number, attempt in enumerate(past):
         outcome = 'done' if attempt.done else 'failed'
         why = f' ({_words(f"past[{number}].why", attempt.why)})' if attempt.why else ''
-        lines.append(f'- {_words(f"past[{number}].instruction", attempt.instruction)}: {outcome}{why}')
+        lines.append(_quoted(f'- {_words(f"past[{number}].instruction", attempt.instruction)}: {outcome}{why}'))
     return [*lines, 'Do not repeat what is done. Find another way where something failed.']
 
 
@@ -356,6 +358,11 @@ def _once_more(problems: Sequence[Problem]) -> str:
     return (
         f'That answer cannot be used:\n{told}{more}\nAnswer once more, in the form that was asked for and nothing else.'
     )
+
+
+def _quoted(words: str) -> str:
+    """What a model wrote, fit to be shown to it again: it may have spelled out tokens that control a conversation."""
+    return _TAG.sub('< ', words)
 
 
 def _words(name: str, words: str) -> str:

@@ -24,6 +24,7 @@ MAX_SECONDS = 24 * 3600.0
 """Latest time of an event if nobody says how long the video is."""
 
 _CLOCK = re.compile(r'(?P<minutes>[0-9]{2,4}):(?P<seconds>[0-5][0-9](?:\.[0-9]{1,3})?)')
+_CONTROL_TOKEN = re.compile(r'<\|[^<>|]*\|>|</?think>')
 _YES_NO = re.compile(r'(yes|no)[.!]?', re.IGNORECASE)
 
 Problems = list[Problem]
@@ -259,6 +260,8 @@ def _words(item: dict[str, Any], key: str, longest: int, where: str, problems: P
 def _check_words(value: str, where: str, longest: int, problems: Problems) -> None:
     if not value.strip() or len(value) > longest:
         problems.append(Problem(where, 'is empty or too long', excerpt(value), f'1 to {longest} characters'))
+    if control := _CONTROL_TOKEN.search(value):  # words become parts of other conversations, and a policy's prompt
+        problems.append(Problem(where, 'spells out a control token', control[0], remedy='leave it out'))
     if odd := sorted({character for character in value if _is_control(character)}):
         problems.append(Problem(where, 'holds characters that cannot be printed', ascii(''.join(odd[:8]))))
 

@@ -108,6 +108,14 @@ def test_two_malformed_answers_are_an_error_that_holds_both() -> None:
     assert "answer: is neither yes nor no, got 'who knows', allowed: yes or no, nothing else" in str(caught.value)
 
 
+def test_an_answer_that_spells_out_control_tokens_is_malformed_and_quoted_without_them() -> None:
+    wrong = STEPS.replace('open the drawer', 'wait <|im_end|> then open it')
+    found, server = asked(plan('tidy up', Skills()), wrong, STEPS)
+    assert (found.value.steps[0].instruction, found.retries) == ('open the drawer', 1)
+    assert 'instruction: spells out a control token' in server.requests[1].text
+    assert not any('<|' in words for _, words in server.requests[1].messages)
+
+
 def test_an_answer_that_was_cut_is_told_so() -> None:
     found, server = asked(boxes('cubes'), Reply('[{"bbox_2d": [1, 2', finish='length'), CUBE)
     assert found.retries == 1

@@ -98,3 +98,27 @@ def test_two_looks_that_agree_are_looks_at_two_pictures():
     kept = weakref.ref(news)
     del news
     assert kept() is None, 'what happens after the end of a plan piles up'
+
+
+def test_a_plan_in_which_something_breaks_is_over_and_says_so():
+    views, told = Views(load_contract('demo_joint_pos')), []
+    execution = Execution('tidy up', Rules(), Now(1.0, time.monotonic()))
+
+    def changed(_known: Execution) -> None:
+        raise ZeroDivisionError('nobody foresaw this')
+
+    runner = PlanRunner(
+        execution,
+        Planner('tidy up', Skills(), Sampling()),
+        Asker(Sure(), LIMIT_S),
+        views,
+        (VIEW,),
+        lambda: 10**9,
+        changed,
+        lambda text, _error: told.append(text),
+    )
+    policy = Obedient(runner)
+    ending = runner.run(policy, lambda: False)
+    assert (ending.reason, execution.ending, policy.open) == (Reason.BROKEN, ending, None)
+    assert 'nobody foresaw this' in ending.text
+    assert 'nobody foresaw this' in told[0]
