@@ -106,8 +106,8 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] to the same shape."""
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        return F.normalize(exact, dim=1).to(x.dtype) * self.scale * self.gamma
+        even = F.normalize(x.float(), dim=1).to(x.dtype) if x.dtype.itemsize < 4 else F.normalize(x, dim=1)
+        return even * self.scale * self.gamma
 
 
 class ResidualBlock(nn.Module):
