@@ -269,7 +269,7 @@ def test_views_are_composed_as_the_reference_server_does_whatever_their_shape(dr
     ('dialect', 'numbers'),
     [(OPENPI, (1, 2)), (FRAMEWORK, (1, 2)), (ROBOARENA, (0, 1)), (ROBOARENA, (1, 2)), (VLLM_OMNI, (1, 2)),
      (VLLM_OMNI, (0, 1))],
-    ids=str,
+    ids=lambda value: getattr(value, 'name', str(value)),
 )  # fmt: skip
 def test_exterior_cameras_are_counted_as_the_client_counts_them(droid, dialect, numbers):
     message = exteriors(*numbers) | state() | {'prompt': PROMPT, 'endpoint': 'infer'}
