@@ -97,7 +97,7 @@ def test_latents_and_pixels_are_those_of_diffusers(
     # It doubles pictures by way of float32 whatever their type is, which would cost a float64 decoder its digits.
     monkeypatch.setattr(WanUpsample, 'forward', torch.nn.Upsample.forward)
     ours, theirs = make_autoencoder(dtype, **VARIANTS[variant]), make_reference(dtype, **VARIANTS[variant])
-    video = make_video(frames, dtype)[None]
+    video = make_video(frames, dtype)[None, ..., :16, :]
     with torch.no_grad():
         moments, latent = ours.encode(video), theirs.encode(video).latent_dist
         pixels, wanted = ours.decode(latent.mode()), theirs.decode(latent.mode()).sample
