@@ -94,6 +94,9 @@ def test_arrays_that_were_read_are_read_only_and_take_no_second_copy():
     assert isinstance(array.base, bytes)
 
 
+SOME_DAY = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+
+
 def array(**changed: object) -> bytes:
     fields = {b'__ndarray__': True, b'data': b'\0' * 8, b'dtype': '<f4', b'shape': [2]}
     return msgpack.packb(fields | {key.encode(): value for key, value in changed.items()})
@@ -119,7 +122,7 @@ def array(**changed: object) -> bytes:
         (msgpack.packb({1: 2}), 'cannot be read as msgpack'),
         (msgpack.packb({'k' * 300: 2}), 'has a key that is too long'),
         (msgpack.packb(msgpack.ExtType(5, b'x')), 'has an extension of msgpack'),
-        (msgpack.packb(datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), datetime=True), 'has a value that is not read'),
+        (msgpack.packb(SOME_DAY, datetime=True), 'has a value that is not read'),
         (array(dtype='|O'), 'has a type that is not read'),
         (array(dtype='|O8'), 'has a type that is not read'),
         (array(dtype='|V4'), 'has a type that is not read'),
