@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import InvalidInput, Problem
+from engine.network.autoencoder import decode_clip, encode_clip
 from engine.network.heads import DomainLinear, linear_at_least_float32
 from engine.network.layers import GENERATION, KeysValues, Layer, Rotary
 from engine.network.placement import Placement, make_placement
@@ -163,13 +164,13 @@ class EncoderPart(nn.Module):
 
     def __init__(self, vae: VideoVae) -> None:
         super().__init__()
-        self.autoencoder = vae.autoencoder
+        self.encoder, self.quant = vae.autoencoder.encoder, vae.autoencoder.quant_conv
         self.mean, self.inverse_std = (nn.Buffer(value) for value in vae.statistics)
         self.channels, self.dtype = vae.latent_channels, vae.dtype
 
     def forward(self, pixels: Tensor) -> tuple[Tensor]:
         """[3, H, W] float32 in -1..1 to normalised latents [1, C, 1, h, w] float32."""
-        mode = self.autoencoder.encode(pixels[None, :, None].to(self.dtype))[:, : self.channels]
+        mode = encode_clip(self.encoder, self.quant, pixels[None, :, None].to(self.dtype))[:, : self.channels]
         normalised: Tensor = (mode - self.mean) * self.inverse_std
         return (normalised.float(),)
 
@@ -179,14 +180,14 @@ class DecoderPart(nn.Module):
 
     def __init__(self, vae: VideoVae) -> None:
         super().__init__()
-        self.autoencoder = vae.autoencoder
+        self.decoder, self.quant = vae.autoencoder.decoder, vae.autoencoder.post_quant_conv
         self.mean, self.inverse_std = (nn.Buffer(value) for value in vae.statistics)
         self.dtype = vae.dtype
 
     def forward(self, latents: Tensor) -> tuple[Tensor]:
         """Normalised latents [1, C, T, h, w] float32 to pixels [3, F, H, W] float32 in -1..1."""
         scaled = latents.to(self.dtype) / self.inverse_std + self.mean
-        return (self.autoencoder.decode(scaled)[0].float().clamp(-1.0, 1.0),)
+        return (decode_clip(self.decoder, self.quant, scaled)[0].float().clamp(-1.0, 1.0),)
 
 
 def _of_domain(heads: DomainLinear, domain: int) -> nn.Linear:

@@ -72,9 +72,7 @@ class VideoAutoencoder(nn.Module):
         Returns:
             [B, 2 z_dim, (F - 1) / temporal + 1, H / spatial, W / spatial], not normalised.
         """
-        past = Past(between)
-        chunks = past.chunks(space_to_channels(video, self.config.patch_size), self.config.temporal)
-        return torch.cat([self.quant_conv(self.encoder(chunk, past), past) for chunk in chunks], dim=2)
+        return encode_clip(self.encoder, self.quant_conv, video, between)
 
     def decode(self, latents: Tensor, between: Between | None = None) -> Tensor:
         """The pixels behind latents.
@@ -86,10 +84,7 @@ class VideoAutoencoder(nn.Module):
         Returns:
             [B, 3, (T - 1) * temporal + 1, h * spatial, w * spatial], about -1..1: not clamped.
         """
-        past = Past(between)
-        chunks = past.chunks(latents, 1)
-        decoded = torch.cat([self.decoder(self.post_quant_conv(chunk, past), past) for chunk in chunks], dim=2)
-        return channels_to_space(decoded, self.config.patch_size)
+        return decode_clip(self.decoder, self.post_quant_conv, latents, between)
 
 
 class Encoder(nn.Module):
@@ -97,6 +92,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
+        self.config = config
         widths = config.encoder_widths
         self.conv_in = CausalConv(config.pixel_channels, config.base_dim, (3, 3, 3))
         self.down_blocks = nn.ModuleList(
@@ -148,6 +144,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
+        self.config = config
         widths = config.decoder_widths
         self.conv_in = CausalConv(config.z_dim, widths[0], (3, 3, 3))
         self.mid_block = MiddleBlock(widths[0])
@@ -197,6 +194,22 @@ class UpStage(nn.Module):
 
 def _residual_blocks(inputs: int, outputs: int, count: int) -> nn.ModuleList:
     return nn.ModuleList(ResidualBlock(*widths) for widths in pairwise([inputs] + [outputs] * count))
+
+
+def encode_clip(encoder: Encoder, quant_conv: CausalConv, video: Tensor, between: Between | None = None) -> Tensor:
+    """Encode with that half of the weights alone; see :meth:`VideoAutoencoder.encode`."""
+    past = Past(between)
+    chunks = past.chunks(space_to_channels(video, encoder.config.patch_size), encoder.config.temporal)
+    return torch.cat([quant_conv(encoder(chunk, past), past) for chunk in chunks], dim=2)
+
+
+def decode_clip(
+    decoder: Decoder, post_quant_conv: CausalConv, latents: Tensor, between: Between | None = None
+) -> Tensor:
+    """Decode with that half of the weights alone; see :meth:`VideoAutoencoder.decode`."""
+    past = Past(between)
+    decoded = [decoder(post_quant_conv(latent, past), past) for latent in past.chunks(latents, 1)]
+    return channels_to_space(torch.cat(decoded, dim=2), decoder.config.patch_size)
 
 
 def space_to_channels(pixels: Tensor, patch: int) -> Tensor:
