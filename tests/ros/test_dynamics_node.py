@@ -29,6 +29,8 @@ from engine.errors import InvalidInput
 
 CONTRACT = load_contract('demo_joint_pos')
 UNHURRIED = {'budget_s': 30.0, 'ladder': ['glance'], 'warm_up': False}
+LEISURELY = {'replan_rows': 24}
+"""Chunks so far apart that none overtakes the verdict about the one before."""
 
 
 class DynamicsBench:
@@ -115,7 +117,7 @@ def test_each_chunk_of_the_policy_is_judged_with_what_it_saw_and_dreamt(
     tmp_path: Path,
 ) -> None:
     file = calibration_file(tmp_path / 'bands.json', tiny_checkpoint, -1.0)
-    policy = policy_bench().up()
+    policy = policy_bench(**LEISURELY).up()
     bench = dynamics_bench(calibration=str(file), record_directory=str(tmp_path / 'records')).up()
     assert bench.node.dynamics.runtime is policy.node.loop.policy.runtime, 'one set of weights'
     sensors()
@@ -199,7 +201,7 @@ def test_a_chunk_that_cannot_be_judged_gets_a_verdict_that_says_why(
 def test_a_chunk_is_not_compared_with_one_that_the_guard_did_not_play_as_it_is(
     dynamics_bench: Callable[..., DynamicsBench], policy_bench: Callable[..., Any], sensors: Callable[..., Any]
 ) -> None:
-    policy, bench = policy_bench().up(), dynamics_bench().up()
+    policy, bench = policy_bench(**LEISURELY).up(), dynamics_bench().up()
     decisions = bench.client.create_publisher(ChunkDecision, 'guard/decision', qos.status())
     statuses = bench.client.create_publisher(GuardStatus, 'guard/status', qos.latched())
     statuses.publish(GuardStatus(state=GuardStatus.TRACKING))

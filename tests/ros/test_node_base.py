@@ -430,9 +430,9 @@ def test_a_signal_ends_a_process_in_which_python_itself_has_come_to_a_halt(talke
     """As when a library waits inside C for something of another process, and gives no other thread a turn."""
     running = talker(halt=True)
     running.wait_for('active')
-    code, seconds = running.end(signal.SIGTERM, timeout=20.0)
+    code, seconds = running.end(signal.SIGTERM, timeout=60.0)
     assert code == 1, running.output
-    assert seconds < 15.0
+    assert seconds < 50.0, 'left alone it would never end'
     assert 'deactivate_node' in running.output, 'it says where it stood'
 
 
