@@ -10,7 +10,8 @@ from cosmos3_ros.parameters import Parameter, ParameterSet
 from cosmos3_ros.shared_model import MODELS
 from engine.cosmos3 import PRECISIONS
 from engine.errors import InvalidInput, Problem
-from engine.reasoner_remote_body import Dialect, PictureFormat
+from engine.reasoner_checks import Dialect
+from engine.reasoner_remote_body import PictureFormat
 from engine.reasoner_talk import Talker
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from cosmos3_ros.safety_pictures import Gallery
 from engine.calibration import Calibration
 from engine.contract import load_contract
 from engine.errors import CosmosError, InvalidInput, Problem
+from engine.evaluation.closed_loop_runs import run_differences
 from engine.evaluation.simulated_franka import SimulatedFranka
 
 _ATTEMPTS = 30
@@ -216,7 +217,7 @@ class Journal:
         except (ValueError, TypeError, KeyError) as error:
             raise InvalidInput(str(path), [Problem('episodes', 'cannot be read', str(error))]) from error
         if found != header:
-            raise InvalidInput(str(path), _differences(found.get('run', {}), header['run']))
+            raise InvalidInput(str(path), run_differences(found.get('run', {}), header['run']))
         self.records = {one.case: one for one in records}
         if len(whole) != len(lines) - 1:  # the last call ended in the middle of a line
             path.write_text('\n'.join([lines[0], *whole]) + '\n', encoding='utf-8')
@@ -238,12 +239,3 @@ class Journal:
 
 def _is_whole(line: str) -> bool:
     return line.startswith('{') and line.endswith('}')
-
-
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Problem]:
-    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    remedy = 'name another folder, or ask for the same again'
-    return [
-        Problem(key, 'is another in the run that lies there', str(found.get(key)), str(wanted.get(key)), remedy)
-        for key in keys
-    ] or [Problem('run', 'is not stated', remedy=remedy)]

@@ -21,8 +21,8 @@ from engine.backends.torch_compiled import check_compiler, compile_read_layer
 from engine.errors import InvalidInput, Problem
 from engine.network.layers import Layer
 from engine.network.understanding import Depths, Memory, ReadLayer, Writer, read, score
+from engine.reasoner_checks import check_sampling, check_stop
 from engine.reasoner_reading import Reader, Reading
-from engine.reasoner_remote_body import check_sampling, check_stop
 from engine.reasoner_sampling import TokenChooser
 from engine.reasoner_talk import GREEDY, Answer, Choice, Finish, Message, Sampling
 from engine.reasoner_text import Transcript, split_thinking

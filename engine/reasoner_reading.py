@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.errors import InvalidInput, Problem
 from engine.network.rope import reading_positions
-from engine.reasoner_remote_body import check_conversation
+from engine.reasoner_checks import check_conversation
 from engine.reasoner_talk import THINK, Message, Part, Picture, Video
 from engine.reasoner_text import BEGIN_OF_THINKING
 

@@ -19,15 +19,8 @@ from typing import Any, NoReturn, get_args
 import httpx
 
 from engine.errors import InvalidInput, Problem, TalkerError
-from engine.reasoner_remote_body import (
-    Dialect,
-    PictureFormat,
-    VideoFormat,
-    check_sampling,
-    check_stop,
-    conversation_fields,
-    sampling_fields,
-)
+from engine.reasoner_checks import Dialect, check_sampling, check_stop
+from engine.reasoner_remote_body import PictureFormat, VideoFormat, conversation_fields, sampling_fields
 from engine.reasoner_remote_choice import Contradictory, Unresolved, check_choices, probabilities, read_places
 from engine.reasoner_remote_events import Malformed, Reception, events, server_says
 from engine.reasoner_talk import GREEDY, Answer, Choice, Message, Sampling

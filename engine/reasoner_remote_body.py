@@ -1,96 +1,27 @@
-"""What is sent to an OpenAI-compatible endpoint: a conversation and how to sample, checked and as JSON."""
+"""What is sent to an OpenAI-compatible endpoint: a conversation and how to sample, as JSON."""
 
 from __future__ import annotations
 
 import base64
 import io
-import math
-import unicodedata
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
-import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import InvalidInput, Problem
+from engine.reasoner_checks import Dialect, check_conversation
 from engine.reasoner_talk import THINK, Message, Part, Picture, Sampling, Video
 
-Dialect = Literal['vllm', 'openai']
 PictureFormat = Literal['png', 'jpeg']
 VideoFormat = Literal['frames', 'mp4']
 
 JPEG_QUALITY = 95
 MIN_FRAMES, MAX_FRAMES = 4, 768
 """Of a video; those of the published processor."""
-
-
-def check_conversation(messages: Sequence[Message]) -> None:
-    """Do nothing if the conversation can be sent.
-
-    Raises:
-        InvalidInput: It is empty, does not end with the user, or a part of it is malformed; lists every fault.
-    """
-    problems = []
-    if not messages or messages[-1].role != 'user':
-        last = messages[-1].role if messages else 'no message'
-        problems.append(Problem('messages', 'do not end with a turn of the user', last))
-    for number, message in enumerate(messages):
-        where = f'messages[{number}]'
-        if message.role == 'system' and number:
-            problems.append(Problem(where, 'is of the system, but not the first'))
-        if not message.text.strip() and not any(not isinstance(part, str) for part in message.parts):
-            problems.append(Problem(where, 'says nothing', '', 'words, a picture or a video'))
-        for place, part in enumerate(message.parts):
-            problems += _part_problems(f'{where}.parts[{place}]', part, message.role)
-    if problems:
-        raise InvalidInput('conversation', problems)
-
-
-def check_sampling(sampling: Sampling, dialect: Dialect) -> None:
-    """Do nothing if such a sampling exists and the endpoint can be told of it.
-
-    Raises:
-        InvalidInput: A value is out of range, or has no field in the plain protocol; lists every fault.
-    """
-    ranges = (
-        ('temperature', 0.0, 2.0),
-        ('top_p', 1e-6, 1.0),
-        ('top_k', 0, 2**31 - 1),
-        ('repetition_penalty', 1e-3, 100.0),
-        ('presence_penalty', -2.0, 2.0),
-        ('max_tokens', 1, 2**31 - 1),
-        ('seed', 0, 2**63 - 1),
-    )
-    problems = [
-        Problem(name, 'is out of range', repr(value), f'{low:g} to {high:g}')
-        for name, low, high in ranges
-        if not low <= (value := getattr(sampling, name)) <= high
-    ]
-    if dialect == 'openai':
-        remedy = "leave it at its default, or use the dialect 'vllm' if the endpoint knows the field"
-        problems += [
-            Problem(name, 'has no field in the plain protocol', repr(value), repr(neutral), remedy)
-            for name, neutral in (('top_k', 0), ('repetition_penalty', 1.0))
-            if (value := getattr(sampling, name)) != neutral
-        ]
-    if problems:
-        raise InvalidInput('sampling', problems)
-
-
-def check_stop(stop: Sequence[str]) -> None:
-    """Do nothing if these can end an answer.
-
-    Raises:
-        InvalidInput: One is empty, or they are a single text in place of a sequence; lists every fault.
-    """
-    problems = [Problem(f'stop[{n}]', 'is empty') for n, text in enumerate(stop) if not text]
-    if isinstance(stop, str):
-        problems = [Problem('stop', 'is one text', repr(stop), 'a sequence of texts', f'[{stop!r}]')]
-    if problems:
-        raise InvalidInput('stop texts', problems)
 
 
 def sampling_fields(sampling: Sampling, dialect: Dialect) -> dict[str, Any]:
@@ -146,24 +77,6 @@ def sampled(video: Video) -> tuple[NDArray[np.int64], float]:
     return np.linspace(0, count - 1, shown).round().astype(np.int64), shown / count * video.fps
 
 
-def _part_problems(where: str, part: Part, role: str) -> Iterator[Problem]:
-    if isinstance(part, str):
-        if halves := ''.join(letter for letter in part if unicodedata.category(letter) == 'Cs'):
-            yield Problem(where, 'holds half a character', ascii(halves[:8]), 'Unicode text')
-        return
-    if role != 'user':
-        yield Problem(where, 'is no text in a turn that is not the user', type(part).__name__, 'words')
-    pixels, axes = (part.rgb, 3) if isinstance(part, Picture) else (part.frames, 4)
-    if pixels.dtype != np.uint8 or pixels.ndim != axes or pixels.shape[-1] != 3 or 0 in pixels.shape:
-        allowed = 'uint8 [H, W, 3]' if axes == 3 else 'uint8 [F, H, W, 3]'
-        yield Problem(where, 'has no such pixels', f'{pixels.dtype} {pixels.shape}', allowed)
-    if isinstance(part, Video):
-        rates = {'fps': part.fps, 'sample_fps': part.sample_fps or part.fps}
-        for name, rate in rates.items():
-            if not (math.isfinite(rate) and 0 < rate <= 1000):
-                yield Problem(f'{where}.{name}', 'is out of range', repr(rate), 'above 0, up to 1000')
-
-
 def _turn(message: Message, pictures: PictureFormat, videos: VideoFormat) -> dict[str, Any]:
     if message.role != 'user':
         return {'role': message.role, 'content': message.text}  # what every server takes
@@ -199,6 +112,8 @@ def _data_url(kind: str, data: bytes) -> str:
 
 def encode_mp4(video: Video) -> bytes:
     """The frames that are shown as an H.264 file; an odd side gets its last row or column twice."""
+    import av
+
     indices, rate = sampled(video)
     height, width = (side + side % 2 for side in video.frames.shape[1:3])
     buffer = io.BytesIO()

@@ -41,7 +41,7 @@ class Journal:
             return
         found, records = _read(path)
         if found != header:
-            raise InvalidInput(str(path), _differences(found.get('run', {}), header['run']))
+            raise InvalidInput(str(path), run_differences(found.get('run', {}), header['run']))
         self.records = {one.key: one for one in records}
         _mend(path)
 
@@ -93,7 +93,8 @@ def _mend(path: Path) -> None:
         beside.replace(path)
 
 
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Problem]:
+def run_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Problem]:
+    """In what the run that lies in a folder differs from the one that is wanted; never empty."""
     keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
     remedy = 'name another folder, or ask for the same again'
     return [
