@@ -47,6 +47,7 @@ from cosmos3_ros.node_base import CosmosLifecycleNode, configured
 from cosmos3_ros.parameters import Parameter, ParameterSet
 from cosmos3_ros.policy_model import MODEL_PARAMETERS
 from cosmos3_ros.policy_node import joint_state_reader
+from cosmos3_ros.process import conclude_s
 from cosmos3_ros.proposals import PROPOSALS
 from cosmos3_ros.reasoner_opinions import Opinions
 from cosmos3_ros.reasoner_talker import advising_talker
@@ -106,8 +107,6 @@ PARAMETERS = (
     Parameter('record_directory', '', 'Where verdicts.jsonl and the videos of rollouts go; empty: nowhere.'),
     Parameter('seed', 0, 'Of the noise of every imagination.', minimum=0, maximum=2**31 - 1),
 )
-CONCLUDE_S = 2.0
-"""Longest wait for an imagination to be given up when the node is deactivated; it is at its next denoising step."""
 DEPTH = 32
 """Pictures of each view that are kept with `observations: topics`: two seconds at DROID's rate."""
 DECISIONS_KEPT = 64
@@ -185,7 +184,7 @@ class DynamicsNode(CosmosLifecycleNode):
         if self.loop is not None:
             self.loop.reset()
         self._frames.clear()
-        if self._goals is not None and not self._goals.idle.wait(CONCLUDE_S):
+        if self._goals is not None and not self._goals.idle.wait(conclude_s()):
             self.get_logger().error('an imagination did not conclude in time; its client gets no result')
 
     def cleanup_node(self) -> None:

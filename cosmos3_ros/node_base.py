@@ -36,7 +36,7 @@ from rclpy.subscription import Subscription
 from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.middleware_events import QuietEvents
 from cosmos3_ros.parameters import Parameter, ParameterSet
-from cosmos3_ros.process import StopRequest, answer_signals, leave
+from cosmos3_ros.process import StopRequest, answer_signals, leave, stop_grace_s
 from engine.errors import CosmosError
 
 RCLError = rclpy_implementation.RCLError  # rclpy has no public name for it
@@ -55,7 +55,6 @@ the executor's thread, which is busy with Python code. `benchmarks/control_perio
 EVENT_PERIOD_S = 0.25
 """How often a node looks for events of the middleware."""
 
-STOP_GRACE_S = 1.5
 _ACKNOWLEDGE_S = 0.2  # how long to wait for the acknowledgement of the last commands
 
 _LAST_CALLBACKS_S = 0.5  # how long callbacks that run at the end may take
@@ -539,7 +538,7 @@ NodeFactory = Callable[[], CosmosLifecycleNode | Sequence[CosmosLifecycleNode]]
 
 
 def spin(
-    factory: NodeFactory, *, args: Sequence[str] | None = None, threads: int = 4, grace_s: float = STOP_GRACE_S
+    factory: NodeFactory, *, args: Sequence[str] | None = None, threads: int = 4, grace_s: float | None = None
 ) -> NoReturn:
     """Run nodes until SIGINT or SIGTERM, and end the process; its whole life.
 
@@ -551,8 +550,9 @@ def spin(
         factory: Makes the node, or several that share the process; called after ROS is initialised.
         args: Command line; None: that of the process.
         threads: Threads that run callbacks.
-        grace_s: Seconds from the signal to the end of the process.
+        grace_s: Seconds from the signal to the end of the process; None: :func:`~cosmos3_ros.process.stop_grace_s`.
     """
+    grace_s = stop_grace_s() if grace_s is None else grace_s
     leave(_Program(answer_signals(), grace_s).run(factory, args, threads))
 
 

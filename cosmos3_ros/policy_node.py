@@ -38,6 +38,7 @@ from cosmos3_ros.parameters import Parameter, ParameterSet
 from cosmos3_ros.policy_loop import End, LoopOptions, Phase, PolicyLoop, Run, TimedChunk
 from cosmos3_ros.policy_model import MODEL_PARAMETERS, load_policy
 from cosmos3_ros.pose_bridge import PoseBridge
+from cosmos3_ros.process import conclude_s
 from cosmos3_ros.proposals import PROPOSALS
 from cosmos3_ros.streams import Timeline
 from engine.contract import Contract, load_contract, with_preset
@@ -100,8 +101,6 @@ PARAMETERS = (
     Parameter('record_directory', '', 'Where to keep the imagined latents of every chunk; empty: nowhere.'),
 )
 FEEDBACK_PERIOD_S = 0.2
-CONCLUDE_S = 1.0
-"""Longest wait for the last word of a run when the node is deactivated; it takes milliseconds."""
 
 
 class PolicyNode(CosmosLifecycleNode):
@@ -155,7 +154,7 @@ class PolicyNode(CosmosLifecycleNode):
         if self.loop is not None:
             self.loop.finish(End.DEACTIVATED, 'the policy node was deactivated')
             self._publish_status()
-        if self._goals is not None and not self._goals.idle.wait(CONCLUDE_S):
+        if self._goals is not None and not self._goals.idle.wait(conclude_s()):
             self.get_logger().error('the run did not conclude in time; its client gets no result')
 
     def cleanup_node(self) -> None:

@@ -23,6 +23,9 @@ from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STUCK_S = 5.0  # after the grace: how long the end itself may take
+STOP_GRACE_S = 3.0  # `ros2 launch` kills after 5 s
+LONGEST_GRACE_S = 600.0
+GRACE_VARIABLE = 'COSMOS3_ROS_STOP_GRACE_S'  # another grace, from a supervisor that waits for longer or less long
 SUPERVISOR_VARIABLE = 'COSMOS3_ROS_SUPERVISOR'  # process id of the supervisor that this process must not outlive
 
 
@@ -89,15 +92,30 @@ class StopRequest:
                     os._exit(0)
             if self.requested.is_set():
                 continue  # a second Ctrl-C, or the terminal and a supervisor both asking
-            self.requested.set()
+            # Both before anybody hears of the request: whoever stops may never give this thread another turn.
             threading.Thread(target=self._enforce, args=(late_exit_code, grace_s), daemon=True).start()
             with suppress(Exception):  # there may be no stderr to write to
                 # A thread of C's own, which needs no turn from the interpreter.
                 faulthandler.dump_traceback_later(grace_s + STUCK_S, exit=True)
+            self.requested.set()
 
     def _enforce(self, late_exit_code: Callable[[], int], grace_s: float) -> None:
         time.sleep(grace_s)
         os._exit(late_exit_code())
+
+
+def stop_grace_s() -> float:
+    """Seconds from a stop request to the end of this process: what :data:`GRACE_VARIABLE` says, or the default."""
+    try:
+        said = float(os.environ.get(GRACE_VARIABLE, ''))
+    except ValueError:
+        return STOP_GRACE_S
+    return said if 0.0 < said <= LONGEST_GRACE_S else STOP_GRACE_S
+
+
+def conclude_s() -> float:
+    """How much of the grace may pass until all that is under way, as an action, has had its last word."""
+    return 0.6 * stop_grace_s()
 
 
 def leave(code: int) -> NoReturn:

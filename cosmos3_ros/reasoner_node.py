@@ -40,6 +40,7 @@ from cosmos3_ros.plan_execution import Execution, Now, Reason, Rules
 from cosmos3_ros.plan_questions import Planner
 from cosmos3_ros.plan_runner import PlanRunner
 from cosmos3_ros.plan_runs import PolicyRuns
+from cosmos3_ros.process import conclude_s
 from cosmos3_ros.reasoner_asker import Asker
 from cosmos3_ros.reasoner_messages import duration, feedback_message, result_message, status_message
 from cosmos3_ros.reasoner_talker import BACKEND_PARAMETERS, make_talker
@@ -85,8 +86,6 @@ PARAMETERS = (
     Parameter('policy_timeout_s', 5.0, 'How long the policy may take to accept a step, or to end one.', 's', 0.5, 60.0),
 )
 STATUS_PERIOD_S = 1.0
-CONCLUDE_S = 1.3
-"""Longest wait for the last word of a plan when the node is deactivated."""
 _RULES = (
     'check_period_s',
     'yes_checks',
@@ -142,12 +141,12 @@ class ReasonerNode(CosmosLifecycleNode):
     def deactivate_node(self) -> None:
         """End the plan, and the run of the policy with it; give up what is asked."""
         self._accepting = False
-        runner, asker = self.runner, self.asker
+        runner, asker, deadline_s = self.runner, self.asker, time.monotonic() + conclude_s()
         if runner is not None:
             runner.post(lambda: runner.execution.deactivate('the reasoner node was deactivated'))
-        if self._goals is not None and not self._goals.idle.wait(CONCLUDE_S):
+        if self._goals is not None and not self._goals.idle.wait(conclude_s()):
             self.get_logger().error('the plan did not conclude in time; its client gets no result')
-        if asker is not None and not asker.give_up(CONCLUDE_S):
+        if asker is not None and not asker.give_up(max(0.0, deadline_s - time.monotonic())):
             self.get_logger().error('a question did not end in time')
         self._publish_status()
 

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import IO, Any, Self, TextIO
 
 from cosmos3_ros.bringup import LAUNCH_ARGUMENTS, Argument, ProcessSpec, options_from_text, processes
-from cosmos3_ros.process import STOP_SIGNALS, SUPERVISOR_VARIABLE, answer_signals
+from cosmos3_ros.process import GRACE_VARIABLE, STOP_SIGNALS, SUPERVISOR_VARIABLE, answer_signals
 from engine.errors import CosmosError
 
 STOP_GRACE_S = 4.0
+OWN_GRACE_SHARE = 0.75  # of a runner's grace: when a process ends by itself whatever is still in its way
 _ROOT = Path(__file__).resolve().parents[1]
 _ASSIGNMENT = re.compile(r'(\w+):=(.*)', re.DOTALL)
 
@@ -156,7 +157,7 @@ class Runner:
         try:
             process = subprocess.Popen(
                 command(spec),
-                env=_environment(spec.environment),
+                env=_environment(spec.environment, OWN_GRACE_SHARE * self._grace_s),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -180,10 +181,10 @@ class Runner:
                     self._output.flush()
 
 
-def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+def _environment(extra: Mapping[str, str], grace_s: float) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get('PYTHONPATH', '')]))
     fixed = {'PYTHONPATH': path, 'PYTHONUNBUFFERED': '1', SUPERVISOR_VARIABLE: str(os.getpid())}
-    return {**extra, **os.environ, **fixed}
+    return {**extra, **os.environ, **fixed, GRACE_VARIABLE: str(grace_s)}
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, str]:

@@ -53,6 +53,7 @@ from cosmos3_ros.action_client import ActionClient  # noqa: E402
 from cosmos3_ros.conversions import joint_state, ns_to_stamp, rgb_to_image  # noqa: E402
 from cosmos3_ros.middleware_events import QuietEvents  # noqa: E402
 from cosmos3_ros.node_base import CosmosLifecycleNode, NodeExecutor  # noqa: E402
+from tests.ros.system_bench import System  # noqa: E402
 
 
 class Graph:
@@ -102,6 +103,16 @@ class Graph:
             node.destroy_node()
         if self._failure is not None:
             raise self._failure
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """What the processes of a system wrote belongs to the report of a test that failed."""
+    report = yield
+    if report.failed:
+        for system in (made for made in item.funcargs.values() if isinstance(made, System)):
+            report.sections += [(f'log of {name}', system.log(name)) for name in system.specs]
+    return report
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -23,6 +23,7 @@ from std_msgs.msg import String
 from cosmos3_ros import qos
 from cosmos3_ros.node_base import CosmosLifecycleNode
 from cosmos3_ros.parameters import Parameter, ParameterSet, Required
+from cosmos3_ros.process import STOP_GRACE_S
 from engine.errors import ContractError, InvalidInput, Problem
 
 
@@ -382,7 +383,7 @@ class Talker(CosmosLifecycleNode):
 
     def deactivate_node(self):
         if {halt}:
-            ctypes.PyDLL(None).sleep(60)  # keeps the interpreter's lock
+            ctypes.PyDLL(None).sleep(600)  # keeps the interpreter's lock
         with lock:
             stopped.set()
             self.words.publish(String(data='stop'))
@@ -411,7 +412,7 @@ def test_a_signal_ends_an_active_node_with_stop_last_and_code_0(graph, talker, n
     graph.eventually(lambda: 'go' in heard, timeout=20.0)
     code, seconds = running.end(number)
     assert code == 0, running.output
-    assert seconds < 2.0
+    assert seconds < STOP_GRACE_S, 'by itself'
     graph.eventually(lambda: heard[-1] == 'stop')
     assert heard.count('stop') == 1
     assert 'Traceback' not in running.output
@@ -423,16 +424,15 @@ def test_a_signal_ends_a_node_that_is_stuck_in_configure(talker, number):
     running.wait_for('configuring')
     code, seconds = running.end(number)
     assert code == 0, running.output
-    assert seconds < 2.5
+    assert seconds < STOP_GRACE_S + 1.0
 
 
 def test_a_signal_ends_a_process_in_which_python_itself_has_come_to_a_halt(talker):
     """As when a library waits inside C for something of another process, and gives no other thread a turn."""
     running = talker(halt=True)
     running.wait_for('active')
-    code, seconds = running.end(signal.SIGTERM, timeout=60.0)
+    code, _ = running.end(signal.SIGTERM, timeout=60.0)
     assert code == 1, running.output
-    assert seconds < 50.0, 'left alone it would never end'
     assert 'deactivate_node' in running.output, 'it says where it stood'
 
 

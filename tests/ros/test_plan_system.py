@@ -20,26 +20,11 @@ from cosmos3_msgs.msg import GuardStatus, PolicyStatus, ReasonerStatus
 from cosmos3_ros import qos
 from cosmos3_ros.action_client import ActionClient
 from cosmos3_ros.bringup import Options, processes
-from cosmos3_ros.runner import Runner
-from engine.errors import CosmosError
-from engine.evaluation.simulated_franka import SimulatedFranka
 from tests.openai_server import OpenAIServer
 from tests.ros.reasoner_bench import HOPELESS, THREE, Mind
+from tests.ros.system_bench import AT_REST_RAD_S, MOVING_RAD_S, STARTED_S, System, can_draw
 
-STARTED_S = 120.0  # a busy machine takes its time to import PyTorch
 NAMESPACE = 'plans'
-MOVING_RAD_S, AT_REST_RAD_S = 0.03, 0.01
-
-
-def can_draw() -> str:
-    """Why pictures cannot be drawn here; empty if they can."""
-    try:
-        robot = SimulatedFranka(image_size=(16, 16), render_views=('wrist',))
-        robot.render()
-        robot.close()
-    except CosmosError as error:
-        return str(error)
-    return ''
 
 
 WHY_NOT = can_draw()
@@ -52,7 +37,7 @@ def mind() -> Mind:
 
 
 @pytest.fixture(scope='module')
-def system(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, mind: Mind) -> Iterator[Runner]:
+def system(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, mind: Mind) -> Iterator[System]:
     """All processes, for all tests of this file."""
     folder = tmp_path_factory.mktemp('plans')
     quick = {'/**/reasoner': {'check_period_s': 0.3, 'view_timeout_s': 10.0, 'policy_timeout_s': 20.0}}
@@ -68,8 +53,9 @@ def system(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, mind
             reasoner_url=server.url,
             reasoner_model='tiny',
         )
-        with Runner(processes(options), log_directory=folder) as runner:
-            yield runner
+        made = System(processes(options), folder)
+        yield made
+        made.close()
 
 
 class Witness:
@@ -117,16 +103,30 @@ class Witness:
             'the robot at rest',
         )
 
-    def call(self, service: str) -> None:
+    def call(self, service: str) -> Trigger.Response:
         client = self.node.create_client(Trigger, service)
         self.graph.eventually(client.service_is_ready)
         called = client.call_async(Trigger.Request())
         self.graph.eventually(called.done)
-        assert called.result().success, called.result().message
+        self.node.destroy_client(client)
+        return called.result()
+
+    def reset(self) -> None:
+        """Reset the guard, as soon as its cool-down is over."""
+        said: list[str] = []
+
+        def succeeds() -> bool:
+            answer = self.call('guard/reset')
+            said.append(answer.message)
+            return answer.success
+
+        self.graph.eventually(succeeds, what='a reset')
+        assert all(text.startswith('too early') for text in said[:-1]), said
 
 
 @pytest.fixture
-def witness(graph: Any, system: Runner) -> Witness:
+def witness(graph: Any, system: System) -> Witness:
+    system.start_all()
     made = Witness(graph)
     made.up()
     return made
@@ -150,7 +150,7 @@ def test_a_stop_of_the_guard_in_the_middle_of_a_plan_ends_it_in_rest_until_a_per
     mind.sees = lambda condition: 0.02
     _, future = witness.plan()
     witness.moves()
-    witness.call('guard/stop')
+    assert witness.call('guard/stop').success
     witness.graph.eventually(future.done, 30.0, 'the end of the plan')
     assert future.result().result.reason == MakePlan.Result.STOPPED_BY_GUARD
     witness.rests()
@@ -162,7 +162,7 @@ def test_a_stop_of_the_guard_in_the_middle_of_a_plan_ends_it_in_rest_until_a_per
 def test_after_a_reset_a_plan_can_be_carried_out_and_its_cancellation_ends_in_rest(witness, mind):
     mind.sees = lambda condition: 0.02
     if witness.guard[-1].state == GuardStatus.FAULT:
-        witness.call('guard/reset')
+        witness.reset()
         witness.graph.eventually(lambda: witness.guard[-1].state != GuardStatus.FAULT)
     handle, future = witness.plan()
     witness.moves()
@@ -178,10 +178,9 @@ def test_a_signal_in_the_middle_of_a_plan_ends_the_reasoner_with_code_0_and_the_
     mind.sees = lambda condition: 0.02
     _, future = witness.plan()
     witness.moves()
-    system.send_signal('reasoner', signal.SIGINT)
-    witness.graph.eventually(future.done, 15.0, 'the end of the plan')
+    system.send('reasoner', signal.SIGINT)
+    witness.graph.eventually(future.done, what='the end of the plan')
     assert future.result().result.reason == MakePlan.Result.DEACTIVATED
-    witness.graph.eventually(lambda: system.poll()['reasoner'] is not None, 15.0)
-    assert system.poll()['reasoner'] == 0
+    assert system.wait('reasoner') == 0, system.log('reasoner')
     witness.rests()
     witness.graph.eventually(lambda: witness.policy[-1].state == PolicyStatus.IDLE)

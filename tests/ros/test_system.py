@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import random
 import signal
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,32 +20,16 @@ from cosmos3_msgs.action import RunPolicy
 from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, PolicyStatus, Verdict
 from cosmos3_ros import qos
 from cosmos3_ros.action_client import ActionClient
-from cosmos3_ros.bringup import Options, ProcessSpec, processes
+from cosmos3_ros.bringup import Options, processes
 from cosmos3_ros.conversions import JointReader
 from cosmos3_ros.judge import LADDER, MONITORS
-from cosmos3_ros.runner import Runner
 from engine.calibration import Band, Calibration
 from engine.checkpoint import open_checkpoint
 from engine.contract import load_contract
-from engine.errors import CosmosError
-from engine.evaluation.simulated_franka import SimulatedFranka
+from tests.ros.system_bench import AT_REST_RAD_S, MOVING_RAD_S, STARTED_S, System, can_draw
 
 NAMESPACE = 'arena'
 JOINTS = tuple(f'panda_joint{i}' for i in range(1, 8))
-STARTED_S = 90.0  # a busy machine takes its time to import PyTorch
-AT_REST_RAD_S = 0.01
-MOVING_RAD_S = 0.03
-
-
-def can_draw() -> str:
-    """Why pictures cannot be drawn here; empty if they can."""
-    try:
-        robot = SimulatedFranka(image_size=(16, 16), render_views=('wrist',))
-        robot.render()
-        robot.close()
-    except CosmosError as error:
-        return str(error)
-    return ''
 
 
 WHY_NOT = can_draw()
@@ -55,42 +37,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or 'pictures can be drawn'),
 ]
-
-
-class System:
-    """The processes of the system, each of which can be ended and started again by itself."""
-
-    def __init__(self, specs: Iterable[ProcessSpec], logs: Path) -> None:
-        self.specs = {spec.name: spec for spec in specs}
-        self.logs = logs
-        self._runners: dict[str, Runner] = {}
-
-    def start(self, name: str) -> None:
-        """Start a process, unless it runs."""
-        if name not in self._runners:
-            self._runners[name] = Runner([self.specs[name]], log_directory=self.logs).__enter__()
-
-    def send(self, name: str, number: signal.Signals) -> None:
-        self._runners[name].send_signal(name, number)
-
-    def wait(self, name: str, timeout: float = 15.0) -> int:
-        """Wait for the end of a process; return its exit code."""
-        runner = self._runners.pop(name)
-        deadline = time.monotonic() + timeout
-        pause = threading.Event()
-        while (code := runner.poll()[name]) is None and time.monotonic() < deadline:
-            pause.wait(0.01)
-        runner.stop(signal.SIGKILL)
-        assert code is not None, f'{name} did not end within {timeout} s; its log ends with\n{self.log(name)}'
-        return code
-
-    def log(self, name: str) -> str:
-        return '\n'.join((self.logs / f'{name}.log').read_text(errors='replace').splitlines()[-30:])
-
-    def close(self) -> None:
-        for runner in self._runners.values():
-            runner.stop()
-        self._runners.clear()
 
 
 class Witness:
@@ -128,8 +74,7 @@ class Witness:
 
     def moving(self, anew: bool = False) -> None:
         """Bring the system to where the robot follows the policy; with `anew` in a run of this witness's own."""
-        for name in self.system.specs:
-            self.system.start(name)
+        self.system.start_all()
         for kept in (self.joints, self.policy, self.statuses):
             self.graph.eventually(lambda kept=kept: len(kept) >= 3, STARTED_S, 'all processes are up')
         self.graph.eventually(lambda: self.statuses[-1].state != GuardStatus.INACTIVE, STARTED_S)
