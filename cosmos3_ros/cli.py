@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosmos3_ros.cli_ask import add_ask, add_plan
+from cosmos3_ros.cli_dataset import add_dataset
 from cosmos3_ros.cli_eval import add_eval
 from cosmos3_ros.cli_imagine import add_imagine, add_infer_actions
 from cosmos3_ros.cli_safety import add_calibrate, add_safety_sim
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add_infer_actions(commands, _bars)
     add_calibrate(commands, _bars)
     add_safety_sim(commands, _bars)
+    add_dataset(commands, _bars)
     add_eval(commands, _bars)
     add_serve(commands)
     return parser

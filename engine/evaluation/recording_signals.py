@@ -107,6 +107,14 @@ SCHEMAS = (
         joints=(Field('joint_position'),),
         gripper=(Field('gripper_position'),),
     ),
+    Schema(
+        'cosmos3_ros',
+        _cameras('observation.images.{}', VIEWS),
+        joints=(Field('observation.state'),),
+        commanded=(Field('action'),),
+        gripper=(Field('observation.state', ARM_JOINTS), Field('observation.gripper')),
+        pose=(Field('observation.end_effector'),),
+    ),
 )
 
 # Keys that recordings of any robot have, with any meaning.

@@ -21,6 +21,7 @@ FLOORS = (
     {'cosmos3'},
     {'engine'},
     {'serving', 'evaluation', 'training', 'export', 'monitors', 'calibration'},
+    {'datasets'},
     {'cosmos3_ros'},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -80,6 +80,11 @@ def schema_columns(name: str) -> dict[str, np.ndarray]:
             'action': np.hstack([JOINTS, grip]),
         },
         'openpi': {'joint_position': JOINTS, 'gripper_position': grip, 'actions': np.hstack([JOINTS, grip])},
+        'cosmos3_ros': {
+            'observation.state': np.hstack([JOINTS, grip]),
+            'observation.end_effector': POSE,
+            'action': np.hstack([JOINTS, grip]),
+        },
     }[name]
 
 
