@@ -21,6 +21,9 @@ from engine.resources import config_folders
 PACKAGE = 'cosmos3_ros'
 _TRUTH = {'true': True, 'false': False}
 _SWITCHES = ('use_sim_time', 'autostart', 'dynamics', 'reasoner', 'viewer')
+REMOTE = 'remote'
+_OF_A_SERVER = ('url', 'dialect', 'api_key_variable')
+_OF_WEIGHTS = ('checkpoint', 'device', 'compiled', 'preset', 'record')
 _LOG_LEVELS = ('debug', 'info', 'warn', 'error', 'fatal')
 _FASTDDS_VARIABLES = ('FASTRTPS_DEFAULT_PROFILES_FILE', 'FASTDDS_DEFAULT_PROFILES_FILE')
 
@@ -48,6 +51,20 @@ LAUNCH_ARGUMENTS = (
         'checkpoint',
         '',
         'Checkpoint: a directory in the public layout, or a hub id. Empty: the one the contract names.',
+    ),
+    Argument(
+        'backend',
+        'local',
+        'local: the weights of this machine, run as the parameter file says. remote: a policy server at url; see '
+        'docs/serving.md.',
+        ('local', 'remote'),
+    ),
+    Argument('url', '', 'With backend:=remote: the policy server, ws://HOST:PORT. Empty: as in the parameter file.'),
+    Argument('dialect', '', 'With backend:=remote: what that server speaks. Empty: as in the parameter file.'),
+    Argument(
+        'api_key_variable',
+        '',
+        'With backend:=remote: environment variable with the key of that server. Empty: as in the parameter file.',
     ),
     Argument('device', '', 'Device of the network: cpu, cuda, cuda:1, ... Empty: as in the parameter file.'),
     Argument('compiled', '', 'Folder that cosmos3 compile made of the checkpoint. Empty: as in the parameter file.'),
@@ -123,6 +140,10 @@ class Options:
 
     contract: str = 'droid_joint_pos'
     checkpoint: str = ''
+    backend: str = 'local'
+    url: str = ''
+    dialect: str = ''
+    api_key_variable: str = ''
     device: str = ''
     compiled: str = ''
     preset: str = ''
@@ -222,9 +243,9 @@ def processes(options: Options) -> tuple[ProcessSpec, ...]:
         ContractError: The contract is faulty.
     """
     contract = load_contract(options.contract)
-    problems = [*_problems(options), *_sim_problems(options, contract)]
+    problems = [*_problems(options), *_sim_problems(options, contract), *_remote_problems(options)]
     checkpoint = options.checkpoint or contract.checkpoint.policy or ''
-    if not checkpoint:
+    if not checkpoint and options.backend != REMOTE:
         what = f'must be given: contract {contract.name} is made for no published checkpoint'
         remedy = 'give a directory or a hub id; `cosmos3 make-tiny DIR` writes a small random one'
         problems.append(Problem('checkpoint', what, remedy=remedy))
@@ -239,7 +260,7 @@ def processes(options: Options) -> tuple[ProcessSpec, ...]:
         essential=True,
         **common,
     )
-    policy = {'contract': options.contract, 'checkpoint': checkpoint}
+    policy = {'contract': options.contract, **_model(options, checkpoint)}
     policy |= {name: value for name in ('device', 'preset') if (value := getattr(options, name))}
     if options.compiled:
         policy['compiled'] = str(Path(options.compiled).expanduser().absolute())
@@ -255,6 +276,14 @@ def processes(options: Options) -> tuple[ProcessSpec, ...]:
     )
     others = (*_remote_reasoner(options, common), *_viewer(options, common), *_instruction(options, common))
     return (*_robot(options, contract, common), guard, host, *others)
+
+
+def _model(options: Options, checkpoint: str) -> dict[str, str]:
+    """Where the policy's chunks come from."""
+    if options.backend != REMOTE:
+        return {'checkpoint': checkpoint}
+    given = {name: value for name in _OF_A_SERVER if (value := getattr(options, name))}
+    return {'backend': REMOTE, **given}
 
 
 def _nodes(options: Options) -> tuple[str, ...]:
@@ -360,6 +389,26 @@ def _reasoner_problems(options: Options) -> list[Problem]:
         missing = 'reasoner_model' if 'reasoner_url' in given else 'reasoner_url'
         return [Problem(missing, f'must be given with {next(iter(given))}')]
     return []
+
+
+def _remote_problems(options: Options) -> list[Problem]:
+    """Arguments that do not go with where the policy runs."""
+    if options.backend != REMOTE:
+        given = {name: value for name in _OF_A_SERVER if (value := getattr(options, name))}
+        what, remedy = 'means nothing with backend:=local', 'add backend:=remote'
+        return [Problem(name, what, value, remedy=remedy) for name, value in given.items()]
+    given = {name: value for name in _OF_WEIGHTS if (value := getattr(options, name))}
+    what = 'means nothing with backend:=remote'
+    problems = [Problem(name, what, value, remedy='leave it out') for name, value in given.items()]
+    if not options.url and not options.params_file:
+        problems.append(Problem('url', 'must be given with backend:=remote', '', 'ws://HOST:PORT or wss://HOST:PORT'))
+    if options.dynamics:
+        problems.append(Problem('dynamics', 'needs weights on this machine', 'true', remedy='leave backend out'))
+    if options.reasoner and not options.reasoner_url:
+        problems.append(
+            Problem('reasoner', 'needs weights on this machine, or an endpoint', remedy='give reasoner_url')
+        )
+    return problems
 
 
 def _problems(options: Options) -> list[Problem]:

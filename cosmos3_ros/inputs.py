@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cosmos3_ros.streams import Missing, Snapshot, StreamBuffer, Timeline, reference_stamp, sample_all
 from engine.contract import Contract, StreamTerms
 from engine.errors import ObservationError
-from engine.policy import Observation
+from engine.policy_observation import Observation
 
 JOINT_STATES = 'joint_states'
 END_EFFECTOR = 'end_effector'

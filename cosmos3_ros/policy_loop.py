@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 from cosmos3_ros.continuation import Continuation, Delays, Plan
 from cosmos3_ros.inputs import Inputs, pose_streams
 from cosmos3_ros.streams import Missing, Snapshot
-from engine.errors import CosmosError, InvalidInput, ObservationError, Problem
-from engine.policy import Observation, Policy, PolicyChunk
-from engine.runtime import Cancelled
+from engine.contract import Contract
+from engine.errors import CosmosError, InvalidInput, ObservationError, Problem, ServerUnavailable
+from engine.policy_observation import Observation, PolicyChunk
 from engine.sampler import request_seeds
+from engine.turns import Cancelled
 
 WAIT_S = 0.02
 """Longest sleep between looks at the inputs; new data wakes the loop earlier."""
@@ -46,6 +48,7 @@ class Phase(Enum):
     """What a run is doing."""
 
     WAITING = 'waiting for inputs'
+    NO_SERVER = 'waiting for the policy server'
     INFERRING = 'inferring'
     EXECUTING = 'executing'
 
@@ -86,10 +89,12 @@ class Run:
         phase: What it is doing.
         text: Why it ended.
         chunks: Chunks handed over so far.
-        missing: Inputs that it waits for, each with the reason.
+        missing: Inputs that it waits for, or the policy server, each with the reason.
         end: Why it ended, or None.
         ended: Set together with `end`.
         seeds: Seeds of the chunks to come.
+        greeted: Whether a policy that runs elsewhere has been told that something new begins.
+        gone_since_ns: Since when the policy's server is gone, on the steady clock; None while it answers.
     """
 
     instruction: str
@@ -102,6 +107,8 @@ class Run:
     end: End | None = None
     ended: threading.Event = field(default_factory=threading.Event)
     seeds: Iterator[int] = field(default_factory=request_seeds)
+    greeted: bool = False
+    gone_since_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,7 @@ class LoopOptions:
         execute_rows: Rows of each chunk that are handed over, its horizon; 0 means all.
         continue_chunks: Whether a chunk continues the rows that are executed while it is computed.
         input_timeout_ns: How long inputs may stay missing or stale before the run is given up.
+        server_timeout_ns: How long a policy that runs elsewhere may be gone before the run is given up.
         seed: Base of a run's seeds; each chunk takes the next one, as NVIDIA's policy server draws them.
         fixed_seed: Whether every chunk uses `seed` itself.
     """
@@ -121,6 +129,7 @@ class LoopOptions:
     execute_rows: int = 0
     continue_chunks: bool = False
     input_timeout_ns: int = 5_000_000_000
+    server_timeout_ns: int = 30_000_000_000
     seed: int = 0
     fixed_seed: bool = False
 
@@ -149,12 +158,34 @@ class Latencies:
         return {stage: (float(p50), float(p95)) for stage, (p50, p95) in found.items()}
 
 
+class LoopPolicy(Protocol):
+    """A policy as the loop sees it: :class:`engine.policy.Policy`, or one that runs elsewhere."""
+
+    contract: Contract
+
+    def infer(
+        self,
+        observation: Observation,
+        seed: int,
+        cancelled: Callable[[], bool],
+        committed: NDArray[np.floating] | None,
+    ) -> PolicyChunk:
+        """One chunk."""
+
+    def check_instruction(self, instruction: str) -> None:
+        """Raise what speaks against following an instruction."""
+
+
 class PolicyLoop:
-    """Owns the worker thread and at most one :class:`Run`."""
+    """Owns the worker thread and at most one :class:`Run`.
+
+    Attributes:
+        outage: Why a policy that runs elsewhere could not be asked the last time; empty if it could.
+    """
 
     def __init__(
         self,
-        policy: Policy,
+        policy: LoopPolicy,
         inputs: Inputs,
         now_ns: Callable[[], int],
         on_chunk: Callable[[TimedChunk], None],
@@ -191,6 +222,8 @@ class PolicyLoop:
         self._on_error = on_error
         self._record = record
         self._translate = translate
+        self.outage = ''
+        self._generation = 0
         self._guard_epoch = 0
         self._changed = threading.Condition()
         self._closing = False
@@ -307,7 +340,6 @@ class PolicyLoop:
                 self._wait_for_inputs(run, found, waiting_since_ns)
                 continue
             waiting_since_ns = None
-            run.missing = ()
             observation, snapshot = found
             if snapshot.reference_ns < due_ns:  # better a fresh frame in a moment than the one before it now
                 self._sleep()
@@ -327,12 +359,9 @@ class PolicyLoop:
         return run.end is not None or self._closing
 
     def _infer(self, run: Run, observation: Observation, snapshot: Snapshot, epoch: int) -> None:
-        run.phase = Phase.INFERRING
-        seed = self.options.seed if self.options.fixed_seed else next(run.seeds)
         committed = self._committed(snapshot.reference_ns)
-        try:
-            chunk = self.policy.infer(observation, seed, lambda: self._over(run) or epoch != self.epoch, committed)
-        except Cancelled:
+        chunk = self._asked(run, observation, epoch, committed)
+        if chunk is None:
             return
         self.latencies.add(chunk.seconds)
         try:
@@ -348,13 +377,15 @@ class PolicyLoop:
         with self._changed:
             if self._over(run) or epoch != self.epoch:
                 return
+            if self._is_of_a_new_connection(chunk):
+                self._new_epoch(self._now_ns())
             self.sequence += 1
             self.chunks += 1
             run.chunks += 1
             run.phase = Phase.EXECUTING
             timed = TimedChunk(
                 snapshot.reference_ns,
-                epoch,
+                self.epoch,
                 self.sequence,
                 chunk,
                 snapshot.spread_ns,
@@ -362,9 +393,51 @@ class PolicyLoop:
                 0 if committed is None else len(committed),
                 observation,
             )
-            self.continuation.sent(epoch, self.sequence, Plan(timed.stamp_ns, self._step_ns, chunk.actions))
+            self.continuation.sent(self.epoch, self.sequence, Plan(timed.stamp_ns, self._step_ns, chunk.actions))
             self._on_chunk(timed)
         self._record(timed)
+
+    def _asked(
+        self, run: Run, observation: Observation, epoch: int, committed: NDArray[np.float64] | None
+    ) -> PolicyChunk | None:
+        """What the policy answers; None if it was given up, or runs elsewhere and cannot be reached."""
+        # While a server is gone the run waits for it: a policy that only tries is none that is running.
+        run.phase, run.missing = (Phase.NO_SERVER, (self.outage,)) if self.outage else (Phase.INFERRING, ())
+        seed = self.options.seed if self.options.fixed_seed else next(run.seeds)
+        try:
+            self._greet(run)
+            chunk = self.policy.infer(observation, seed, lambda: self._over(run) or epoch != self.epoch, committed)
+        except Cancelled:
+            return None
+        except ServerUnavailable as error:
+            self._wait_for_server(run, error)
+            return None
+        self.outage, run.gone_since_ns = '', None
+        run.phase, run.missing = Phase.INFERRING, ()
+        return chunk
+
+    def _greet(self, run: Run) -> None:
+        """Have a policy that runs elsewhere forget what was before this run."""
+        forget = getattr(self.policy, 'reset', None)
+        if forget is not None and not run.greeted:
+            forget()
+        run.greeted = True
+
+    def _wait_for_server(self, run: Run, error: ServerUnavailable) -> None:
+        """Note why there is no chunk; the run goes on when the server is back, or is given up after a while."""
+        now = time.monotonic_ns()
+        run.gone_since_ns = run.gone_since_ns or now
+        if not self.outage:
+            self._on_error(f'the policy server is gone, and is asked again: {error}', error)
+        self.outage = f'policy server: {error}'
+        run.phase, run.missing = Phase.NO_SERVER, (self.outage,)
+        if now - run.gone_since_ns > self.options.server_timeout_ns:
+            self.finish(End.POLICY_ERROR, f'gave up waiting for the {self.outage}')
+
+    def _is_of_a_new_connection(self, chunk: PolicyChunk) -> bool:
+        """Whether a server has been reached anew: what it gave before it has forgotten, and so must everybody."""
+        before, self._generation = self._generation, getattr(chunk, 'generation', 0)
+        return before != self._generation
 
     def _frame_id(self, snapshot: Snapshot) -> str:
         """The one frame in which all arms were measured: a chunk has room for one."""

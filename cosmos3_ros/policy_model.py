@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from cosmos3_ros.parameters import Parameter, Required
+from cosmos3_ros.policy_remote import REMOTE, REMOTE_PARAMETERS, Values, load_remote
 from cosmos3_ros.shared_model import MODELS
 from engine.backends.choice import AUTO, BACKENDS, TORCH
 from engine.contract_sampler import PRESETS
@@ -17,15 +19,9 @@ from engine.errors import InvalidInput, Problem
 if TYPE_CHECKING:
     from engine.contract import Contract
     from engine.policy import Policy
+    from engine.serving.client import RemotePolicy
 
 Report = Callable[[str], None]
-
-
-class Values(Protocol):
-    """Values of parameters by name."""
-
-    def __getitem__(self, name: str) -> Any:
-        """The value of a parameter."""
 
 
 MODEL_PARAMETERS = (
@@ -59,6 +55,36 @@ MODEL_PARAMETERS = (
     ),
     Parameter('warm_up', True, 'Run one inference while configuring, so that the first chunk is not late.'),
 )
+
+
+def _of_policy(parameter: Parameter) -> Parameter:
+    """A parameter of local weights as the policy node has it, whose policy may run elsewhere."""
+    if parameter.name == 'checkpoint':
+        description = parameter.description.removesuffix('.') + f'; none with `backend: {REMOTE}`.'
+        return replace(parameter, default='', description=description)
+    if parameter.name == 'backend':
+        description = parameter.description.removesuffix('.') + f'; {REMOTE}: the policy server at `url`.'
+        return replace(parameter, one_of=(*parameter.one_of, REMOTE), description=description)
+    return parameter
+
+
+POLICY_PARAMETERS = (*map(_of_policy, MODEL_PARAMETERS), *REMOTE_PARAMETERS)
+"""Of a policy that is loaded here or asked elsewhere."""
+
+
+def find_policy(values: Values, contract: Contract, report: Report) -> Policy | RemotePolicy:
+    """The policy that `POLICY_PARAMETERS` name: weights of this process, or a server.
+
+    Raises:
+        CosmosError: As :func:`load_policy` and :func:`~cosmos3_ros.policy_remote.load_remote`.
+    """
+    if values['backend'] == REMOTE:
+        return load_remote(values, contract, report)
+    if not values['checkpoint']:
+        remedy = f'give a directory or a hub id, or backend: {REMOTE} and url'
+        problem = Problem('checkpoint', f'must be given with backend: {values["backend"]}', remedy=remedy)
+        raise InvalidInput('parameters of the policy', [problem])
+    return load_policy(values, contract, report)
 
 
 def load_policy(values: Values, contract: Contract, report: Report) -> Policy:

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
@@ -36,17 +36,21 @@ from cosmos3_ros.inputs import JOINT_STATES, Inputs, pose_streams
 from cosmos3_ros.node_base import CosmosLifecycleNode, configured
 from cosmos3_ros.parameters import Parameter, ParameterSet
 from cosmos3_ros.policy_loop import End, LoopOptions, Phase, PolicyLoop, Run, TimedChunk
-from cosmos3_ros.policy_model import MODEL_PARAMETERS, load_policy
+from cosmos3_ros.policy_model import POLICY_PARAMETERS, find_policy
 from cosmos3_ros.pose_bridge import PoseBridge
 from cosmos3_ros.process import conclude_s
 from cosmos3_ros.proposals import PROPOSALS
 from cosmos3_ros.streams import Timeline
 from engine.contract import Contract, load_contract, with_preset
 from engine.errors import ContractError, CosmosError, ObservationError, Problem
-from engine.policy import POSE_COLUMNS
+from engine.policy_observation import POSE_COLUMNS
+
+if TYPE_CHECKING:
+    from engine.policy import Policy
+    from engine.serving.client import RemotePolicy
 
 PARAMETERS = (
-    *MODEL_PARAMETERS,
+    *POLICY_PARAMETERS,
     Parameter(
         'timeline',
         'header',
@@ -101,6 +105,7 @@ PARAMETERS = (
     Parameter('record_directory', '', 'Where to keep the imagined latents of every chunk; empty: nowhere.'),
 )
 FEEDBACK_PERIOD_S = 0.2
+_WAITS = (Phase.WAITING, Phase.NO_SERVER)
 
 
 class PolicyNode(CosmosLifecycleNode):
@@ -113,6 +118,7 @@ class PolicyNode(CosmosLifecycleNode):
         self.loop: PolicyLoop | None = None
         self.contract: Contract | None = None
         self._recorder: LatentRecorder | None = None
+        self._policy: Policy | RemotePolicy | None = None
         self._goals: GoalServer | None = None
         self._accepting = False
 
@@ -123,7 +129,7 @@ class PolicyNode(CosmosLifecycleNode):
         _check_servable(contract, values['splice'])
         to_joints = values['end_effector_chunks'] == 'joints' and contract.embodiment.action_space == 'ee_delta'
         bridge = PoseBridge(contract) if to_joints else None
-        policy = load_policy(values, contract, self.get_logger().info)
+        self._policy = policy = find_policy(values, contract, self.get_logger().info)
         if values['record_directory']:
             self._recorder = LatentRecorder(Path(values['record_directory']))
         inputs = Inputs(contract, Timeline(values['timeline']), needs_joints=bridge is not None)
@@ -162,7 +168,10 @@ class PolicyNode(CosmosLifecycleNode):
         if self.loop is not None:
             self.loop.close()
             PROPOSALS.clear(self.resolve_topic_name('~/chunk'))
-        self.loop = self._recorder = self._goals = None
+        close = getattr(self._policy, 'close', None)  # a connection has one, weights have none
+        if close is not None:
+            close()
+        self.loop = self._recorder = self._goals = self._policy = None
         self.diagnostics.removeByName('policy')
 
     def clock_jumped(self, backward_s: float) -> None:
@@ -177,6 +186,7 @@ class PolicyNode(CosmosLifecycleNode):
             execute_rows=values['execute_rows'],
             continue_chunks=values['splice'] == 'prefix',
             input_timeout_ns=int(values['input_timeout_s'] * 1e9),
+            server_timeout_ns=int(values['server_timeout_s'] * 1e9),
             seed=values['seed'],
             fixed_seed=values['fixed_seed'],
         )
@@ -283,8 +293,13 @@ class PolicyNode(CosmosLifecycleNode):
             stat.summary(diagnostics.STALE, 'not configured')
             return stat
         run = loop.run
-        waiting = run is not None and run.end is None and run.phase is Phase.WAITING
+        waiting = run is not None and run.end is None and run.phase in _WAITS
         stat.summary(diagnostics.WARN if waiting else diagnostics.OK, run.text or run.phase.value if run else 'idle')
+        if loop.outage:
+            stat.mergeSummary(diagnostics.ERROR, loop.outage)
+        if isinstance(url := getattr(loop.policy, 'url', None), str):
+            stat.add('policy server', url)
+            stat.add('connections so far', getattr(loop.policy, 'generation', 0))
         for name, reason in loop.inputs.rejected.items():
             stat.mergeSummary(diagnostics.ERROR, f'{name}: {reason}')
         for stage, (p50, p95) in loop.latencies.percentiles().items():
@@ -460,7 +475,7 @@ def status_message(loop: PolicyLoop, now_ns: int, state: int | None = None) -> P
         if run is not None and run.end is End.POLICY_ERROR:
             state = PolicyStatus.FAILED
         elif running:
-            state = PolicyStatus.WAITING if run.phase is Phase.WAITING else PolicyStatus.RUNNING
+            state = PolicyStatus.WAITING if run.phase in _WAITS else PolicyStatus.RUNNING
     stages = loop.latencies.percentiles()
     message = PolicyStatus(
         state=state,

@@ -16,7 +16,7 @@ from cosmos3_ros.inverse_kinematics import InverseKinematics
 from engine.actions import matrix_to_quaternion, quaternion_to_matrix
 from engine.contract import ArmTerms, Contract
 from engine.errors import ContractError, InvalidInput, ObservationError, Problem
-from engine.policy import POSE_COLUMNS, Observation, PolicyChunk
+from engine.policy_observation import POSE_COLUMNS, Observation, PolicyChunk
 
 POSITION_APART_M = 0.02
 ROTATION_APART_RAD = 0.1

@@ -73,3 +73,7 @@ class TalkerError(CosmosError):
 
 class ServerError(CosmosError):
     """A remote policy could not be had: its server is unreachable, refused, was too slow or sent what is no chunk."""
+
+
+class ServerUnavailable(ServerError):
+    """A policy server cannot be reached, has no room, or is too slow: it may be there again in a moment."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,6 +26,17 @@ from engine.observation.geometry import Canvas, choose_canvas, content_size, fit
 from engine.observation.on_device import compose_on
 from engine.observation.prompts import action_prompt
 from engine.observation.views import compose, in_shape
+from engine.policy_observation import (
+    POSE_COLUMNS,
+    Observation,
+    PolicyChunk,
+    check_numbers,
+    check_observation,
+    grey_observation,
+    gripper_shape,
+    instruction_problems,
+    pose_shape,
+)
 from engine.runtime import Stopwatch, Task
 from engine.runtime_lanes import hand_out
 from engine.sampler import Guidance, flow_unipc_schedule, framework_noise
@@ -39,69 +48,7 @@ if TYPE_CHECKING:
     from engine.contract import Contract
     from engine.runtime import Runtime
 
-
-POSE_COLUMNS = 7
-"""Columns of one arm's pose in a row of :attr:`PolicyChunk.actions`: position (m), then quaternion x, y, z, w."""
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What the robot knows at one instant.
-
-    Shapes are those of a robot of one arm with one gripper. With B > 1 arms, poses have a dimension of arms before the
-    last: [B, 3] and [B, 4], with history [history + 1, B, 3]; with G > 1 grippers their positions have one at the end:
-    [G], with history [history + 1, G]. Arms and grippers are in the contract's order.
-
-    Attributes:
-        images: RGB picture of each view the contract names, uint8 [H, W, 3], of any size.
-        instruction: What to do, in words.
-        joint_positions: [J] rad, in the contract's joint order, that of all arms after each other; with history
-            [history + 1, J], newest last.
-        gripper_position: Robot convention, 0 = open, 1 = closed; with history [history + 1].
-        end_effector_position: [3] m, robot base frame; needed by end-effector action spaces; [history + 1, 3] likewise.
-        end_effector_quaternion: [4] xyzw, unit; likewise.
-    """
-
-    images: Mapping[str, NDArray[np.uint8]]
-    instruction: str
-    joint_positions: NDArray[np.floating] | None = None
-    gripper_position: float | NDArray[np.floating] | None = None
-    end_effector_position: NDArray[np.floating] | None = None
-    end_effector_quaternion: NDArray[np.floating] | None = None
-
-
-@dataclass(frozen=True)
-class PolicyChunk:
-    """What one inference hands back.
-
-    Attributes:
-        actions: float32 [rows, D] in physical units and the robot's convention. joint_position: joint radians, then
-            gripper (1 = closed). ee_delta: position (m), quaternion xyzw, gripper; absolute, in the frame that the
-            measured pose is given in. With several arms all of them come first, arm after arm, and behind them their
-            grippers, however the model writes its rows: 14 joints and 2 grippers, or 2 x 7 numbers of poses and 2
-            grippers, make 16 columns.
-        imagined: The imagined video, as the network leaves it; None if it was not kept.
-        instruction: The instruction it follows.
-        seed: Seed of its noise.
-        seconds: Time per stage: wait (for other requests), compose, encode, noise, prefix, denoise, decode, and total.
-    """
-
-    actions: NDArray[np.float32]
-    imagined: VideoTokens | None
-    instruction: str
-    seed: int
-    seconds: Mapping[str, float]
-
-    @cached_property
-    def latents(self) -> torch.Tensor:
-        """The imagined video, float32 [1, 48, T, h, w]; decode with :meth:`Policy.imagined_video`.
-
-        Raises:
-            CosmosError: It was not kept.
-        """
-        if self.imagined is None:
-            raise CosmosError('the imagined video of this chunk was not kept')
-        return self.imagined.latents()
+__all__ = ['POSE_COLUMNS', 'Observation', 'Policy', 'PolicyChunk', 'canvas_of', 'check_observation', 'layout_of']
 
 
 class _Noise(NamedTuple):
@@ -175,25 +122,14 @@ class Policy:
         Raises:
             ObservationError: It is empty, or longer than the checkpoint can read.
         """
-        problems = list(_check_instruction(instruction))
+        problems = list(instruction_problems(instruction))
         if problems:
             raise ObservationError('instruction', problems)
         self.runtime.tokenizer.encode(self.caption(instruction))
 
     def warm_up(self) -> None:
         """Run one inference on grey pictures, so that later ones do not pay for first-time work."""
-        terms = self.contract.embodiment
-        grey = {name: np.full((180, 320, 3), 128, np.uint8) for name in self.contract.views.streams}
-        rows = max(1, terms.clean_rows)
-        observation = Observation(
-            images=grey,
-            instruction='warm up',
-            joint_positions=np.zeros((rows, len(self.contract.robot.joints))),
-            gripper_position=np.zeros(_gripper_shape(self.contract, rows)),
-            end_effector_position=np.zeros(_pose_shape(self.contract, rows, 3)),
-            end_effector_quaternion=np.broadcast_to([0.0, 0.0, 0.0, 1.0], _pose_shape(self.contract, rows, 4)),
-        )
-        self.infer(observation)
+        self.infer(grey_observation(self.contract))
 
     def prepare(self, instruction: str) -> None:
         """Compute the prompt's keys and values ahead of the first observation.
@@ -342,7 +278,7 @@ class Policy:
             return np.zeros((0, terms.raw_action_dim))
         count = terms.clean_rows
         measured = observation.gripper_position if self.contract.robot.grippers else ()
-        gripper = np.asarray(measured, np.float64).reshape(_gripper_shape(self.contract, count))
+        gripper = np.asarray(measured, np.float64).reshape(gripper_shape(self.contract, count))
         if isinstance(self.codec, PoseCodec):
             return self._pose_rows(self.codec, self._poses(observation), gripper)
         joints = np.asarray(observation.joint_positions, np.float64).reshape(count, -1)
@@ -360,7 +296,7 @@ class Policy:
             raise InvalidInput(
                 'observation', [Problem('committed', 'has the wrong shape', str(list(rows.shape)), what)]
             )
-        problems = _check_numbers('committed', rows, rows.shape)
+        problems = check_numbers('committed', rows, rows.shape)
         if problems:
             raise InvalidInput('observation', problems)
         rows, gripper = rows[:, :gripper_at].astype(np.float64), rows[:, gripper_at:].astype(np.float64)
@@ -399,7 +335,7 @@ class Policy:
         rows = max(self.contract.embodiment.clean_rows, 1)
         position = np.asarray(observation.end_effector_position, np.float64)
         quaternion = np.asarray(observation.end_effector_quaternion, np.float64)
-        shapes = _pose_shape(self.contract, rows, 3), _pose_shape(self.contract, rows, 4)
+        shapes = pose_shape(self.contract, rows, 3), pose_shape(self.contract, rows, 4)
         return Poses(position.reshape(shapes[0]), quaternion_to_matrix(quaternion.reshape(shapes[1])))
 
 
@@ -425,65 +361,6 @@ def layout_of(contract: Contract, committed: int = 0) -> Layout:
     )
 
 
-def check_observation(observation: Observation, contract: Contract) -> None:
-    """Do nothing if an observation holds what a contract asks for.
-
-    Raises:
-        ObservationError: It does not; lists every fault by field.
-    """
-    problems = [*_check_instruction(observation.instruction), *_check_images(observation.images, contract)]
-    clean = contract.embodiment.clean_rows
-    if clean and contract.embodiment.action_space == 'joint_position':
-        width = len(contract.robot.joints)
-        problems += _check_numbers('joint_positions', observation.joint_positions, (clean, width))
-    if contract.embodiment.action_space == 'ee_delta':
-        poses = max(clean, 1)  # rows are integrated from the measured pose, whether the network sees it or not
-        for name, numbers in (('position', 3), ('quaternion', 4)):
-            value = getattr(observation, f'end_effector_{name}')
-            problems += _check_numbers(f'end_effector_{name}', value, _pose_shape(contract, poses, numbers))
-    if clean and contract.robot.grippers:
-        problems += _check_numbers('gripper_position', observation.gripper_position, _gripper_shape(contract, clean))
-    if problems:
-        raise ObservationError(f'observation for contract {contract.name}', problems)
-
-
-def _check_instruction(instruction: str) -> Iterator[Problem]:
-    if not isinstance(instruction, str):
-        yield Problem('instruction', 'must be text', type(instruction).__name__)
-    elif not instruction.strip():
-        yield Problem('instruction', 'is empty', repr(instruction), 'a sentence that says what to do')
-
-
-def _check_images(images: Mapping[str, NDArray[np.uint8]], contract: Contract) -> Iterator[Problem]:
-    for name in contract.views.streams:
-        if name not in images:
-            yield Problem(f'images.{name}', 'is missing', '', '', f'given: {", ".join(images) or "none"}')
-            continue
-        picture = np.asarray(images[name])
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3 or min(picture.shape) < 3:
-            kind = f'{picture.dtype} {list(picture.shape)}'
-            yield Problem(f'images.{name}', 'is no RGB picture', kind, 'uint8 [height, width, 3]')
-
-
-def _check_numbers(name: str, value: object, shape: tuple[int, ...]) -> list[Problem]:
-    """`shape` is (rows, ...); a single row may come without its first dimension."""
-    if value is None:
-        return [Problem(name, 'is missing')]
-    try:
-        numbers = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        return [Problem(name, 'is not numeric', repr(value)[:60])]
-    allowed = {shape, shape[1:]} if shape[0] == 1 else {shape}
-    if numbers.shape not in allowed:
-        return [
-            Problem(name, 'has the wrong shape', str(list(numbers.shape)), ' or '.join(str(list(s)) for s in allowed))
-        ]
-    if not np.isfinite(numbers).all():
-        where = ', '.join(str(tuple(int(i) for i in index)) for index in np.argwhere(~np.isfinite(numbers)))
-        return [Problem(name, f'is not finite at {where}', np.array2string(numbers, precision=4))]
-    return []
-
-
 def _policy_codec(of: Embodiment, contract: Contract) -> JointCodec | PoseCodec:
     terms = contract.embodiment
     try:
@@ -500,15 +377,3 @@ def _leading(noise: torch.Tensor, seed: int, shape: tuple[int, int]) -> torch.Te
     """Noise of `shape` under the same seed: every modality starts the generator anew, so it is the video's first."""
     count = shape[0] * shape[1]
     return noise.view(-1)[:count].view(shape) if noise.numel() >= count else framework_noise(seed, shape)
-
-
-def _pose_shape(contract: Contract, rows: int, numbers: int) -> tuple[int, ...]:
-    """[rows, numbers] for one arm, [rows, B, numbers] for several."""
-    arms = len(contract.robot.arms)
-    return (rows, numbers) if arms == 1 else (rows, arms, numbers)
-
-
-def _gripper_shape(contract: Contract, rows: int) -> tuple[int, ...]:
-    """[rows] for one gripper, else [rows, G]."""
-    grippers = len(contract.robot.grippers)
-    return (rows,) if grippers == 1 else (rows, grippers)

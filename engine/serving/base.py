@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import InvalidInput, Problem, ServerError
+from engine.errors import InvalidInput, Problem, ServerError, ServerUnavailable
 from engine.observation.geometry import Pixels
 from engine.serving import wire
 
 if TYPE_CHECKING:
     from engine.contract import Contract
-    from engine.policy import Observation
+    from engine.policy_observation import Observation
 
 IMAGE: Final = 'observation/image'
 PROMPT: Final = 'prompt'
@@ -52,6 +52,10 @@ class Fault(StrEnum):
     INTERNAL = 'internal'
 
 
+_LATER: Final = (f'{Fault.BUSY}:', f'{Fault.STOPPING}:')
+"""How a text begins after which a client may ask again, here or at the server that takes its place."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """What a client is told in place of actions.
@@ -73,8 +77,8 @@ class RequestError(InvalidInput):
     """A request that is no request of its dialect, or does not fit the contract; lists every fault."""
 
 
-class BusyError(ServerError):
-    """A server has no room for a request now; it may have in a moment."""
+class BusyError(ServerUnavailable):
+    """A server has no room for a request now, or is being stopped; it, or the next one, may have in a moment."""
 
 
 @dataclass(frozen=True)
@@ -369,7 +373,7 @@ def read_map(frame: bytes | str, keys: Iterable[str]) -> Any:
         ServerError: It refused, or the answer is no map with such a field.
     """
     if isinstance(frame, str):
-        raise BusyError(frame) if frame.startswith(f'{Fault.BUSY}:') else ServerError(f'the server refused:\n{frame}')
+        raise BusyError(frame) if frame.startswith(_LATER) else ServerError(f'the server refused:\n{frame}')
     answer = read_answer(frame)
     for key in keys:
         if isinstance(answer, dict) and key in answer:

@@ -27,12 +27,21 @@ from numpy.typing import NDArray
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from engine.errors import CosmosError, InvalidInput, ObservationError, Problem, ServerError
-from engine.policy import POSE_COLUMNS, Observation, PolicyChunk, check_observation
+from engine.errors import (
+    ContractError,
+    CosmosError,
+    InvalidInput,
+    ObservationError,
+    Problem,
+    ServerError,
+    ServerUnavailable,
+)
+from engine.policy_observation import POSE_COLUMNS, Observation, PolicyChunk, check_observation, grey_observation
 from engine.serving import wire
 from engine.serving.base import ANSWER_LIMITS, BusyError, read_answer
 from engine.serving.dialect_vllm_omni import PATH
 from engine.serving.dialects import FRAMEWORK, VLLM_OMNI, dialect
+from engine.serving.terms import HEADER, check_terms, read_header
 from engine.turns import Cancelled
 
 if TYPE_CHECKING:
@@ -41,6 +50,8 @@ if TYPE_CHECKING:
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 2.0
 """Between attempts to connect, or to be let in by a busy server; doubled from the first to the longest."""
+ATTEMPT_S: Final = 2.0
+"""Longest single attempt to connect: it cannot be given up in between."""
 POLL_S: Final = 0.02
 """How often a wait asks whether the request has been given up."""
 _HOPELESS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
@@ -96,6 +107,7 @@ class RemotePolicy:
         dialect_name: str = FRAMEWORK.name,
         api_key: str | None = None,
         deadline_s: float = 5.0,
+        rows: int = 0,
     ) -> None:
         """Nothing is connected before the first request, or :meth:`prepare`.
 
@@ -105,6 +117,7 @@ class RemotePolicy:
             dialect_name: What the server speaks.
             api_key: Sent as `Authorization: Api-Key ...`.
             deadline_s: Longest time from a request to its chunk, connecting and waiting in line included.
+            rows: Rows of a chunk of this server; 0: as many as the contract says.
 
         Raises:
             InvalidInput: The URL, the dialect or the deadline is none.
@@ -116,11 +129,17 @@ class RemotePolicy:
         self._url = _url(url, PATH if self._dialect is VLLM_OMNI else '/')
         self._headers = {'Authorization': f'Api-Key {api_key}'} if api_key else None
         self._deadline_s = deadline_s
+        self._rows = rows
         self._session = secrets.token_hex(8)
         self._connection: ClientConnection | None = None
         self._lock = threading.Lock()
         if not 0 < deadline_s < 1e6:
             raise InvalidInput('remote policy', [Problem('deadline_s', 'is out of range', str(deadline_s), 'above 0')])
+
+    @property
+    def url(self) -> str:
+        """Of the server, path included."""
+        return self._url
 
     def infer(
         self,
@@ -139,7 +158,9 @@ class RemotePolicy:
 
         Raises:
             ObservationError: The observation does not fit the contract, or there are committed rows.
-            ServerError: The server cannot be reached in time, refused, or sent what is no chunk of this contract.
+            ServerUnavailable: The server cannot be reached, or has no answer, in time.
+            ServerError: It refused, or sent what is no chunk of this contract.
+            ContractError: It says of itself that it is for something else; lists every difference.
             Cancelled: `cancelled` returned True.
         """
         check_observation(observation, self.contract)
@@ -176,12 +197,22 @@ class RemotePolicy:
             ServerError: The server cannot be reached in time, or refused.
         """
         self.check_instruction(instruction)
-        self.warm_up()
+        self.connect()
 
-    def warm_up(self) -> None:
-        """Connect. The server has warmed its network up by itself."""
+    def connect(self) -> None:
+        """Connect, and compare what the server says of its policy with the contract.
+
+        Raises:
+            ServerUnavailable: The server cannot be reached in time.
+            ServerError: It refused.
+            ContractError: It is for something else; lists every difference.
+        """
         with self._lock:
             self._connected(_Wait(self._deadline_s, lambda: False))
+
+    def warm_up(self) -> None:
+        """Ask for one chunk of grey pictures, as a local policy does; raises as :meth:`infer`."""
+        self.infer(grey_observation(self.contract))
 
     def imagined_video(self, chunk: PolicyChunk) -> NDArray[np.uint8]:
         """Not to be had from elsewhere.
@@ -228,7 +259,9 @@ class RemotePolicy:
                 reason = error
                 self._drop()
             if wait.left_s <= pause:
-                raise ServerError(f'{self._url} gave no chunk within {self._deadline_s:g} s: {reason}') from reason
+                raise ServerUnavailable(
+                    f'{self._url} gave no chunk within {self._deadline_s:g} s: {reason}'
+                ) from reason
             wait.pause(pause)
         raise ServerError(self._url)  # not reached: pauses never end
 
@@ -245,7 +278,7 @@ class RemotePolicy:
                 raise
             if not wait.left_s:
                 self._drop()
-                raise ServerError(f'{self._url} did not answer within {self._deadline_s:g} s')
+                raise ServerUnavailable(f'{self._url} did not answer within {self._deadline_s:g} s')
 
     def _connected(self, wait: _Wait) -> ClientConnection:
         """The connection, made anew if there is none, over and over until the time is up."""
@@ -265,7 +298,7 @@ class RemotePolicy:
             self._drop()
             if wait.left_s <= pause:
                 what = ' '.join(str(reason).split()) or type(reason).__name__
-                raise ServerError(f'{self._url} cannot be reached: {what}') from reason
+                raise ServerUnavailable(f'{self._url} cannot be reached: {what}') from reason
             wait.pause(pause)
         raise ServerError(self._url)  # not reached: pauses never end
 
@@ -276,7 +309,7 @@ class RemotePolicy:
             additional_headers=self._headers,
             user_agent_header=None,
             proxy=None,
-            open_timeout=wait.left_s or 0.001,
+            open_timeout=min(ATTEMPT_S, wait.left_s) or 0.001,
             ping_interval=None,  # some servers answer no pings while they infer; the deadline says when it is enough
             close_timeout=0.2,
             max_size=ANSWER_LIMITS.size,
@@ -293,11 +326,18 @@ class RemotePolicy:
             if isinstance(first, str):
                 raise ServerError(f'{self._url} refused: {first[:500]}')
             self.metadata = read_answer(first)
-        except ServerError:
+            self._check_terms(connection)
+        except (ServerError, ContractError):
             self._drop()
             raise
         self.generation += 1
         return connection
+
+    def _check_terms(self, connection: ClientConnection) -> None:
+        """Compare what the server says of its policy, in a header or in its first words, with the contract."""
+        header = connection.response.headers.get(HEADER) if connection.response is not None else None
+        said = read_header(header) or (self.metadata if isinstance(self.metadata, dict) else {})
+        check_terms(said, self.contract, self._rows, self._url)
 
     def _drop(self) -> None:
         """End the connection without waiting for the other side."""
@@ -309,7 +349,7 @@ class RemotePolicy:
 
     def _checked(self, found: Any) -> NDArray[np.float32]:
         """Actions of this contract, [rows, D] and finite."""
-        wanted = self.contract.timing.chunk_rows, _columns(self.contract)
+        wanted = self._rows or self.contract.timing.chunk_rows, _columns(self.contract)
         if not isinstance(found, np.ndarray) or found.dtype.kind not in 'fiu' or found.shape != wanted:
             is_array = isinstance(found, np.ndarray)
             got = f'{found.dtype} {list(found.shape)}' if is_array else type(found).__name__

@@ -28,7 +28,7 @@ from engine.serving.cameras import read_composite, read_views, squeeze, view_key
 
 if TYPE_CHECKING:
     from engine.contract import Contract
-    from engine.policy import Observation
+    from engine.policy_observation import Observation
 
 
 class Framework(Dialect):

@@ -15,7 +15,7 @@ from engine.serving.cameras import read_views, view_keys
 
 if TYPE_CHECKING:
     from engine.contract import Contract
-    from engine.policy import Observation
+    from engine.policy_observation import Observation
 
 
 class OpenPi(Dialect):

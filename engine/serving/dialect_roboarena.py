@@ -29,7 +29,7 @@ from engine.serving.cameras import EXTERIORS, counted_from, exterior_key, read_v
 
 if TYPE_CHECKING:
     from engine.contract import Contract
-    from engine.policy import Observation
+    from engine.policy_observation import Observation
 
 ENDPOINTS = ('infer', 'reset')
 

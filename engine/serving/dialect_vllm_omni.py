@@ -36,11 +36,12 @@ from engine.serving.dialect_roboarena import configuration, speaks_of
 
 if TYPE_CHECKING:
     from engine.contract import Contract
-    from engine.policy import Observation
+    from engine.policy_observation import Observation
 
 PATH = '/v1/realtime/robot/openpi'
 MESSAGES = {Fault.INVALID: 'Invalid request payload', Fault.INTERNAL: 'Internal inference error'}
 BUSY_MESSAGE = 'Server busy'
+_LATER = (str(Fault.BUSY), str(Fault.STOPPING))
 
 
 class VllmOmni(Dialect):
@@ -114,7 +115,7 @@ class VllmOmni(Dialect):
             raise ServerError(f'the server answered without actions: {type(answer).__name__}')
         problems = ''.join(f'\n  - {problem}' for problem in answer.get('problems') or ())
         text = f'the server refused: {answer["message"]}{problems}'
-        raise BusyError(text) if answer.get('code') == str(Fault.BUSY) else ServerError(text)
+        raise BusyError(text) if answer.get('code') in _LATER else ServerError(text)
 
 
 def _check_steps(fields: Fields, contract: Contract) -> None:

@@ -34,6 +34,7 @@ from engine.serving.dialects import Tongue, tongue
 from engine.serving.metrics import CONTENT_TYPE
 from engine.serving.options import ServerOptions
 from engine.serving.service import Caller, Infers, Service
+from engine.serving.terms import HEADER, header_of
 
 if TYPE_CHECKING:
     from websockets.http11 import Request, Response
@@ -99,6 +100,7 @@ class PolicyServer:
                 options.host,
                 options.port,
                 process_request=self._greet,
+                process_response=self._introduce,
                 create_connection=kind,
                 # Robots are no browsers, and a web page must not reach what listens on this machine.
                 origins=[None, *map(Origin, options.origins)],
@@ -177,6 +179,11 @@ class PolicyServer:
             return response
         connection.protocol.max_message_size = self.options.message_bytes or spoken.size
         return None
+
+    def _introduce(self, _connection: ServerConnection, _request: Request, response: Response) -> None:
+        """Tell a client that is let in what the policy is for; those that do not know the header pass over it."""
+        if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+            response.headers[HEADER] = header_of(self._contract)
 
     def _turn_away(self, connection: ServerConnection, status: HTTPStatus, reason: str, text: str) -> Response:
         self.service.metrics.turn_away(reason)

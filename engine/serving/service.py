@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import CosmosError, InvalidInput
-from engine.policy import Observation, PolicyChunk
+from engine.policy_observation import Observation, PolicyChunk
 from engine.sampler import request_seeds
 from engine.serving import wire
 from engine.serving.base import Dialect, Fault, Frame, Refusal, Reply, Request, rows_needed

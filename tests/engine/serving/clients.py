@@ -13,6 +13,7 @@ import numpy as np
 from openpi_client import msgpack_numpy
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
+from websockets.sync.server import ServerConnection, serve
 
 from engine.contract import Contract
 from engine.policy import Observation, PolicyChunk
@@ -74,6 +75,23 @@ def serving(policy: Any, contract: Contract, **options: Any) -> Iterator[Backgro
     """A server on a free port of this machine."""
     with BackgroundServer(PolicyServer(policy, contract, ServerOptions(port=0, **options))) as server:
         yield server
+
+
+@contextmanager
+def scripted(script: Callable[[ServerConnection, int], None]) -> Iterator[str]:
+    """A server of somebody else: `script` speaks with each connection, numbered from 0; its first words are said."""
+    numbers = iter(range(1000))
+
+    def converse(connection: ServerConnection) -> None:
+        connection.send(msgpack_numpy.packb({}))
+        script(connection, next(numbers))
+
+    with serve(converse, '127.0.0.1', 0, compression=None, max_size=None) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f'ws://127.0.0.1:{server.socket.getsockname()[1]}'
+        server.shutdown()
+        thread.join()
 
 
 def with_history(contract: Contract, rows: int) -> Contract:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -16,29 +14,12 @@ from engine.errors import CosmosError, InvalidInput, ObservationError, ServerErr
 from engine.serving.client import RemotePolicy
 from engine.serving.dialects import DIALECTS
 from engine.turns import Cancelled
-from tests.engine.serving.clients import Held, Instant, picture, serving, with_history
+from tests.engine.serving.clients import Held, Instant, picture, scripted, serving, with_history
 
 
 @pytest.fixture
 def seen(observe, droid):
     return observe(images={view: picture(360, 640, k) for k, view in enumerate(droid.views.streams)})
-
-
-@contextmanager
-def scripted(script: Callable[[ServerConnection, int], None]) -> Iterator[str]:
-    """A server of somebody else: `script` speaks with each connection, numbered from 0; its first words are said."""
-    numbers = iter(range(1000))
-
-    def converse(connection: ServerConnection) -> None:
-        connection.send(msgpack_numpy.packb({}))
-        script(connection, next(numbers))
-
-    with serve(converse, '127.0.0.1', 0, compression=None, max_size=None) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f'ws://127.0.0.1:{server.socket.getsockname()[1]}'
-        server.shutdown()
-        thread.join()
 
 
 def actions(value: float = 0.0, rows: int = 32, columns: int = 8) -> bytes:
