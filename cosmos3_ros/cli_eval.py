@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosmos3_ros.cli_open_loop import add_open_loop
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -26,6 +28,7 @@ def add_eval(commands: Commands, bars: Bars) -> None:
     """Add `cosmos3 eval` with its own commands."""
     parser = commands.add_parser('eval', help='how good a policy is: episodes, figures with intervals, a report')
     kinds = parser.add_subparsers(dest='kind', required=True, metavar='KIND')
+    add_open_loop(kinds, bars)
     _add_closed_loop(kinds, bars)
     _add_compare(kinds)
 
