@@ -8,7 +8,7 @@ here needs ROS.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from engine.resources import config_folders
 
 PACKAGE = 'cosmos3_ros'
 _TRUTH = {'true': True, 'false': False}
-_SWITCHES = ('use_sim_time', 'autostart', 'dynamics', 'reasoner', 'viewer')
+_SWITCHES = ('use_sim_time', 'autostart', 'dynamics', 'reasoner', 'viewer', 'server')
 REMOTE = 'remote'
 _OF_A_SERVER = ('url', 'dialect', 'api_key_variable')
 _OF_WEIGHTS = ('checkpoint', 'device', 'compiled', 'preset', 'record')
@@ -119,6 +119,12 @@ LAUNCH_ARGUMENTS = (
         'With reasoner:=true: OpenAI-compatible endpoint that answers. Empty: the weights of the policy do.',
     ),
     Argument('reasoner_model', '', 'Name of the model at reasoner_url.'),
+    Argument(
+        'server',
+        'false',
+        'true: serve the policy to robots elsewhere, too, with the same weights; see docs/serving.md.',
+        ('true', 'false'),
+    ),
     Argument('viewer', 'false', 'true: a web page shows views, imagination, verdicts and guard.', ('true', 'false')),
     Argument('record', '', 'Directory in which the latents of every imagined video are kept. Empty: none are.'),
     Argument('episode', '', 'What robot:=replay plays: directory of a LeRobot data set, or of one table and videos.'),
@@ -164,11 +170,30 @@ class Options:
     reasoner_url: str = ''
     reasoner_model: str = ''
     viewer: bool = False
+    server: bool = False
 
     @property
     def sends_commands(self) -> bool:
         """Whether the guard's commands reach the robot: by default only if the robot is simulated."""
         return self.robot == 'sim' if self.dry_run is None else not self.dry_run
+
+
+def read_arguments(arguments: Iterable[Argument], given: Mapping[str, str]) -> dict[str, str]:
+    """Values of all arguments as text, missing ones at their defaults.
+
+    Raises:
+        InvalidInput: A name is unknown or a value is not among the choices; lists every fault.
+    """
+    known = {argument.name: argument for argument in arguments}
+    problems = [Problem(name, 'unknown argument', allowed=', '.join(known)) for name in given if name not in known]
+    values = {name: given.get(name, argument.default) for name, argument in known.items()}
+    for name, value in values.items():
+        choices = known[name].choices
+        if choices and value not in choices:
+            problems.append(Problem(name, 'not one of the choices', repr(value), ', '.join(choices)))
+    if problems:
+        raise InvalidInput('launch arguments', problems)
+    return values
 
 
 def options_from_text(given: Mapping[str, str]) -> Options:
@@ -177,15 +202,7 @@ def options_from_text(given: Mapping[str, str]) -> Options:
     Raises:
         InvalidInput: A name is unknown or a value is not among the choices; lists every fault.
     """
-    known = {argument.name: argument for argument in LAUNCH_ARGUMENTS}
-    problems = [Problem(name, 'unknown argument', allowed=', '.join(known)) for name in given if name not in known]
-    values: dict[str, Any] = {name: given.get(name, argument.default) for name, argument in known.items()}
-    for name, value in values.items():
-        choices = known[name].choices
-        if choices and value not in choices:
-            problems.append(Problem(name, 'not one of the choices', repr(value), ', '.join(choices)))
-    if problems:
-        raise InvalidInput('launch arguments', problems)
+    values: dict[str, Any] = {**read_arguments(LAUNCH_ARGUMENTS, given)}
     dry_run = _TRUTH.get(values.pop('dry_run'))
     switches: dict[str, Any] = {name: _TRUTH[values.pop(name)] for name in _SWITCHES}
     return Options(**values, **switches, dry_run=dry_run)
@@ -288,7 +305,11 @@ def _model(options: Options, checkpoint: str) -> dict[str, str]:
 
 def _nodes(options: Options) -> tuple[str, ...]:
     """What shares the process of the policy with it; nothing to name if it is alone."""
-    here = {'dynamics': options.dynamics, 'reasoner': options.reasoner and not options.reasoner_url}
+    here = {
+        'dynamics': options.dynamics,
+        'reasoner': options.reasoner and not options.reasoner_url,
+        'server': options.server,
+    }
     beside = tuple(name for name, is_here in here.items() if is_here)
     return ('policy', *beside) if beside else ()
 
@@ -354,15 +375,16 @@ def _shared(options: Options) -> dict[str, Any]:
 
 def _common(options: Options) -> dict[str, Any]:
     return {
-        'parameter_files': (_params_file(options),),
+        'parameter_files': (params_file(options.params_file),),
         'namespace': options.namespace.strip('/'),
         'log_level': options.log_level,
     }
 
 
-def _params_file(options: Options) -> Path:
-    if options.params_file:
-        return Path(options.params_file).expanduser().absolute()
+def params_file(given: str) -> Path:
+    """The parameter file of that name, or that of the package."""
+    if given:
+        return Path(given).expanduser().absolute()
     return _shipped('params', 'policy.yaml')
 
 
@@ -402,8 +424,9 @@ def _remote_problems(options: Options) -> list[Problem]:
     problems = [Problem(name, what, value, remedy='leave it out') for name, value in given.items()]
     if not options.url and not options.params_file:
         problems.append(Problem('url', 'must be given with backend:=remote', '', 'ws://HOST:PORT or wss://HOST:PORT'))
-    if options.dynamics:
-        problems.append(Problem('dynamics', 'needs weights on this machine', 'true', remedy='leave backend out'))
+    for name in ('dynamics', 'server'):
+        if getattr(options, name):
+            problems.append(Problem(name, 'needs weights on this machine', 'true', remedy='leave backend out'))
     if options.reasoner and not options.reasoner_url:
         problems.append(
             Problem('reasoner', 'needs weights on this machine, or an endpoint', remedy='give reasoner_url')

@@ -1,6 +1,6 @@
 """The host process: everything that shares the network. `host` holds the policy, `host policy dynamics` both.
 
-`host reasoner` holds the reasoner alone, which needs no network if it asks an endpoint.
+`host reasoner` holds the reasoner alone, which needs no network if it asks an endpoint; `host server` a policy server.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NICENESS = 5
 """How far this process steps back: on a machine whose cores are all busy with inference, the guard goes first."""
-NODES = ('policy', 'dynamics', 'reasoner')
+NODES = ('policy', 'dynamics', 'reasoner', 'server')
 THREADS = 4
 """That run callbacks, for each node."""
 
@@ -55,6 +55,10 @@ def make(name: str) -> CosmosLifecycleNode:
         from cosmos3_ros.reasoner_node import ReasonerNode
 
         return ReasonerNode()
+    if name == 'server':
+        from cosmos3_ros.server_node import ServerNode
+
+        return ServerNode()
     from cosmos3_ros.policy_node import PolicyNode
 
     return PolicyNode()

@@ -1,7 +1,8 @@
 """Starts the system's processes where the launch packages of ROS 2 are not installed.
 
 `python -m cosmos3_ros.runner robot:=sim checkpoint:=DIR` takes the arguments of
-`ros2 launch cosmos3_ros policy.launch.py` and starts the same processes. Programs use :class:`Runner` directly.
+`ros2 launch cosmos3_ros policy.launch.py` and starts the same processes, and with `server` in front
+those of `server.launch.py`. Programs use :class:`Runner` directly.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Self, TextIO
 
 from cosmos3_ros.bringup import LAUNCH_ARGUMENTS, Argument, ProcessSpec, options_from_text, processes
+from cosmos3_ros.bringup_server import SERVER_ARGUMENTS, server_processes
 from cosmos3_ros.process import GRACE_VARIABLE, STOP_SIGNALS, SUPERVISOR_VARIABLE, answer_signals
 from engine.errors import CosmosError
 
@@ -209,11 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run until Ctrl-C or until a process ends; return 0 if all ended well, 2 if the arguments are wrong, else 1."""
     stop = answer_signals()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    serves = given[:1] == ['server']
     if {'--show-args', '--help', '-h', '-s'} & set(given):
-        sys.stdout.write(show_arguments() + '\n')
+        sys.stdout.write(show_arguments(SERVER_ARGUMENTS if serves else LAUNCH_ARGUMENTS) + '\n')
         return 0
     try:
-        specs = processes(options_from_text(_parse(given)))
+        specs = server_processes(_parse(given[1:])) if serves else processes(options_from_text(_parse(given)))
     except CosmosError as error:
         sys.stderr.write(f'{error}\n')
         return 2

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 CONTENT_TYPE: Final = 'text/plain; version=0.0.4; charset=utf-8'
+LATEST: Final = 256
+"""Times that are kept one by one, for those who look at a server from inside."""
 BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -35,7 +37,7 @@ class Histogram:
 
 
 class Metrics:
-    """What happened so far. Not thread-safe: it belongs to the event loop."""
+    """What happened so far. It belongs to the event loop; others may ask where that is said."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
@@ -43,6 +45,7 @@ class Metrics:
         self.turned_away: Counter[str] = Counter()
         self._latency: dict[str, Histogram] = {}
         self._inference = Histogram()
+        self._latest: dict[str, deque[float]] = {}
 
     def count(self, dialect: str, outcome: str, seconds: float | None = None) -> None:
         """One request has come to its end.
@@ -55,10 +58,26 @@ class Metrics:
         self.requests[dialect, outcome] += 1
         if seconds is not None:
             self._latency.setdefault(dialect, Histogram()).observe(seconds)
+            self._keep('request', seconds)
 
     def inferred(self, seconds: float) -> None:
         """One inference took so long."""
         self._inference.observe(seconds)
+        self._keep('inference', seconds)
+
+    def _keep(self, name: str, seconds: float) -> None:
+        self._latest.setdefault(name, deque(maxlen=LATEST)).append(seconds)
+
+    def latest(self) -> dict[str, list[float]]:
+        """The newest times by what they are of: `request`, and `inference` alone. May be asked by any thread."""
+        return {name: list(times) for name, times in list(self._latest.items())}
+
+    def outcomes(self) -> Counter[str]:
+        """Requests so far by outcome, whatever their dialect. May be asked by any thread."""
+        found: Counter[str] = Counter()
+        for (_, outcome), count in list(self.requests.items()):
+            found[outcome] += count
+        return found
 
     def turn_away(self, reason: str) -> None:
         """One connection was not taken."""

@@ -1,0 +1,87 @@
+"""A policy server in a process of its own, described once for `launch/server.launch.py` and the runner. No ROS here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cosmos3_ros.bringup import LAUNCH_ARGUMENTS, PACKAGE, Argument, ProcessSpec, params_file, read_arguments
+from engine.contract import load_contract
+from engine.errors import InvalidInput, Problem
+
+_TRUTH = {'true': True, 'false': False}
+_AS_EVER = (
+    'contract',
+    'checkpoint',
+    'device',
+    'compiled',
+    'preset',
+    'namespace',
+    'params_file',
+    'log_level',
+    'autostart',
+)
+
+SERVER_ARGUMENTS = (
+    *(argument for argument in LAUNCH_ARGUMENTS if argument.name in _AS_EVER),
+    Argument('host', '', 'Address to listen at; 0.0.0.0: the whole network. Empty: as in the parameter file.'),
+    Argument('port', '', 'Port to listen at; 0: any that is free. Empty: as in the parameter file.'),
+    Argument('dialect', '', 'The only one that is spoken, or auto. Empty: as in the parameter file.'),
+    Argument(
+        'api_key_variable',
+        '',
+        'Environment variable with the key that clients have to show. Empty: as in the parameter file.',
+    ),
+)
+
+
+def server_processes(given: Mapping[str, str]) -> tuple[ProcessSpec, ...]:
+    """The one process, from arguments as text.
+
+    Raises:
+        InvalidInput: Arguments are unknown, wrong or missing; lists every fault.
+        ContractError: The contract is faulty.
+    """
+    values = read_arguments(SERVER_ARGUMENTS, given)
+    contract = load_contract(values['contract'])
+    checkpoint = values['checkpoint'] or contract.checkpoint.policy or ''
+    problems = [*_problems(values, checkpoint)]
+    if problems:
+        raise InvalidInput('launch arguments', problems)
+    parameters: dict[str, Any] = {
+        name: value for name in ('device', 'preset', 'host', 'dialect', 'api_key_variable') if (value := values[name])
+    }
+    if values['compiled']:
+        parameters['compiled'] = str(Path(values['compiled']).expanduser().absolute())
+    if values['port']:
+        parameters['port'] = int(values['port'])
+    parameters |= {'contract': values['contract'], 'checkpoint': checkpoint, 'autostart': _TRUTH[values['autostart']]}
+    return (
+        ProcessSpec(
+            'server',
+            'host',
+            f'{PACKAGE}.host',
+            parameters=parameters,
+            parameter_files=(params_file(values['params_file']),),
+            namespace=values['namespace'].strip('/'),
+            log_level=values['log_level'],
+            essential=True,
+            nodes=('server',),
+        ),
+    )
+
+
+def _problems(values: Mapping[str, str], checkpoint: str) -> list[Problem]:
+    problems = []
+    if not checkpoint:
+        remedy = 'give a directory or a hub id; `cosmos3 make-tiny DIR` writes a small random one'
+        problems.append(Problem('checkpoint', 'must be given: the contract names none', remedy=remedy))
+    if values['params_file'] and not Path(values['params_file']).expanduser().is_file():
+        problems.append(Problem('params_file', 'is not a file', values['params_file']))
+    if values['port'] and not (values['port'].isdecimal() and int(values['port']) <= 65535):
+        problems.append(Problem('port', 'is no port', repr(values['port']), '0 to 65535'))
+    if not all(part.isidentifier() for part in values['namespace'].strip('/').split('/') if values['namespace']):
+        allowed = 'letters, digits and underscores, parts separated by /'
+        problems.append(Problem('namespace', 'not a valid name', repr(values['namespace']), allowed))
+    return problems
