@@ -1,0 +1,160 @@
+"""What was asked of the robot during a recorded run: stretches that policies drove, and the commands of the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos3_ros.conversions import stamp_to_ns
+from cosmos3_ros.recorder_reader import BagMessage, RunBag
+from cosmos3_ros.recorder_topics import CHUNK, COMMAND, GRIPPER
+from engine.contract import Contract
+
+Floats = NDArray[np.float64]
+Times = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A time during which one instruction was followed without a break; ns on the clock of the stamps."""
+
+    start_ns: int
+    end_ns: int
+    instruction: str
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Where something was to be, at which time; between two times it moves, after the last it stays.
+
+    Attributes:
+        times: [K] ns, rising.
+        values: [K, width].
+        steady: Whether it stays at a value until the next time, instead of moving there.
+    """
+
+    times: Times
+    values: Floats
+    steady: bool = False
+
+    def at(self, time_ns: int) -> Floats | None:
+        """The target at a time; None before the first."""
+        if not len(self.times) or time_ns < self.times[0]:
+            return None
+        index = int(np.searchsorted(self.times, time_ns, 'right')) - 1
+        if self.steady or index + 1 == len(self.times):
+            return np.asarray(self.values[index])
+        span = float(self.times[index + 1] - self.times[index])
+        share = (time_ns - self.times[index]) / span
+        return np.asarray((1.0 - share) * self.values[index] + share * self.values[index + 1])
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What was asked of the robot.
+
+    Attributes:
+        stretches: That policies drove; empty if the bag has no chunks.
+        joints: Commands of the guard, [K, J] rad; no times if there were none.
+        grippers: Closed fraction asked of each gripper, in the order of the contract.
+    """
+
+    stretches: tuple[Stretch, ...]
+    joints: Targets
+    grippers: tuple[Targets, ...]
+
+
+@dataclass
+class _Gathered:
+    chunks: list[Any] = field(default_factory=list)
+    commands: list[tuple[int, Any]] = field(default_factory=list)
+    grippers: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+
+def what_was_asked(bag: RunBag) -> Asked:
+    """Read the chunks and commands of a bag."""
+    arms = [arm for arm in bag.contract.robot.arms if arm.gripper is not None]
+    roles = {f'{GRIPPER}.{arm.name}'.rstrip('.'): arm for arm in arms}
+    found = _Gathered(grippers={role: [] for role in roles})
+    for one in bag.messages(CHUNK, COMMAND, *roles):
+        if one.role == CHUNK:
+            found.chunks.append(one.message)
+        elif one.role == COMMAND and len(one.message.points):
+            found.commands.append((stamp_to_ns(one.message.header.stamp) or one.time_ns, one.message))
+        elif one.role in roles:
+            found.grippers[one.role].append(_gripper(one, bag.contract, roles[one.role].gripper))
+    grippers = [_steady(found.grippers[role]) for role in roles]
+    if not any(len(one.times) for one in grippers):
+        grippers = [_of_chunks(found.chunks, column) for column in range(len(arms))]
+    return Asked(_stretches(found.chunks), _commanded(found.commands, bag.contract.robot.joints), tuple(grippers))
+
+
+def _gripper(one: BagMessage, _contract: Contract, terms: Any) -> tuple[int, float]:
+    position = float(one.message.position[list(one.message.name).index(terms.joint)])
+    return stamp_to_ns(one.message.header.stamp) or one.time_ns, float(terms.travel.closed_fraction(position))
+
+
+def _steady(events: Sequence[tuple[int, float]]) -> Targets:
+    """Of events in order of time; each holds until the next."""
+    ordered = sorted(events, key=lambda event: event[0])
+    times = np.array([time_ns for time_ns, _ in ordered], np.int64)
+    return Targets(times, np.array([[value] for _, value in ordered], np.float64).reshape(-1, 1), steady=True)
+
+
+def _of_chunks(chunks: Sequence[Any], column: int) -> Targets:
+    """What the policy asked of a gripper whose commands are not topics: of each moment by the newest chunk."""
+    times: list[int] = []
+    values: list[float] = []
+    for chunk in chunks:
+        if not len(chunk.gripper_names):
+            continue
+        rows = np.asarray(chunk.grippers, np.float64).reshape(int(chunk.rows), -1)[:, column]
+        knots = _row_times(chunk)
+        while times and times[-1] >= knots[0]:
+            times.pop()
+            values.pop()
+        times += knots
+        values += rows.tolist()
+    return Targets(np.array(times, np.int64), np.array(values, np.float64).reshape(-1, 1), steady=True)
+
+
+def _row_times(chunk: Any) -> list[int]:
+    start, step = stamp_to_ns(chunk.header.stamp), round(float(chunk.step_dt) * 1e9)
+    return [start + (row + 1) * step for row in range(int(chunk.rows))]
+
+
+def _stretches(chunks: Sequence[Any]) -> tuple[Stretch, ...]:
+    """Chunks that follow each other without a break, under one instruction and in one epoch."""
+    found: list[tuple[Stretch, int]] = []
+    for chunk in sorted(chunks, key=lambda one: stamp_to_ns(one.header.stamp)):
+        start_ns, end_ns = stamp_to_ns(chunk.header.stamp), _row_times(chunk)[-1]
+        last = found[-1] if found else None
+        same = last is not None and last[0].instruction == chunk.instruction and last[1] == chunk.epoch
+        if last is not None and same and start_ns <= last[0].end_ns:
+            found[-1] = Stretch(last[0].start_ns, max(end_ns, last[0].end_ns), chunk.instruction), int(chunk.epoch)
+        else:
+            if last is not None and start_ns < last[0].end_ns:  # another word has been given: it ends there
+                found[-1] = Stretch(last[0].start_ns, start_ns, last[0].instruction), last[1]
+            found.append((Stretch(start_ns, end_ns, str(chunk.instruction)), int(chunk.epoch)))
+    return tuple(stretch for stretch, _ in found)
+
+
+def _commanded(commands: Sequence[tuple[int, Any]], joints: tuple[str, ...]) -> Targets:
+    """The path that commands add up to: each counts until the first point of the next."""
+    times: list[int] = []
+    values: list[Floats] = []
+    for start_ns, message in commands:
+        order = [list(message.joint_names).index(name) for name in joints]
+        for number, point in enumerate(message.points):
+            time_ns = start_ns + int(point.time_from_start.sec) * 10**9 + int(point.time_from_start.nanosec)
+            while not number and times and times[-1] >= time_ns:
+                times.pop()
+                values.pop()
+            times.append(time_ns)
+            values.append(np.asarray(point.positions, np.float64)[order])
+    width = len(joints)
+    return Targets(np.array(times, np.int64), np.array(values, np.float64).reshape(-1, width))

@@ -1,0 +1,332 @@
+"""Promises of the recorder: a bag gives a policy what the graph gave it, to the bit, and survives whatever ends it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rclpy.parameter import Parameter as RosParameter
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import Image, JointState
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from cosmos3_msgs.msg import ActionChunk
+from cosmos3_ros import qos
+from cosmos3_ros.conversions import joint_state, ns_to_stamp, rgb_to_image, stamp_to_ns
+from cosmos3_ros.recorder import BagThread, RecorderNode
+from cosmos3_ros.recorder_bag import CUSTOM_CONTRACT, BagWriter
+from cosmos3_ros.recorder_dataset import BagOrder, dataset_from_bag
+from cosmos3_ros.recorder_reader import RunBag, observations
+from cosmos3_ros.recorder_recovery import recover
+from cosmos3_ros.recorder_topics import recorded_topics
+from engine.contract import load_contract
+from engine.errors import InvalidInput
+from engine.evaluation.recordings import open_recording
+from engine.policy_observation import Observation
+from tests.ros.conftest import ARM, FINGER, VIEWS
+
+S = 1_000_000_000
+STEP = S // 15
+
+
+@pytest.fixture(scope='session')
+def contract():
+    return load_contract('demo_joint_pos')
+
+
+class Drivers:
+    """Cameras and joint states that change all the time, one moment after another, each when it is told to."""
+
+    def __init__(self, graph) -> None:
+        self.node = graph.node('drivers')
+        self.rng = np.random.default_rng(3)
+        self.cameras = {v: self.node.create_publisher(Image, f'camera/{v}/image_raw', qos.sensor()) for v in VIEWS}
+        self.joints = self.node.create_publisher(JointState, 'joint_states', qos.sensor(10))
+        self.stamps: list[int] = []
+
+    def publish(self) -> int:
+        """One picture of each camera, each a little earlier than the next, and joint states."""
+        now = self.node.get_clock().now().nanoseconds
+        for late, (view, publisher) in enumerate(self.cameras.items()):
+            picture = self.rng.integers(0, 256, (90, 160, 3), np.uint8)
+            publisher.publish(rgb_to_image(picture, ns_to_stamp(now + late * 1_000_000), view))
+        positions = np.array([0.0, -0.5, 0.0, -2.2, 0.0, 1.8, 0.8, 0.03]) + self.rng.uniform(-0.01, 0.01, 8)
+        self.joints.publish(joint_state((*ARM, FINGER), positions, ns_to_stamp(now), np.zeros(8)))
+        self.stamps.append(now)
+        return now
+
+
+def recorder(graph, folder: Path, **parameters: Any) -> RecorderNode:
+    values = {'contract': 'demo_joint_pos', 'directory': str(folder), **parameters}
+    node = graph.add(RecorderNode(parameter_overrides=[RosParameter(k, value=v) for k, v in values.items()]))
+    assert node.transition('configure'), node.last_failure
+    assert node.transition('activate'), node.last_failure
+    return node
+
+
+def arrived(inputs, node: RecorderNode, stamp_ns: int) -> bool:
+    """Whether everything published at a moment has reached the policy and the bag."""
+    roles = {*(f'view.{view}' for view in VIEWS), 'joint_states'}
+    taken = all(node.tally.last.get(role, 0) > stamp_ns for role in roles)
+    return taken and all((buffer.newest_stamp_ns() or 0) >= stamp_ns for buffer in inputs.buffers)
+
+
+def same(first: Observation, second: Observation) -> None:
+    assert first.images.keys() == second.images.keys()
+    for view, picture in first.images.items():
+        np.testing.assert_array_equal(picture, second.images[view])
+    np.testing.assert_array_equal(first.joint_positions, second.joint_positions)
+    assert first.gripper_position == second.gripper_position
+    assert first.instruction == second.instruction
+
+
+def test_a_bag_gives_the_policy_what_the_graph_gave_it_to_the_bit(graph, policy_bench, tmp_path):
+    bench = policy_bench().up()
+    node = recorder(graph, tmp_path)
+    loop, live = bench.node.loop, {}
+    observe = loop.inputs.observe
+
+    def watched(now_ns, instruction):
+        found = observe(now_ns, instruction)
+        if isinstance(found[0], Observation):
+            live[found[1].reference_ns] = found[0]
+        return found
+
+    loop.inputs.observe = watched
+    drivers = Drivers(graph)
+    graph.eventually(lambda: all(p.get_subscription_count() == 2 for p in (*drivers.cameras.values(), drivers.joints)))
+    bench.run()
+    while len(bench.chunks) < 2:
+        stamp = drivers.publish()
+        # Each moment has arrived everywhere before the next begins: what is lost on the way is not the question here.
+        graph.eventually(lambda s=stamp: arrived(loop.inputs, node, s))
+    assert node.transition('deactivate')
+    with RunBag(node.bag) as bag:
+        stamps = sorted({stamp_to_ns(one.message.header.stamp) for one in bag.messages('chunk')})
+        chunks = {stamp_to_ns(one.message.header.stamp): one.message for one in bag.messages('chunk')}
+        again = dict(observations(bag, stamps, 'put the red cube in the bowl'))
+    assert len(stamps) >= 2
+    for stamp in stamps:
+        same(live[stamp], again[stamp][0])
+    policy, stamp = loop.policy, stamps[-1]
+    actions = policy.infer(again[stamp][0], 0).actions.astype(np.float64)
+    np.testing.assert_array_equal(np.asarray(chunks[stamp].positions).reshape(-1, 7), actions[:, :7])
+
+
+def test_a_recorded_bag_holds_the_contract_and_every_topic_of_the_run(graph, contract, tmp_path):
+    node = recorder(graph, tmp_path)
+    drivers = Drivers(graph)
+    graph.eventually(lambda: all(p.get_subscription_count() for p in (*drivers.cameras.values(), drivers.joints)))
+    drivers.publish()
+    graph.eventually(lambda: node.tally.written >= 4)
+    assert node.transition('deactivate')
+    with RunBag(node.bag) as bag:
+        assert bag.contract == contract
+        assert bag.contract_text == Path(contract.source).read_text()
+        assert set(bag.topics.values()) == {one.role for one in recorded_topics(contract)}
+        assert {one.role for one in bag.messages()} == {*(f'view.{view}' for view in VIEWS), 'joint_states'}
+    assert CUSTOM_CONTRACT in (node.bag / 'metadata.yaml').read_text()
+    assert node.transition('activate'), 'each activation makes a bag'
+    assert node.transition('deactivate')
+    assert len(list(tmp_path.glob('run_*/metadata.yaml'))) == 2
+
+
+def test_a_folder_that_cannot_be_written_fails_the_configuration(graph, tmp_path):
+    (tmp_path / 'file').write_text('')
+    node = graph.add(
+        RecorderNode(
+            parameter_overrides=[
+                RosParameter('contract', value='demo_joint_pos'),
+                RosParameter('directory', value=str(tmp_path / 'file')),
+            ]
+        )
+    )
+    assert not node.transition('configure')
+    assert 'cannot be written to' in node.last_failure
+
+
+def test_a_killed_recorder_leaves_a_bag_that_can_be_completed(graph, program, tmp_path):
+    options = {'contract': 'demo_joint_pos', 'directory': str(tmp_path), 'autostart': 'true', 'sync_period_s': '0.05'}
+    arguments = [part for name, value in options.items() for part in ('-p', f'{name}:={value}')]
+    process = program('-m', 'cosmos3_ros.recorder_process', '--ros-args', *arguments)
+    process.wait_for('recording to', 60.0)
+    (path,) = tmp_path.glob('run_*')
+    (file,) = path.glob('*.mcap')
+    drivers = Drivers(graph)
+    graph.eventually(lambda: all(p.get_subscription_count() for p in (*drivers.cameras.values(), drivers.joints)))
+    drivers.publish()
+    graph.eventually(lambda: bool(drivers.publish()) and file.stat().st_size > 2_000_000, what='two megabytes on disk')
+    process.end(signal.SIGKILL)
+    with pytest.raises(InvalidInput, match='cosmos3 dataset recover'):
+        RunBag(path)
+    found = recover(path)
+    with RunBag(path) as bag:
+        assert bag.contract.name == 'demo_joint_pos'
+        messages = list(bag.messages())
+    assert len(messages) + 1 == found.messages
+    assert sum(len(one.message.data) for one in messages if one.role.startswith('view.')) > 1_500_000
+
+
+def test_a_disk_that_cannot_keep_up_costs_messages_and_nobody_time(contract, tmp_path):
+    bag = BagWriter(tmp_path / 'bag', {'/joint_states': 'sensor_msgs/msg/JointState'}, about(contract), S)
+    thread = BagThread(bag, 1.0, 1000)
+    thread.put('joint_states', '/joint_states', S, bytes(1001))
+    assert (thread.tally.dropped, thread.tally.backlog) == (1, 0)
+    thread.put('joint_states', '/joint_states', S, serialize_message(JointState()))
+    thread.close()
+    assert (thread.tally.written, thread.tally.failure) == (1, '')
+
+
+# ---- Bags that are made up ------------------------------------------------------------------------------------------
+
+
+def about(contract) -> dict[str, Any]:
+    topics = {one.role: f'/{one.name}' for one in recorded_topics(contract)}
+    return {'contract': Path(contract.source).read_text(), 'topics': topics}
+
+
+def moved(time_ns: int) -> np.ndarray:
+    """Where the arm is told to be at a time."""
+    return np.array([0.0, -0.5, 0.0, -2.2, 0.0, 1.8, 0.8]) + 0.1 * (time_ns / S - 10.0)
+
+
+def command(time_ns: int) -> JointTrajectory:
+    message = JointTrajectory(joint_names=list(ARM))
+    message.header.stamp = ns_to_stamp(time_ns)
+    for ahead in (10, 20, 30):
+        point = JointTrajectoryPoint(positions=moved(time_ns + ahead * 1_000_000).tolist())
+        point.time_from_start.nanosec = ahead * 1_000_000
+        message.points.append(point)
+    return message
+
+
+def chunk(time_ns: int, sequence: int, instruction: str) -> ActionChunk:
+    message = ActionChunk(epoch=1, sequence=sequence, step_dt=1 / 15, rows=32, instruction=instruction)
+    message.header.stamp = ns_to_stamp(time_ns)
+    return message
+
+
+def picture(index: int, view: int) -> np.ndarray:
+    return np.full((48, 64, 3), (7 * index + 40 * view) % 200 + 20, np.uint8)
+
+
+def make_bag(
+    path: Path, contract, *, seconds: float = 4.0, silent: tuple[float, float] = (9, 9), commands=True, words='do it'
+) -> Path:
+    """A run that begins at 10 s: cameras at 15 Hz, joints and commands at 100 Hz, a chunk twice a second."""
+    start, end = 10 * S, 10 * S + round(seconds * S)
+    events: list[tuple[int, str, Any]] = []
+    for index in range(round(seconds * 15)):
+        t = start + round(index * S / 15)
+        if not silent[0] <= (t - start) / S < silent[1]:
+            events += [
+                (t, f'/camera/{v}/image_raw', rgb_to_image(picture(index, n), ns_to_stamp(t), v))
+                for n, v in enumerate(VIEWS)
+            ]
+    for t in range(start, end, 10_000_000):
+        state = joint_state((*ARM, FINGER), np.array([*moved(t), 0.04]), ns_to_stamp(t))
+        events.append((t, '/joint_states', state))
+        if commands and t >= start + S // 5:
+            events.append((t, '/joint_trajectory', command(t)))
+    if words:
+        events += [(t + 1, '/policy/chunk', chunk(t, n + 1, words)) for n, t in enumerate(range(start, end, S // 2))]
+    gripper = JointState(name=[FINGER], position=[0.01])
+    gripper.header.stamp = ns_to_stamp(start + S)
+    events.append((start + S, '/gripper/command', gripper))
+    types = {f'/{one.name}': one.type for one in recorded_topics(contract)}
+    with BagWriter(path, types, about(contract), start) as bag:
+        for t, topic, message in sorted(events, key=lambda event: event[0]):
+            bag.write(topic, t, serialize_message(message))
+    return path
+
+
+def test_a_bag_becomes_a_data_set_at_the_rate_of_its_contract(contract, tmp_path):
+    made = dataset_from_bag(make_bag(tmp_path / 'bag', contract), tmp_path / 'set', BagOrder())
+    assert made.episodes == 1
+    assert (tmp_path / 'set/meta/contract.yaml').read_text() == Path(contract.source).read_text()
+    with open_recording(tmp_path / 'set') as recording:
+        assert (recording.fps, recording.instruction, recording.views) == (15.0, 'do it', VIEWS)
+        assert recording.length == made.rows == 57, 'from the first command on'
+        first = json.loads((tmp_path / 'set/meta/info.json').read_text())
+        assert first['features']['action']['names'] == [*ARM, 'gripper_closed']
+        for row in (0, 20, made.rows - 1):
+            index = 60 - made.rows + row
+            np.testing.assert_allclose(recording.frame(row).views['wrist'].mean(), picture(index, 0).mean(), atol=3)
+
+
+def test_actions_are_where_the_arm_was_told_to_be_one_row_later(contract, tmp_path):
+    import pyarrow.parquet as pq
+
+    dataset_from_bag(make_bag(tmp_path / 'bag', contract), tmp_path / 'set', BagOrder())
+    table = pq.read_table(tmp_path / 'set/data/chunk-000/file-000.parquet')
+    start = int(pq.read_table(tmp_path / 'set/meta/episodes/chunk-000/file-000.parquet')['start_ns'][0].as_py())
+    times = start + np.asarray(table['timestamp'], np.float64) * S
+    actions = np.array(table['action'].to_pylist())
+    # A line from 10 ms to 10 ms, as the commands are: exact up to the precision of the file.
+    known = times + STEP < 14 * S
+    wanted = np.stack([moved(t + STEP) for t in times])
+    np.testing.assert_allclose(actions[known, :7], wanted[known], atol=1e-5)
+    closed = actions[:, 7]
+    assert set(np.round(closed[times + STEP < 11 * S - S // 100], 6)) == {0.0}, 'nobody told the gripper anything'
+    np.testing.assert_allclose(closed[times + STEP > 11 * S], 0.75, atol=1e-6)
+
+
+def test_a_gap_ends_an_episode_and_is_told(contract, tmp_path):
+    bag = make_bag(tmp_path / 'bag', contract, silent=(1.0, 2.5))
+    made = dataset_from_bag(bag, tmp_path / 'set', BagOrder())
+    assert made.episodes == 2
+    assert any('wrist stale' in note for note in made.left_out)
+
+
+def test_a_bag_without_commands_or_words_is_refused_with_the_way_out(contract, tmp_path):
+    silent = make_bag(tmp_path / 'silent', contract, commands=False)
+    with pytest.raises(InvalidInput, match='--actions achieved'):
+        dataset_from_bag(silent, tmp_path / 'one', BagOrder())
+    made = dataset_from_bag(silent, tmp_path / 'one', BagOrder(actions='achieved'))
+    assert made.episodes == 1
+    wordless = make_bag(tmp_path / 'wordless', contract, words='')
+    with pytest.raises(InvalidInput, match='--instruction'):
+        dataset_from_bag(wordless, tmp_path / 'two', BagOrder())
+    assert dataset_from_bag(wordless, tmp_path / 'two', BagOrder(instruction='go')).episodes == 1
+    assert not (tmp_path / 'three').exists()
+
+
+def test_a_bag_cut_off_anywhere_gives_its_beginning(contract, tmp_path):
+    path, types = tmp_path / 'bag', {'/joint_states': 'sensor_msgs/msg/JointState'}
+    bag = BagWriter(path, types, about(contract), S)
+    for index in range(40):
+        message = joint_state(ARM, np.full(7, float(index)), ns_to_stamp(S + index))
+        bag.write('/joint_states', S + index, serialize_message(message))
+        if index % 4 == 3:
+            bag.sync()
+    bag.abandon()
+    whole = (path / 'bag.mcap').read_bytes()
+    for length in np.linspace(len(whole) * 0.75, len(whole), 9).astype(int):
+        shutil.rmtree(path)
+        path.mkdir()
+        (path / 'bag.mcap').write_bytes(whole[:length])
+        found = recover(path)
+        with RunBag(path) as cut:
+            values = [one.message.position[0] for one in cut.messages()]
+        assert values == list(range(len(values)))
+        assert len(values) % 4 == 0
+        assert found.messages == len(values) + 1
+        assert (path / 'bag.mcap.broken').read_bytes() == whole[:length]
+    assert len(values) == 40
+    with pytest.raises(InvalidInput, match='is complete'):
+        recover(path)
+
+
+def test_a_bag_without_a_contract_needs_one_to_be_named(contract, tmp_path):
+    types = {'/arm/joint_states': 'sensor_msgs/msg/JointState'}
+    with BagWriter(tmp_path / 'bag', types, {}, S) as bag:
+        bag.write('/arm/joint_states', S, serialize_message(JointState()))
+    with pytest.raises(InvalidInput, match='--contract'):
+        RunBag(tmp_path / 'bag')
+    with RunBag(tmp_path / 'bag', 'demo_joint_pos', 'arm') as found:
+        assert found.topics == {'/arm/joint_states': 'joint_states'}
