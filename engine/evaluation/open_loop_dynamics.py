@@ -33,6 +33,8 @@ WHOLE = 'all'
 """Name of the whole picture among its tiles."""
 LIKENESS = {'psnr': psnr, 'ssim': ssim}
 WRONG = ('other_actions', 'reversed')
+BETTER_DB = 0.01
+"""A video counts as better than another one from so much on: less is rounding."""
 QUANTITIES = {'translation': 'mm', 'rotation': 'deg', 'gripper': 'closed fraction'}
 """What is found of motion, and its units."""
 
@@ -145,7 +147,7 @@ class DynamicsMeter:
             line[kind] = {who: plain(by_tile[WHOLE].mean()) for who, by_tile in found.items()}
         for who in WRONG:
             if who in videos:
-                self._wins.setdefault(who, []).append(line['psnr']['imagined'] > line['psnr'][who])
+                self._wins.setdefault(who, []).append(line['psnr']['imagined'] > line['psnr'][who] + BETTER_DB)
         if line['psnr']['repeat_first'] < self._stillest:
             self._stillest, self.example = line['psnr']['repeat_first'], {'real': real, **videos}
         self._tiles, self.windows = tuple(tiles), self.windows + 1
@@ -155,13 +157,14 @@ class DynamicsMeter:
         """What is held to the real video, each [W, h, w, 3] without the first frame."""
         imaginer, codec = self._imaginer, self._imaginer.codec
         shown = imaginer.shown(window.frames)
-        found = {'imagined': imaginer.imagine(window, window.rows(codec), self._seed)}
-        if other is not None:
-            found['other_actions'] = imaginer.imagine(window, other, self._seed)
-        found['reversed'] = imaginer.imagine(window, window.backwards(codec), self._seed)
+        found: dict[str, Frames] = {}
         ceiling = imaginer.through_codec(window.frames)
         if ceiling is not None:
             found['ceiling'] = ceiling
+        found['imagined'] = imaginer.imagine(window, window.rows(codec), self._seed)
+        if other is not None:
+            found['other_actions'] = imaginer.imagine(window, other, self._seed)
+        found['reversed'] = imaginer.imagine(window, window.backwards(codec), self._seed)
         found['repeat_first'] = np.repeat(shown[:1], len(shown), axis=0)
         return {who: frames[1:] for who, frames in found.items()}
 

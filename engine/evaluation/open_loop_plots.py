@@ -116,7 +116,12 @@ def _lead_time(policy: Mapping[str, Any]) -> Plot:
     for axis in axes[-1]:
         axis.set_xlabel('lead time [s]', fontsize=8)
     _legend(figure, axes.flat[0])
-    return Plot('lead_time', 'Error against lead time', _png(figure), 'Bands: 95 % intervals. Cut off above.')
+    return Plot(
+        'lead_time',
+        'Error against lead time',
+        _png(figure),
+        'Bands: 95 % intervals. Repeating the last step may leave the axes, which are made for the others.',
+    )
 
 
 def _top(by_lead_time: Mapping[str, Any], index: int) -> float:
@@ -158,14 +163,14 @@ def _chunks(policy: Mapping[str, Any]) -> Plot:
     _dress(axes[0], 'all joints' if channel else named['name'], f'root mean square [{named["unit"]}]')
     if gripper:
         times = np.arange(1, policy['rows'] + 1) / policy['fps']
-        for who, found in gripper['accuracy_by_lead_time'].items():
+        for who, found in reversed(gripper['accuracy_by_lead_time'].items()):
             _curve(axes[1], times, found, who)
         _dress(axes[1], 'gripper', 'right [share]')
         axes[1].set_ylim(-0.03, 1.03)
     for axis in axes:
         axis.set_xlabel('time of the row [s]', fontsize=8)
         if axis.lines:
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, loc='lower center', bbox_to_anchor=(0.5, 1.08), ncols=2, frameon=False)
     return Plot('chunks', 'Agreement of chunks, and the gripper', _png(figure))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.evaluation.open_loop_plots import NAMES, Plot
-from engine.evaluation.report_page import data, provenance_table, table, write_page
+from engine.evaluation.report_page import picture, provenance_table, table, write_page
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def number(value: float | None, digits: int = 3) -> str:
     """Significant digits; '-' for what is not known."""
     if value is None:
         return '-'
+    if abs(value) < 1e-6:
+        return '0'
     text = f'{value:.{digits}g}'
     return f'{float(text):g}' if 'e' in text and 1e-4 < abs(value) < 1e6 else text
 
@@ -140,8 +142,8 @@ def _between(policy: Mapping[str, Any]) -> Table:
 
 
 def _between_rows(policy: Mapping[str, Any], name: str, unit: str, index: int) -> Iterator[tuple[str, str, str]]:
-    yield f'first row from the measured state: policy, {unit}', interval(policy['start']['policy'], index), ''
-    yield f'first row from the measured state: recorded, {unit}', interval(policy['start']['recorded'], index), ''
+    yield f'first row from the measured state, {name}, {unit}', interval(policy['start']['policy'], index), ''
+    yield f'the same as recorded, {name}, {unit}', interval(policy['start']['recorded'], index), ''
     if 'overlap' in policy:
         seam = policy['seam']
         yield f'overlap of chunks, {name}, {unit}', interval(policy['overlap']['rmse'], index), ''
@@ -207,7 +209,10 @@ def _gains(dynamics: Mapping[str, Any]) -> Table:
             share = f'{wins[who]["k"]}/{wins[who]["n"]} [{100 * low:.0f} %, {100 * high:.0f} %]'
         rows.append((NAMES[who], interval(gain), interval(dynamics['gain']['ssim'][who]), share))
     head = ('imagined against', 'PSNR, dB', 'SSIM', 'windows in which it is better')
-    note = 'Paired by window; above 0 the right actions give the better video. A network that ignores actions has 0.'
+    note = (
+        'Paired by window; above 0 the right actions give the better video. A network that ignores actions has 0 '
+        'against wrong ones. Better: by 0.01 dB at least.'
+    )
     return Table('What the right actions are worth', head, tuple(rows), note)
 
 
@@ -247,8 +252,7 @@ def _parts(document: Mapping[str, Any], plots: Sequence[Plot]) -> Iterator[str]:
         if one.note:
             yield f'<p class="note">{escape(one.note)}</p>'
     for plot in plots:
-        source = data(plot.png, 'image/png')
-        yield f'<h2>{escape(plot.title)}</h2><img alt="{escape(plot.title)}" src="{source}">'
+        yield picture(plot.title, plot.png)
         yield f'<p class="note">{escape(plot.note)}</p>' if plot.note else ''
     if document.get('warnings'):
         yield '<h2>Of the recordings</h2>' + table(('warning',), [(one,) for one in document['warnings']], words=True)
@@ -266,9 +270,7 @@ def in_short(document: Mapping[str, Any]) -> str:
             found.append(f'{name}: RMSE {number(mine)} {unit} over {rows} rows, holding the pose {number(hold)} {unit}')
     if dynamics := document.get('dynamics'):
         gain = dynamics['gain']['psnr']
-        parts = ', '.join(
-            f'{number(gain[who]["value"])} dB better than {NAMES[who]}' for who in gain if who != 'ceiling'
-        )
+        parts = ', '.join(f'{gain[who]["value"]:+.2f} dB against {NAMES[who]}' for who in gain if who != 'ceiling')
         found.append(f'imagined video: {parts}')
     if (inverse := document.get('inverse')) and inverse.get('rmse'):
         mine, still = (inverse['rmse'][who]['translation']['value'] for who in ('found', 'still'))

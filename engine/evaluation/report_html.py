@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,24 +10,11 @@ from typing import Any
 from engine.evaluation.closed_loop import EpisodeRecord
 from engine.evaluation.report import aggregate, by_task
 from engine.evaluation.report_films import Film
+from engine.evaluation.report_page import data, picture, provenance_table, table, write_page
 from engine.evaluation.report_plots import plots
 from engine.evaluation.statistics import Proportion
 from engine.evaluation.tasks import TASKS, Episode
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222; }
-h1 { margin-bottom: 0.1em; } h2 { margin-top: 1.6em; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; margin: 0.6em 0; font-size: 13px; }
-td, th { border-bottom: 1px solid #e3e3e3; padding: 3px 10px; text-align: right; white-space: nowrap; }
-td:first-child, th:first-child { text-align: left; }
-td.words, th.words { text-align: left; white-space: normal; }
-figure { display: inline-block; margin: 0.5em 1em 0.5em 0; vertical-align: top; }
-figcaption { font-size: 13px; color: #555; }
-img, video { max-width: 100%; }
-video { width: 540px; }
-.scroll { overflow-x: auto; }
-.note { color: #555; font-size: 13px; max-width: 62em; }
-"""
 _MOST_FAILURES = 60
 
 
@@ -48,9 +34,7 @@ def write_report(
         provenance: Where the figures come from.
         films: Of single episodes.
     """
-    body = '\n'.join(_parts(records, episodes, provenance, films))
-    head = f'<meta charset="utf-8"><title>Closed loop</title><style>{_STYLE}</style>'
-    path.write_text(f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n', encoding='utf-8')
+    write_page(path, 'Closed loop', _parts(records, episodes, provenance, films))
 
 
 def _parts(
@@ -61,7 +45,7 @@ def _parts(
 ) -> Iterator[str]:
     yield '<h1>Closed loop on the simulated Franka</h1>'
     yield f'<p><b>{escape(in_short(records, provenance))}.</b></p>'
-    yield _table(*summary(records))
+    yield table(*summary(records))
     yield (
         '<p class="note">Success with the interval of Wilson; <i>Beta</i> is the interval that holds 95 % of '
         'Beta(k + 1, n - k + 1). Progress: the share of the milestones of a task, on average. Time: the median of the '
@@ -70,12 +54,12 @@ def _parts(
         'grasped or stayed above. Refused: episodes in which the guard refused a chunk or stopped.</p>'
     )
     for title, png in plots(records, episodes).items():
-        yield f'<h2>{escape(title)}</h2><img alt="{escape(title)}" src="{_data(png, "image/png")}">'
+        yield picture(title, png)
     if films:
         yield '<h2>Seen</h2>' + ''.join(map(_film, films))
         yield '<p class="note">The first success and the first failure of each task, run once more.</p>'
     yield from _failures(records)
-    yield '<h2>Where this comes from</h2>' + _table(('what', ''), list(_flat(provenance)), words=True)
+    yield provenance_table(provenance)
 
 
 def in_short(records: Sequence[EpisodeRecord], provenance: Mapping[str, Any]) -> str:
@@ -130,7 +114,7 @@ def _failures(records: Sequence[EpisodeRecord]) -> Iterator[str]:
         for one in failed[:_MOST_FAILURES]
     ]
     more = f'<p class="note">and {len(failed) - len(rows)} more</p>' if len(rows) < len(failed) else ''
-    yield '<h2>Failures</h2>' + _table(head, rows, words=True) + more
+    yield '<h2>Failures</h2>' + table(head, rows, words=True) + more
 
 
 def _last_milestone(record: EpisodeRecord) -> str:
@@ -146,28 +130,9 @@ def _events(record: EpisodeRecord) -> str:
     return ', '.join(found)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f'{prefix}{name}: ')
-        elif value not in (None, ''):
-            yield f'{prefix}{name}'.replace('_', ' '), str(value)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> str:
-    kind = ' class="words"' if words else ''
-    first = ''.join(f'<th{kind}>{escape(name)}</th>' for name in head)
-    body = ''.join('<tr>' + ''.join(f'<td{kind}>{escape(text)}</td>' for text in row) + '</tr>' for row in rows)
-    return f'<div class="scroll"><table><tr>{first}</tr>{body}</table></div>'
-
-
 def _film(film: Film) -> str:
-    source, poster = _data(film.path.read_bytes(), 'video/mp4'), _data(film.poster, 'image/jpeg')
+    source, poster = data(film.path.read_bytes(), 'video/mp4'), data(film.poster, 'image/jpeg')
     return (
         f'<figure><video controls muted loop preload="metadata" poster="{poster}" src="{source}"></video>'
         f'<figcaption>{escape(film.caption)}</figcaption></figure>'
     )
-
-
-def _data(content: bytes, kind: str) -> str:
-    return f'data:{kind};base64,{base64.b64encode(content).decode()}'
