@@ -6,11 +6,14 @@ All in one file, because loading LeRobot takes longer than most of what is teste
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from functools import wraps
 from importlib import import_module
 from importlib.metadata import entry_points
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,15 +139,15 @@ def test_lerobot_eval_runs_the_policy_on_the_tasks_and_films_what_was_seen_and_i
         '--env.task=reach,push',
         '--env.episode_length=9',
         *SMALL,
-        '--eval.n_episodes=2',
+        '--eval.n_episodes=1',
         '--eval.batch_size=1',
         f'--output_dir={out}',
         '--seed=0',
     )
     found = json.loads((out / 'eval_info.json').read_text())
     assert list(found['per_group']) == ['reach', 'push']
-    assert (found['overall']['n_episodes'], found['overall']['pc_success']) == (4, 0.0)
-    assert len(found['overall']['video_paths']) == len(found['overall']['predicted_video_paths']) == 4
+    assert (found['overall']['n_episodes'], found['overall']['pc_success']) == (2, 0.0)
+    assert len(found['overall']['video_paths']) == len(found['overall']['predicted_video_paths']) == 2
     films = [[*read_video(found['overall'][f'{kind}video_paths'][0])] for kind in ('', 'predicted_')]
     seen, imagined = map(np.stack, films)
     assert seen.shape[1:] == imagined.shape[1:] == (256, 304, 3)
@@ -484,6 +487,8 @@ def test_an_episode_is_over_when_its_time_is_and_who_waits_for_others_is_not_sim
 @pytest.mark.slow
 def test_environments_in_processes_of_their_own_show_the_same(plugin: SimpleNamespace, site: Path, monkeypatch) -> None:
     monkeypatch.setenv('PYTHONPATH', str(site))
+    # So that LeRobot is loaded once for both; a program of LeRobot's own has it loaded there already.
+    multiprocessing.set_forkserver_preload(['lerobot_env_cosmos3.environment'])
     config = plugin.Cosmos3EnvConfig(task='reach', observation_height=36, observation_width=64)
     alone, beside = (config.create_envs(2, use_async_envs=apart)['reach'][0] for apart in (False, True))
     found = [envs.reset(seed=[3, 4])[0] for envs in (alone, beside)]
@@ -520,3 +525,32 @@ def test_environments_that_cannot_be_are_refused_with_every_reason(
     with pytest.raises(InvalidInput) as raised:
         plugin.Cosmos3EnvConfig(**options)
     assert {problem.where for problem in raised.value.problems} == told
+
+
+# Document
+
+
+@pytest.mark.parametrize(
+    ('section', 'name', 'inherited'),
+    [
+        ('Options of the policy', 'Cosmos3Config', {'device'}),
+        ('Options of the environments', 'Cosmos3EnvConfig', {'task'}),
+    ],
+)
+def test_the_document_lists_every_option_with_its_default(
+    section: str, name: str, inherited: set[str], plugin: SimpleNamespace, repository: Path
+) -> None:
+    kind = getattr(plugin, name)
+    own = {field.name: field.default for field in fields(kind) if field.name in kind.__annotations__}
+    text = (repository / 'docs/lerobot.md').read_text().split(f'## {section}\n')[1].split('\n## ')[0]
+    rows = [line.strip('|').split('|') for line in text.splitlines() if line.startswith('| `')]
+    told = {
+        option.strip(' `'): default.strip(' `')
+        for names, defaults, _ in rows
+        for option, default in zip_longest(names.split(','), defaults.split(', '), fillvalue=defaults)
+    }
+    assert set(own) - {'fps'} == set(told) - (inherited - set(own))
+    shown = {key: str(value).lower() if isinstance(value, bool) else f'{value}' for key, value in own.items() if value}
+    numbers = {key: f'{value:g}' for key, value in own.items() if isinstance(value, float)}
+    wanted = {**shown, **numbers}
+    assert {key: told[key] for key in wanted} == wanted

@@ -18,7 +18,7 @@ PLUGINS = ('lerobot_policy_cosmos3', 'lerobot_env_cosmos3')
 # What LeRobot's programs load in any case comes first; then what the plugins add to it.
 FOUND = """
 import json, sys
-import lerobot.envs.configs, lerobot.policies
+import lerobot.envs.configs
 from lerobot.configs import PreTrainedConfig
 from lerobot.utils.import_utils import register_third_party_plugins
 before = set(sys.modules)

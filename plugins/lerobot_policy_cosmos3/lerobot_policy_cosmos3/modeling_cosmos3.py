@@ -183,9 +183,9 @@ class Cosmos3Policy(PreTrainedPolicy):
         Args:
             latents: One after another along the frames, what :attr:`last_predicted_latents` was after each chunk.
         """
-        steps, pieces = self.config.n_action_steps, latents.split(_latent_frames(self.config.n_action_steps), dim=2)
-        films = [self._decoded(piece)[1 : steps + 1] for piece in pieces]
-        return np.concatenate([self._decoded(pieces[0])[:1], *films])
+        steps = self.config.n_action_steps
+        films = [self._decoded(piece)[: steps + 1] for piece in latents.split(_latent_frames(steps), dim=2)]
+        return np.concatenate([films[0][:1], *(film[1:] for film in films)])  # each begins with what was observed
 
     # Parts
 
