@@ -56,6 +56,7 @@ def _add_closed_loop(kinds: Commands, bars: Bars) -> None:
     add('--compiled', default='', help='folder that cosmos3 compile made; empty for none')
     add('--threads', type=int, default=1, help='of PyTorch in each process; the same number makes the same episodes')
     add('--workers', type=int, default=1, help='processes that share the episodes')
+    add('--graph', action='store_true', help='guard and policy as processes of a ROS graph, as on a robot')
     add('--no-films', action='store_true', help='run no episode once more to film it')
     add('-o', '--output', type=Path, required=True, help='folder; what it has of the same run is not run again')
     command.set_defaults(run=lambda arguments: _closed_loop(arguments, bars))
@@ -70,7 +71,9 @@ def _options(given: argparse.Namespace) -> EvalOptions:
     terms = LoopTerms(given.replan_rows, given.latency)
     return EvalOptions(
         given.output,
-        Cast(given.policy, given.contract, terms, given.device, given.dtype, given.compiled, given.threads),
+        Cast(
+            given.policy, given.contract, terms, given.device, given.dtype, given.compiled, given.threads, given.graph
+        ),
         tuple(dict.fromkeys(name.strip() for name in given.task.split(',') if name.strip())),
         given.episodes,
         given.start_seed,

@@ -18,7 +18,7 @@ from cosmos3_ros.eval_world import SCRIPTED, Cast, WorldRunner
 from cosmos3_ros.safety_expert import check_arm
 from engine.contract import Contract, load_contract
 from engine.errors import ContractError, InvalidInput, Problem
-from engine.evaluation.closed_loop import EpisodeRecord
+from engine.evaluation.closed_loop import EpisodeRecord, Runner
 from engine.evaluation.closed_loop_runs import EPISODES_FILE, Journal, MakeRunner, fill
 from engine.evaluation.report import eval_info
 from engine.evaluation.report_films import Film, make_films, worth_seeing
@@ -28,6 +28,8 @@ from engine.evaluation.tasks import TASKS, Episode, Jitter, check_tasks, make_ep
 
 Bars = Callable[[], AbstractContextManager[Callable[[str, float], None]]]
 
+IN_PROCESS = 'simulated Franka, in process, behind the guard'
+IN_GRAPH = 'simulated Franka behind guard and policy in processes of a ROS graph'
 INFO_FILE, REPORT_FILE, FILMS_FOLDER = 'eval_info.json', 'report.html', 'films'
 
 
@@ -89,7 +91,7 @@ def evaluate(options: EvalOptions, bars: Bars) -> EvalOutcome:
     episodes = {(task, seed): make_episode(task, seed, options.jitter) for task in options.tasks for seed in seeds}
     options.output.mkdir(parents=True, exist_ok=True)
     journal, began = Journal(options.output / EPISODES_FILE, run), time.monotonic()
-    make: MakeRunner = partial(WorldRunner, options.cast)
+    make: MakeRunner = partial(make_runner, options.cast)
     with bars() as report:
         records = fill(
             journal, mixed(episodes.values()), make, options.workers, lambda share: report('episodes', share)
@@ -97,6 +99,19 @@ def evaluate(options: EvalOptions, bars: Bars) -> EvalOutcome:
         seconds = time.monotonic() - began
         films = _films(options, episodes, records) if options.films else []
     return _conclude(options, run, episodes, records, films, seconds)
+
+
+def make_runner(cast: Cast, *, film: bool = False) -> Runner:
+    """What runs episodes: in this process, or through the whole ROS graph.
+
+    Raises:
+        CosmosError: The checkpoint, the contract or the simulator does not work.
+    """
+    if not cast.graph:
+        return WorldRunner(cast, film=film)
+    from cosmos3_ros.eval_graph import GraphRunner  # needs ROS
+
+    return GraphRunner(cast, film=film)
 
 
 def mixed(episodes: Sequence[Episode] | Any) -> list[Episode]:
@@ -116,7 +131,7 @@ def identity(options: EvalOptions, contract: Contract) -> dict[str, Any]:
         **({} if cast.policy in SCRIPTED else _of_checkpoint(cast, contract)),
         'contract': contract.name,
         'contract_fingerprint': contract.fingerprint,
-        'robot': 'simulated Franka, in process, behind the guard',
+        'robot': IN_GRAPH if cast.graph else IN_PROCESS,
         'loop': asdict(cast.terms),
         'jitter': asdict(options.jitter),
     }
@@ -177,11 +192,11 @@ def _films(
     """Films of what is worth seeing; those that are there already are made again, for they may be of another run."""
     if not worth_seeing(records):
         return []
-    runner = WorldRunner(options.cast, film=True)
+    runner = make_runner(options.cast, film=True)
     try:
         return make_films(runner, episodes, records, options.output / FILMS_FOLDER)
     finally:
-        runner.world.robot.close()
+        runner.close()
 
 
 def _conclude(

@@ -52,6 +52,7 @@ class Cast:
         dtype: Of a checkpoint.
         compiled: Folder that `cosmos3 compile` made; empty for none.
         threads: Of PyTorch. Sums in another order have other last digits, so the same number makes the same episodes.
+        graph: Whether guard and policy are processes of a ROS graph, as on a robot; otherwise all is in one.
     """
 
     policy: str
@@ -61,6 +62,7 @@ class Cast:
     dtype: str = 'float32'
     compiled: str = ''
     threads: int = 1
+    graph: bool = False
 
 
 def make_actor(cast: Cast, contract: Contract) -> Actor:
@@ -109,3 +111,7 @@ class WorldRunner:
     def run(self, episode: Episode, camera: Camera | None = None) -> EpisodeRecord:
         """Run one episode."""
         return play(self.world, self._actor, episode, self._terms, camera)
+
+    def close(self) -> None:
+        """Free the cameras."""
+        self.world.robot.close()

@@ -155,6 +155,9 @@ class Runner(Protocol):
     def run(self, episode: Episode, camera: Camera | None = None) -> EpisodeRecord:
         """Run one; the camera is called after every control period."""
 
+    def close(self) -> None:
+        """Free what it holds."""
+
 
 Camera = Callable[[World], None]
 
@@ -193,10 +196,19 @@ def play(world: World, actor: Actor, episode: Episode, terms: LoopTerms, camera:
             break
         world.offer(seen.stamp_ns, rows)
         due = max(due + every, world.now_ns)
-    return _record(episode, watch, world, chunks, spent)
+    return record_of(episode, watch, world, chunks, spent)
 
 
-def _record(episode: Episode, watch: Watch, world: World, chunks: int, spent: float) -> EpisodeRecord:
+def record_of(episode: Episode, watch: Watch, world: World, chunks: int, spent: float) -> EpisodeRecord:
+    """What came of an episode that is over.
+
+    Args:
+        episode: Which one.
+        watch: That looked at it.
+        world: Where it was.
+        chunks: How many were made.
+        spent: Seconds that they took together.
+    """
     found = watch.findings()
     return EpisodeRecord(
         episode.task,

@@ -140,7 +140,10 @@ def _run(episodes: Sequence[Episode], make: MakeRunner, workers: int) -> Iterato
         return
     if workers == 1:
         runner = make()
-        yield from (runner.run(episode) for episode in episodes)
+        try:
+            yield from (runner.run(episode) for episode in episodes)
+        finally:
+            runner.close()
         return
     # Processes that were forked would share locks and OpenGL contexts with this one.
     context = multiprocessing.get_context('spawn')

@@ -1,0 +1,330 @@
+"""The simulated arm as sensors and drives of a ROS graph, for episodes: the guard is another process, as on a robot.
+
+joint states, pictures, /clock --> guard, policy --> joint trajectory, gripper command --> simulated arm
+
+Time is simulated. It passes no faster than real time, and stands still whenever the guard owes a command or the policy
+a chunk: what an episode comes to must not depend on how busy the machine is.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rosgraph_msgs.msg import Clock as ClockMessage
+from sensor_msgs.msg import Image, JointState
+from trajectory_msgs.msg import JointTrajectory
+
+from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, PolicyStatus
+from cosmos3_ros import qos
+from cosmos3_ros.conversions import ImageWriter, JointReader, joint_state, ns_to_stamp, stamp_to_ns
+from cosmos3_ros.guarded_robot import NS, ORIGIN_NS, SETTLE_S, TICK_NS
+from cosmos3_ros.sim_robot import read_trajectory
+from engine.contract import Contract
+from engine.errors import CosmosError, InvalidInput
+from engine.evaluation import franka_scene as scene
+from engine.evaluation.expert_paths import Rows, Seen
+from engine.evaluation.simulated_franka import SimulatedFranka
+from engine.evaluation.tasks import Episode
+from engine.evaluation.tasks_watch import Truth, truth_of
+
+CLOCK_TOPIC = 'clock'
+"""Within the namespace, so that several graphs have times of their own; `/clock` of the nodes is remapped to it."""
+PICTURE_PERIOD_NS = round(NS / 15)
+COMMAND_PATIENCE_S = 5.0
+"""How long a moving arm's command is waited for, on the machine's clock; then time goes on without it."""
+CHUNK_PATIENCE_S = 60.0
+"""Likewise for a chunk: a network on a processor takes its time."""
+DECISION_PATIENCE_S = 5.0
+READY_S = 30.0
+BEAT_S = 0.05
+_ARM = len(scene.ARM_JOINTS)
+_READY = (GuardStatus.WAITING, GuardStatus.HOLDING)
+_MOVING = (GuardStatus.TRACKING, GuardStatus.BRAKING)
+_STOPPED = (GuardStatus.BRAKING, GuardStatus.HOLDING, GuardStatus.FAULT)
+
+
+class GraphWorld:
+    """A :class:`~engine.evaluation.closed_loop.World` whose guard is a node elsewhere.
+
+    Its own thread is that of the caller, who also owns the OpenGL context; messages arrive in those of an executor that
+    spins `node`.
+
+    Attributes:
+        robot: The simulated arm.
+        step_ns: Time from row to row.
+        refusals: When a chunk was refused or the motion stopped, s since the episode began, and why.
+        chunks: Chunks that a policy elsewhere sent in this episode, with the seconds that each took.
+    """
+
+    def __init__(self, node: Node, robot: SimulatedFranka, contract: Contract, *, scripted: bool, draws: bool) -> None:
+        """Open the topics.
+
+        Args:
+            node: In the namespace of the graph.
+            robot: To be seen and moved.
+            contract: Of an arm in joint positions.
+            scripted: Whether chunks come from :meth:`offer`, so that this world is the policy too.
+            draws: Whether pictures are published.
+        """
+        self.robot, self._node, self._contract = robot, node, contract
+        self.step_ns = round(NS / contract.timing.fps)
+        self.refusals: list[tuple[float, str]] = []
+        self.chunks: list[float] = []
+        self._draws, self._scripted = draws, scripted
+        self._changed = threading.Condition()
+        self._commands: list[JointTrajectory] = []
+        self._grips: list[JointState] = []
+        self._decisions: dict[tuple[int, int], ChunkDecision] = {}
+        self._guard = GuardStatus()
+        self._began_ns = self._picture_due_ns = self.now_ns
+        self._commanded_ns = self._chunk_due_ns = self._laid_out_ns = 0
+        self._sequence, self._attentive, self._due_wall_s = 0, False, time.monotonic()
+        self._replan_ns = self._latency_ns = 0
+        self._open()
+
+    def _open(self) -> None:
+        make, contract = self._node.create_publisher, self._contract
+        self._clock = make(ClockMessage, CLOCK_TOPIC, qos.sensor())
+        states = contract.state.joint_states
+        self._states = make(JointState, states.topic if states else 'joint_states', qos.sensor(depth=10))
+        self._cameras = {
+            view: (make(Image, stream.topic, qos.sensor()), ImageWriter(f'{view}_camera_optical_frame'))
+            for view, stream in contract.views.streams.items()
+        }
+        hear = self._node.create_subscription
+        hear(JointTrajectory, 'joint_trajectory', self._on_command, qos.command())
+        hear(JointState, 'gripper/command', self._on_grip, qos.command())
+        hear(GuardStatus, 'guard/status', self._on_guard, qos.latched())
+        hear(ChunkDecision, 'guard/decision', self._on_decision, qos.status(50))
+        self._fingers = JointReader(scene.FINGER_JOINTS[:1], 'gripper/command')
+        if self._scripted:
+            self._chunks = make(ActionChunk, 'policy/chunk', qos.status())
+            self._beats = make(PolicyStatus, 'policy/status', qos.heartbeat(BEAT_S))
+            steady = Clock(clock_type=ClockType.STEADY_TIME)  # as the policy does: it is alive when time stands still
+            self._node.create_timer(BEAT_S, self._beat, clock=steady)
+        else:
+            hear(ActionChunk, 'policy/chunk', self._on_chunk, qos.status(50))
+
+    # What the graph says; in the threads of the executor
+
+    def _note(self, change: Callable[[], Any]) -> None:
+        with self._changed:
+            change()
+            self._changed.notify_all()
+
+    def _beat(self) -> None:
+        beat = PolicyStatus(state=PolicyStatus.RUNNING, state_name='RUNNING')
+        beat.header.stamp = ns_to_stamp(self.now_ns)
+        self._beats.publish(beat)
+
+    def _on_command(self, message: JointTrajectory) -> None:
+        stamp_ns = stamp_to_ns(message.header.stamp)
+
+        def change() -> None:
+            if stamp_ns >= self._laid_out_ns:
+                self._commands.append(message)
+                self._commanded_ns = max(self._commanded_ns, stamp_ns)
+
+        self._note(change)
+
+    def _on_grip(self, message: JointState) -> None:
+        def change() -> None:
+            if stamp_to_ns(message.header.stamp) >= self._laid_out_ns:
+                self._grips.append(message)
+
+        self._note(change)
+
+    def _on_guard(self, message: GuardStatus) -> None:
+        def change() -> None:
+            before, self._guard = self._guard, message
+            if self._attentive and message.state in _STOPPED and message.state != before.state:
+                self.refusals.append((self.now_s, message.reason_name))
+
+        self._note(change)
+
+    def _on_decision(self, message: ChunkDecision) -> None:
+        def change() -> None:
+            self._decisions[message.epoch, message.sequence] = message
+            if self._attentive and not message.accepted:
+                self.refusals.append((self.now_s, message.reason_name))
+
+        self._note(change)
+
+    def _on_chunk(self, message: ActionChunk) -> None:
+        def change() -> None:
+            if self._attentive:
+                self.chunks.append(message.inference.sec + message.inference.nanosec / NS)
+                self._expect_after(stamp_to_ns(message.header.stamp) + self._replan_ns)
+
+        self._note(change)
+
+    def _expect_after(self, observed_ns: int) -> None:
+        """The next chunk is made from the first pictures from then on."""
+        self._chunk_due_ns = observed_ns + PICTURE_PERIOD_NS + TICK_NS + self._latency_ns
+
+    # The world
+
+    @property
+    def now_ns(self) -> int:
+        """Time on the clock of the graph; the first instant is not zero, and it never goes back."""
+        return self.robot.time_ns + ORIGIN_NS
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the episode began."""
+        return (self.now_ns - self._began_ns) / NS
+
+    @property
+    def guard(self) -> GuardStatus:
+        """What the guard said last."""
+        return self._guard
+
+    def lay_out(self, episode: Episode) -> None:
+        """Lay everything out anew and let it come to rest, while nobody guards."""
+        self._attentive = False
+        self.robot.arrange(episode.setting)
+        self.robot.advance(SETTLE_S)
+        with self._changed:
+            self._commands.clear()
+            self._grips.clear()
+            self._guard = GuardStatus()  # what it said counts no more
+            self._laid_out_ns = self.now_ns  # nor the stop that it sent last, which may still be on its way
+        self._tell(self.now_ns)
+
+    def begin(self, _episode: Episode) -> None:
+        """Begin with what was laid out, as soon as the guard is ready for chunks.
+
+        Raises:
+            CosmosError: It does not become ready.
+        """
+        until_s = time.monotonic() + READY_S
+        while self._guard.state not in _READY or self._guard.reason_name != 'NONE':
+            if time.monotonic() > until_s:
+                raise CosmosError(f'the guard does not wait for chunks: {self._guard.state_name}, {self._guard.text}')
+            self.tick()
+        self.refusals, self.chunks = [], []
+        self._began_ns, self._attentive, self._chunk_due_ns = self.now_ns, True, 0
+
+    def end(self) -> None:
+        """The episode is over: what the graph says from now on counts no more."""
+        self._attentive, self._chunk_due_ns = False, 0
+
+    def expect_chunks(self, replan_rows: int, latency_s: float) -> None:
+        """From now on let time stand still whenever the policy's next chunk would be older than `latency_s`."""
+        self._replan_ns, self._latency_ns = replan_rows * self.step_ns, round(latency_s * NS)
+        with self._changed:
+            self._expect_after(self.now_ns)
+
+    def seen(self, with_pictures: bool) -> Seen:
+        """What is to be seen now."""
+        state = self.robot.joint_state()
+        closed = 1.0 - float(state.positions[_ARM]) / scene.FINGER_TRAVEL
+        views = self._views() if with_pictures else {}
+        return Seen(self.now_ns, views, state.positions[:_ARM].copy(), min(max(closed, 0.0), 1.0), self.robot.objects())
+
+    def _views(self) -> Mapping[str, NDArray[np.uint8]]:
+        pictures = self.robot.render()
+        return {view: pictures[view] for view in self._contract.views.streams}
+
+    def truth(self) -> Truth:
+        """What the simulator says of this instant."""
+        return truth_of(self.robot, self.now_s)
+
+    def until(self, time_ns: int, each: Callable[[], bool]) -> bool:
+        """Let control periods pass; whether `each` said that this is the end."""
+        while self.now_ns < time_ns:
+            self.tick()
+            if each():
+                return True
+        return False
+
+    def offer(self, stamp_ns: int, rows: Rows) -> str:
+        """Publish a chunk as a policy does, and wait for the guard's word: 'ACCEPTED', or why not."""
+        self._sequence += 1
+        key = self._guard.epoch, self._sequence
+        self._chunks.publish(self._message(stamp_ns, rows, *key))
+        with self._changed:
+            if not self._changed.wait_for(lambda: key in self._decisions, DECISION_PATIENCE_S):
+                self.refusals.append((self.now_s, 'NO_DECISION'))
+                return 'NO_DECISION'
+            decision = self._decisions.pop(key)
+        return 'ACCEPTED' if decision.accepted else str(decision.reason_name)
+
+    def _message(self, stamp_ns: int, rows: Rows, epoch: int, sequence: int) -> ActionChunk:
+        robot, contract = self._contract.robot, self._contract
+        message = ActionChunk(
+            epoch=epoch,
+            sequence=sequence,
+            step_dt=self.step_ns / NS,
+            contract=contract.name,
+            joint_names=list(robot.joints),
+            rows=len(rows.positions),
+            positions=rows.positions.ravel().tolist(),
+            gripper_names=list(robot.gripper_joints),
+            grippers=rows.grippers.ravel().tolist(),
+        )
+        message.header.stamp = ns_to_stamp(stamp_ns)
+        return message
+
+    # Time
+
+    def tick(self) -> None:
+        """Let one control period pass: tell what is, hear what is to be done, do it."""
+        now = self.now_ns
+        self._tell(now)
+        self._await(now)
+        self._obey()
+        self.robot.advance(TICK_NS / NS)
+
+    def _tell(self, now: int) -> None:
+        """The clock comes last: whoever acts on it has heard the rest, or will in a moment."""
+        stamp, state = ns_to_stamp(now), self.robot.joint_state()
+        if self._draws and now >= self._picture_due_ns:
+            self._picture_due_ns = max(self._picture_due_ns + PICTURE_PERIOD_NS, now)
+            for view, picture in self._views().items():
+                publisher, writer = self._cameras[view]
+                publisher.publish(writer.fill(picture, stamp))
+        self._states.publish(joint_state(state.names, state.positions, stamp, state.velocities, state.efforts))
+        self._clock.publish(ClockMessage(clock=stamp))
+
+    def _await(self, now: int) -> None:
+        with self._changed:
+            if self._guard.state in _MOVING:
+                self._changed.wait_for(
+                    lambda: self._commanded_ns >= now or self._guard.state not in _MOVING, COMMAND_PATIENCE_S
+                )
+            if 0 < self._chunk_due_ns <= now:
+                due = self._chunk_due_ns
+                if not self._changed.wait_for(
+                    lambda: self._chunk_due_ns != due or self._guard.state == GuardStatus.FAULT, CHUNK_PATIENCE_S
+                ):
+                    self.refusals.append((self.now_s, 'NO_CHUNK'))
+                    self._chunk_due_ns = 0
+        left_s = self._due_wall_s - time.monotonic()
+        if left_s > 0:
+            time.sleep(left_s)
+        self._due_wall_s = max(self._due_wall_s, time.monotonic()) + TICK_NS / NS
+
+    def _obey(self) -> None:
+        with self._changed:
+            commands, grips = self._commands[-1:], self._grips[-1:]
+            self._commands.clear()
+            self._grips.clear()
+        for message in commands:
+            times, positions, velocities = read_trajectory(message, self.robot.kind.joints)
+            start_ns = stamp_to_ns(message.header.stamp) - ORIGIN_NS
+            try:
+                self.robot.set_trajectory(times, positions, velocities, start_ns)
+            except InvalidInput:  # the end of a stop that is over: the arm goes on holding
+                if self._attentive:
+                    self.refusals.append((self.now_s, 'COMMAND_LATE'))
+        for grip in grips:
+            finger_m = float(self._fingers.read(grip).positions[0])
+            self.robot.set_gripper(float(np.clip(1.0 - finger_m / scene.FINGER_TRAVEL, 0.0, 1.0)))
