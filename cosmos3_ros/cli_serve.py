@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidInput, Problem
 
 if TYPE_CHECKING:
+    from engine.contract import Contract
+    from engine.serving.fleet import FleetPlan
     from engine.serving.options import ServerOptions
+    from engine.serving.service import Infers
 
 Commands = Any  # argparse has no public name for what add_subparsers returns
 
@@ -32,7 +36,17 @@ def add_serve(commands: Commands) -> None:
     runs.add_argument('--dtype', default='float32', help='float32, bfloat16, float16 or fp8')
     runs.add_argument('--backend', default='auto', help='auto, torch, torch-compiled, onnxruntime or tensorrt')
     runs.add_argument('--compiled', default=None, help='folder that cosmos3 compile made')
+    _add_fleet(serve.add_argument_group('several copies of the policy, with Ray Serve'))
     serve.set_defaults(run=_serve)
+
+
+def _add_fleet(fleet: argparse._ArgumentGroup) -> None:
+    fleet.add_argument('--fleet', metavar='N[-M]', default=None, help='replicas: N, or N to M as there is to do')
+    fleet.add_argument(
+        '--fleet-address', metavar='ADDRESS', default=None, help='Ray cluster that runs already, or auto'
+    )
+    fleet.add_argument('--fleet-cpus', metavar='N', type=float, default=1.0, help='cores of each replica')
+    fleet.add_argument('--fleet-gpus', metavar='N', type=float, default=-1.0, help='GPUs of each; -1: as --device says')
 
 
 def _add_network(port: argparse._ArgumentGroup) -> None:
@@ -96,9 +110,11 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     options = _options(arguments)
     contract = with_preset(load_contract(arguments.contract), arguments.preset)
+    plan = _plan(arguments) if arguments.fleet else None
     logging.basicConfig(format='%(asctime)s %(levelname)s %(message)s', level=logging.WARNING)
+    if plan is not None:
+        return _serve_fleet(plan, arguments.fleet_address, contract, options)
     import engine
-    from engine.serving.server import PolicyServer, serve_until_stopped
 
     model = engine.load(
         arguments.checkpoint,
@@ -110,7 +126,45 @@ def _serve(arguments: argparse.Namespace) -> int:
     policy = model.policy(contract)
     if not arguments.no_warm_up:
         policy.warm_up()
+    _serve_policy(policy, contract, options, model.runtime.backend.name)
+    return 0
+
+
+def _serve_policy(policy: Infers, contract: Contract, options: ServerOptions, where: str) -> None:
+    from engine.serving.server import PolicyServer, serve_until_stopped
+
     server = PolicyServer(policy, contract, options)
-    told = f'{contract.name} on {model.runtime.backend.name}, dialect {options.dialect}'
+    told = f'{contract.name} on {where}, dialect {options.dialect}'
     serve_until_stopped(server, lambda: print(f'{server.url}: {told}; Ctrl-C stops', flush=True))
+
+
+def _plan(arguments: argparse.Namespace) -> FleetPlan:
+    from engine.serving.fleet import FleetPlan
+
+    least, _, most = arguments.fleet.partition('-')
+    if not least.isdecimal() or not (most.isdecimal() or arguments.fleet == least):
+        raise InvalidInput('arguments', [Problem('--fleet', 'is no number of replicas', arguments.fleet, 'N or N-M')])
+    return FleetPlan(
+        checkpoint=arguments.checkpoint,
+        contract=arguments.contract,
+        preset=arguments.preset,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        backend=arguments.backend,
+        compiled=arguments.compiled or '',
+        replicas=int(least),
+        most=int(most or 0),
+        cpus=arguments.fleet_cpus,
+        gpus=arguments.fleet_gpus,
+        warm_up=not arguments.no_warm_up,
+    )
+
+
+def _serve_fleet(plan: FleetPlan, address: str | None, contract: Contract, options: ServerOptions) -> int:
+    from engine.serving.fleet import deployed, local_ray
+
+    cores = math.ceil(max(plan.replicas, plan.most) * plan.cpus)
+    with local_ray(cores, address=address), deployed(plan, video=options.decode_video) as policy:
+        size = f'{plan.replicas} to {plan.most}' if plan.most > plan.replicas else str(plan.replicas)
+        _serve_policy(policy, contract, options, f'{size} replicas')
     return 0

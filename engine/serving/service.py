@@ -13,12 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import CosmosError, InvalidInput
+from engine.errors import CosmosError, InvalidInput, ServerUnavailable
 from engine.policy_observation import Observation, PolicyChunk
 from engine.sampler import request_seeds
 from engine.serving import wire
@@ -47,6 +47,20 @@ class Infers(Protocol):
 
     def imagined_video(self, chunk: PolicyChunk) -> NDArray[np.uint8]:
         """What was imagined with it; called only where videos are wanted."""
+
+
+@runtime_checkable
+class Fleet(Protocol):
+    """A policy that several places compute.
+
+    Attributes:
+        parallel: Requests that may be under way at a time.
+    """
+
+    parallel: int
+
+    def infer_in(self, session: str, observation: Observation, seed: int, cancelled: Callable[[], bool]) -> PolicyChunk:
+        """One chunk of actions for a robot, computed where those before it were, if that place still is."""
 
 
 @dataclass
@@ -88,7 +102,7 @@ class Service:
         self._options = options
         self._sessions = Sessions(rows_needed(contract), options.sessions)
         self._seeds = _seeds(options)
-        self._worker = Worker('policy-server')
+        self._worker = Worker('policy-server', policy.parallel if isinstance(policy, Fleet) else 1)
         self._readers = ThreadPoolExecutor(_READERS, 'policy-server-reader')
         self._taken = 0
         self._callers: set[int] = set()
@@ -172,11 +186,14 @@ class Service:
 
     def _submit(self, request: Request, caller: Caller) -> Future[tuple[Frame, float]]:
         """Line the inference up. Its place is taken until it ends, also if its client leaves before."""
-        state: dict[str, Any] = self._sessions.find(_session(request, caller)).complete(request.state)
+        session = _session(request, caller)
+        state: dict[str, Any] = self._sessions.find(session).complete(request.state)
         observation = Observation(request.images, request.instruction, **state)
         seed = next(self._seeds) if request.seed is None else request.seed
-        work = partial(self._infer, observation, seed, caller.dialect, caller.previous_ms, caller.gone.is_set)
-        job = self._worker.submit(work)
+        here = self._policy
+        infer = partial(here.infer_in, session) if isinstance(here, Fleet) else here.infer
+        chunk = partial(infer, observation, seed=seed, cancelled=caller.gone.is_set)
+        job = self._worker.submit(partial(self._infer, chunk, caller.dialect, caller.previous_ms))
         loop = asyncio.get_running_loop()
 
         def ended(_: object) -> None:
@@ -190,16 +207,11 @@ class Service:
         self._taken -= 1
 
     def _infer(
-        self,
-        observation: Observation,
-        seed: int,
-        dialect: Dialect,
-        previous_ms: float | None,
-        cancelled: Callable[[], bool],
+        self, infer: Callable[[], PolicyChunk], dialect: Dialect, previous_ms: float | None
     ) -> tuple[Frame, float]:
         """The worker's part: the answer, ready to be sent, and the seconds of the inference."""
         began = time.perf_counter()
-        chunk = self._policy.infer(observation, seed=seed, cancelled=cancelled)
+        chunk = infer()
         seconds = time.perf_counter() - began
         if not np.isfinite(chunk.actions).all():
             raise CosmosError('the policy gave numbers that are not finite')
@@ -214,6 +226,8 @@ class Service:
             return Refusal(Fault.INVALID, _cut(str(error)), tuple(map(_cut, problems)))
         if isinstance(error, Cancelled):
             return Refusal(Fault.STOPPING, 'stopping: the request was given up')
+        if isinstance(error, ServerUnavailable):
+            return Refusal(Fault.BUSY, _cut(f'busy: {error}'))
         number = secrets.token_hex(4)
         _LOG.error('defect %s in a request: %s', number, error, exc_info=error)
         trace = ''.join(traceback.format_exception(error)) if self._options.tracebacks else ''

@@ -1,4 +1,4 @@
-"""The one thread that infers, so that whoever answers pings never waits for the network."""
+"""The threads that infer, so that whoever answers pings never waits for the network."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 
 
 class Worker:
-    """Does one job after the other, in the order in which they were submitted.
+    """Does jobs in the order in which they were submitted: one after the other, or a few at a time.
 
-    Its thread ends with the process: a job that cannot be interrupted must not keep a server from being stopped.
+    Its threads end with the process: a job that cannot be interrupted must not keep a server from being stopped.
     """
 
-    def __init__(self, name: str) -> None:
-        """Start the thread."""
+    def __init__(self, name: str, threads: int = 1) -> None:
+        """Start the threads; more than one is for policies that compute elsewhere."""
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def submit[T](self, job: Callable[[], T]) -> Future[T]:
         """Line a job up; one whose future is cancelled before its turn is passed over."""
@@ -28,9 +29,11 @@ class Worker:
         return future
 
     def stop(self, timeout_s: float = 0.0) -> None:
-        """Let the thread end after the jobs that were submitted, and wait so long for it."""
-        self._jobs.put(None)
-        self._thread.join(timeout_s)
+        """Let the threads end after the jobs that were submitted, and wait so long for each."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(timeout_s)
 
     def _work(self) -> None:
         while (entry := self._jobs.get()) is not None:
