@@ -117,6 +117,7 @@ class _Kept:
     episodes: int = 0
     frames: int = 0
     stats: list[dict[str, Stats]] = field(default_factory=list)
+    notes: list[dict[str, Any]] = field(default_factory=list)
 
 
 class DatasetWriter:
@@ -157,6 +158,11 @@ class DatasetWriter:
         """How many rows all of them have."""
         return self._kept.frames
 
+    @property
+    def notes(self) -> tuple[dict[str, Any], ...]:
+        """What was noted of each episode."""
+        return tuple(self._kept.notes)
+
     def episode(self, task: str, **notes: str | float | bool) -> EpisodeWriter:
         """Begin an episode; it becomes part of the data set when it is closed.
 
@@ -194,6 +200,7 @@ class DatasetWriter:
                 feature, _, key = name.removeprefix('stats/').rpartition('/')
                 stats.setdefault(feature, {})[key] = np.asarray(value, np.float64)
         kept.stats.append(stats)
+        kept.notes.append({name: value for name, value in entry.items() if '/' not in name})
 
     def _write_meta(self) -> None:
         kept = self._kept
@@ -300,6 +307,7 @@ class EpisodeWriter:
         owner._kept.episodes += 1
         owner._kept.frames += self.length
         owner._kept.stats.append(stats)
+        owner._kept.notes.append(dict(self._notes))
         owner._write_meta()
 
     def discard(self) -> None:

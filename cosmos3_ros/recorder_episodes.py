@@ -1,0 +1,184 @@
+"""Records episodes of the simulated Franka as a LeRobot data set, and plays recorded actions again.
+
+A row is what was seen at a moment, and where the guard told arm and fingers to be one row later. Recording looks on: an
+episode comes out the same with and without it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosmos3_ros.eval_world import Cast, SimulatedWorld, make_actor
+from cosmos3_ros.guard.guard import Command
+from cosmos3_ros.guard.limits import load_limits
+from cosmos3_ros.guarded_robot import ORIGIN_NS
+from cosmos3_ros.recorder_asked import Targets
+from cosmos3_ros.safety_expert import check_arm
+from engine.actions.rotations import matrix_to_rpy, quaternion_to_matrix
+from engine.contract import Contract, load_contract
+from engine.datasets.convert import ACTION, CLOSED, END_EFFECTOR, POSE_NAMES, STATE, camera_key
+from engine.datasets.writer import DatasetWriter, Feature, Plan
+from engine.evaluation.closed_loop import Actor, Camera, EpisodeRecord, LoopTerms, World, play
+from engine.evaluation.expert_paths import Rows, Seen
+from engine.evaluation.simulated_franka import SimulatedFranka
+from engine.evaluation.tasks import Episode
+
+Floats = NDArray[np.float64]
+
+
+class RecordedWorld(SimulatedWorld):
+    """The simulated world, with a memory for what was commanded."""
+
+    def begin(self, episode: Episode) -> None:
+        """Lay everything out anew, and forget."""
+        self._told_times: list[int] = []
+        self._told_arm: list[Floats] = []
+        self._told_gripper: list[tuple[int, float]] = []
+        super().begin(episode)
+
+    def _obey(self, command: Command) -> None:
+        super()._obey(command)
+        # Of each command only what comes before the next one was meant: the rest is how it would have braked.
+        times = [int(command.stamp_ns + ahead) for ahead in command.times_ns]
+        while self._told_times and self._told_times[-1] >= times[0]:
+            self._told_times.pop()
+            self._told_arm.pop()
+        self._told_times += times
+        self._told_arm += list(np.asarray(command.positions, np.float64))
+        if command.gripper is not None:
+            self._told_gripper.append((int(command.stamp_ns), float(command.gripper[0])))
+
+    def targets(self) -> tuple[Targets, Targets]:
+        """Where arm and gripper were told to be, on the clock of the stamps."""
+        arm = Targets(np.array(self._told_times, np.int64), np.array(self._told_arm, np.float64))
+        moments = np.array([moment for moment, _ in self._told_gripper], np.int64)
+        closed = np.array([[value] for _, value in self._told_gripper], np.float64).reshape(-1, 1)
+        return arm, Targets(moments, closed, steady=True)
+
+
+class EpisodeCamera:
+    """Notes what is seen whenever a row is due; a :data:`~engine.evaluation.closed_loop.Camera`."""
+
+    def __init__(self, also: Camera | None = None) -> None:
+        """`also` is called, too."""
+        self.seen: list[Seen] = []
+        self.poses: list[Floats] = []
+        self._also = also
+
+    def __call__(self, world: World) -> None:
+        """A control period has passed."""
+        if self._also is not None:
+            self._also(world)
+        due = ORIGIN_NS + round(len(self.seen) * world.step_ns)
+        if world.now_ns < due or not isinstance(world, SimulatedWorld):
+            return
+        self.seen.append(world.seen(True))
+        pose = world.robot.end_effector_pose()
+        angles = matrix_to_rpy(quaternion_to_matrix(np.asarray(pose.quaternion)[None]))[0]
+        self.poses.append(np.concatenate([pose.position, angles]))
+
+
+class RecordingRunner:
+    """Runs episodes in this process and adds each to a data set; takes the place of `WorldRunner`."""
+
+    def __init__(self, cast: Cast, root: Path) -> None:
+        """Build the scene, load the policy, and begin the data set or go on with it.
+
+        Args:
+            cast: Who plays, and where.
+            root: Folder of the data set.
+
+        Raises:
+            CosmosError: The checkpoint, the contract or the simulator does not work; or there is another data set.
+        """
+        contract = load_contract(cast.contract)
+        check_arm(contract)
+        self._terms, self._actor = cast.terms, make_actor(cast, contract)
+        robot = SimulatedFranka(render_views=None, zone=True)
+        self.world = RecordedWorld(robot, load_limits(contract.robot.description), contract)
+        self._writer = DatasetWriter(root, episode_plan(contract, robot, cast.policy), go_on=True)
+        self._done = {(str(one['suite_task']), int(one['seed'])) for one in self._writer.notes}
+
+    def run(self, episode: Episode, camera: Camera | None = None) -> EpisodeRecord:
+        """Run one episode and keep it, unless the data set has it already."""
+        kept = EpisodeCamera(camera)
+        record = play(self.world, self._actor, episode, self._terms, kept)
+        if episode.key not in self._done:
+            self._keep(episode, record, kept)
+            self._done.add(episode.key)
+        return record
+
+    def _keep(self, episode: Episode, record: EpisodeRecord, kept: EpisodeCamera) -> None:
+        arm, gripper = self.world.targets()
+        notes = {'suite_task': episode.task, 'seed': episode.seed, 'success': record.success}
+        with self._writer.episode(episode.instruction, **notes) as target:
+            for seen, pose in zip(kept.seen, kept.poses, strict=True):
+                later = seen.stamp_ns + self.world.step_ns
+                # Before the first command arm and gripper rest where they are.
+                joints, closed = arm.at(later), gripper.at(later)
+                action = [*(seen.joints if joints is None else joints), seen.gripper if closed is None else closed[0]]
+                values = {
+                    STATE: np.array([*seen.joints, seen.gripper]),
+                    END_EFFECTOR: pose,
+                    ACTION: np.array(action),
+                }
+                target.add(values, {camera_key(view): picture for view, picture in seen.views.items()})
+
+
+def episode_plan(contract: Contract, robot: SimulatedFranka, policy: str) -> Plan:
+    """What a data set of simulated episodes holds."""
+    joints = Feature((*contract.robot.joints, CLOSED), 'float64')
+    views = robot.render()
+    sizes = {
+        camera_key(view): (int(views[view].shape[0]), int(views[view].shape[1])) for view in contract.views.streams
+    }
+    text = Path(contract.source).read_text(encoding='utf-8')
+    origin = {'made_by': 'cosmos3 eval closed-loop --record', 'policy': Path(policy).name, 'contract': contract.name}
+    origin |= {'fingerprint': contract.fingerprint, 'actions': 'commanded'}
+    features = {STATE: joints, END_EFFECTOR: Feature(POSE_NAMES, 'float64'), ACTION: joints}
+    return Plan(contract.timing.fps, features, sizes, 'simulated_franka', text, origin)
+
+
+class RecordedActions:
+    """An actor that asks for what was recorded, row by row, and goes on with the last."""
+
+    sees = False
+
+    def __init__(self, actions: Floats, step_ns: int, chunk_rows: int) -> None:
+        """Take actions.
+
+        Args:
+            actions: [N, J + 1]: target joints in rad and closed fraction, one row later each.
+            step_ns: From row to row.
+            chunk_rows: Rows of a chunk.
+        """
+        self._actions, self._step_ns, self._rows = np.asarray(actions, np.float64), step_ns, chunk_rows
+
+    def begin(self, _episode: Episode) -> None:
+        """Nothing to prepare."""
+
+    def act(self, seen: Seen) -> Rows:
+        """The rows that follow this moment."""
+        first = round((seen.stamp_ns - ORIGIN_NS) / self._step_ns)
+        rows = np.clip(np.arange(first, first + self._rows), 0, len(self._actions) - 1)
+        return Rows(self._actions[rows, :-1], np.clip(self._actions[rows, -1], 0.0, 1.0))
+
+
+def replay(
+    actions: Floats, episode: Episode, contract: Contract, terms: LoopTerms | None = None
+) -> tuple[EpisodeRecord, SimulatedWorld]:
+    """Play recorded actions in a new simulator; returns what came of it, and the world as it was left.
+
+    Args:
+        actions: [N, J + 1], as recorded.
+        episode: Its task and seed.
+        contract: Under which it was recorded.
+        terms: How the loop is closed. By default chunks arrive at once, so that nothing of the recording is missed.
+    """
+    robot = SimulatedFranka(render_views=(), zone=True)
+    world = SimulatedWorld(robot, load_limits(contract.robot.description), contract)
+    actor: Actor = RecordedActions(actions, world.step_ns, contract.timing.chunk_rows)
+    return play(world, actor, episode, terms or LoopTerms(latency_s=0.0)), world
