@@ -58,6 +58,7 @@ def _add_closed_loop(kinds: Commands, bars: Bars) -> None:
     add('--workers', type=int, default=1, help='processes that share the episodes')
     add('--graph', action='store_true', help='guard and policy as processes of a ROS graph, as on a robot')
     add('--no-films', action='store_true', help='run no episode once more to film it')
+    add('--record', type=Path, help='LeRobot data set that episodes are added to as they are run')
     add('-o', '--output', type=Path, required=True, help='folder; what it has of the same run is not run again')
     command.set_defaults(run=lambda arguments: _closed_loop(arguments, bars))
 
@@ -80,6 +81,7 @@ def _options(given: argparse.Namespace) -> EvalOptions:
         Jitter(given.start_jitter, given.light_jitter, given.camera_jitter, given.camera_turn),
         given.workers,
         not given.no_films,
+        given.record,
     )
 
 

@@ -46,6 +46,7 @@ class EvalOptions:
         jitter: How much the beginnings differ.
         workers: Processes.
         films: Whether some episodes are run once more with cameras, for the report.
+        record: Folder of a LeRobot data set that episodes are added to as they are run; None for none.
     """
 
     output: Path
@@ -56,6 +57,7 @@ class EvalOptions:
     jitter: Jitter = field(default_factory=Jitter)
     workers: int = 1
     films: bool = True
+    record: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def evaluate(options: EvalOptions, bars: Bars) -> EvalOutcome:
     episodes = {(task, seed): make_episode(task, seed, options.jitter) for task in options.tasks for seed in seeds}
     options.output.mkdir(parents=True, exist_ok=True)
     journal, began = Journal(options.output / EPISODES_FILE, run), time.monotonic()
-    make: MakeRunner = partial(make_runner, options.cast)
+    make: MakeRunner = partial(make_runner, options.cast, record=options.record)
     with bars() as report:
         records = fill(
             journal, mixed(episodes.values()), make, options.workers, lambda share: report('episodes', share)
@@ -101,12 +103,16 @@ def evaluate(options: EvalOptions, bars: Bars) -> EvalOutcome:
     return _conclude(options, run, episodes, records, films, seconds)
 
 
-def make_runner(cast: Cast, *, film: bool = False) -> Runner:
-    """What runs episodes: in this process, or through the whole ROS graph.
+def make_runner(cast: Cast, *, film: bool = False, record: Path | None = None) -> Runner:
+    """What runs episodes: in this process, recorded or not, or through the whole ROS graph.
 
     Raises:
         CosmosError: The checkpoint, the contract or the simulator does not work.
     """
+    if record is not None:
+        from cosmos3_ros.recorder_episodes import RecordingRunner  # reads and writes tables
+
+        return RecordingRunner(cast, record)
     if not cast.graph:
         return WorldRunner(cast, film=film)
     from cosmos3_ros.eval_graph import GraphRunner  # needs ROS
@@ -182,6 +188,9 @@ def _check(options: EvalOptions) -> None:
         for name, (value, low, high) in ranges.items()
         if not low <= value <= high
     ]
+    if options.record is not None and (options.workers > 1 or options.cast.graph):
+        remedy = 'leave --workers and --graph out, or record a run with the recorder node'
+        problems.append(Problem('record', 'episodes are recorded by one process, in which they run', remedy=remedy))
     if problems:
         raise InvalidInput('closed-loop evaluation', problems)
 

@@ -111,6 +111,10 @@ class RecordingRunner:
             self._done.add(episode.key)
         return record
 
+    def close(self) -> None:
+        """Free the cameras."""
+        self.world.robot.close()
+
     def _keep(self, episode: Episode, record: EpisodeRecord, kept: EpisodeCamera) -> None:
         arm, gripper = self.world.targets()
         notes = {'suite_task': episode.task, 'seed': episode.seed, 'success': record.success}
