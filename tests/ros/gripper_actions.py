@@ -157,7 +157,7 @@ def test_the_gripper_never_blocks_the_arm(graph, bench, gripper, kind, text):
     graph.eventually(b.is_at_rest)
     np.testing.assert_allclose(b.arm.position, HOME + 0.2, atol=0.01)
     assert 'TICK_LATE' not in {status.reason_name for status in b.statuses}
-    assert largest_gap_ms(b) < 100.0
+    assert largest_gap_ms(b) < 1000.0, 'a call that waits for the server would take seconds'
     said_of_the_gripper(graph, text)
     assert b.node.transition('deactivate')
     assert b.node.transition('cleanup'), 'and it does not keep the node from ending'
