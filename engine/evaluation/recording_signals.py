@@ -153,7 +153,8 @@ def read_signals(columns: Columns, schema: Schema) -> Signals:
     pose = _first_sound(columns, schema.pose, 6, warnings)
     asleep = partial(_asleep, witness=pose)
     joints = _first_sound(columns, schema.joints, ARM_JOINTS, warnings, asleep)
-    _first_sound(columns, schema.commanded, ARM_JOINTS, warnings, asleep)
+    told = partial(_asleep, witness=joints if pose is None else pose)
+    _first_sound(columns, schema.commanded, ARM_JOINTS, warnings, told)
     gripper = _gripper(columns, schema.gripper, warnings)
     for name, found in (('joint positions', joints), ('gripper position', gripper), ('end-effector pose', pose)):
         if found is None:

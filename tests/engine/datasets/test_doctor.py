@@ -178,6 +178,16 @@ def test_each_fault_of_the_numbers_is_found_and_nothing_else(tmp_path, code, cha
     assert code in codes(tmp_path / 'set')
 
 
+def test_an_arm_that_is_told_to_stay_and_stays_is_no_fault(tmp_path):
+    rng = np.random.default_rng(2)
+    state = np.hstack([JOINTS[:1] + 1e-5 * rng.normal(size=(ROWS, 7)), CLOSED[:, None]])
+    asked = np.hstack([np.repeat(JOINTS[:1], ROWS, axis=0), CLOSED[:, None]])
+    still = {'observation.state': state, 'action': asked, 'observation.end_effector': None}
+    assert codes(make_v2(tmp_path / 'still', 'cosmos3_ros', still)) == {'version'}
+    moving = {**still, 'observation.state': np.hstack([JOINTS, CLOSED[:, None]])}
+    assert 'column' in codes(make_v2(tmp_path / 'moving', 'cosmos3_ros', moving))
+
+
 def test_a_quaternion_with_the_scalar_in_front_is_found(tmp_path):
     from engine.datasets.adapters import as_poses
 
