@@ -10,9 +10,10 @@ import pytest
 from openpi_client import msgpack_numpy
 from websockets.sync.server import ServerConnection, serve
 
-from engine.errors import CosmosError, InvalidInput, ObservationError, ServerError
+from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError, ServerError, ServerUnavailable
 from engine.serving.client import RemotePolicy
 from engine.serving.dialects import DIALECTS
+from engine.serving.terms import read_header
 from engine.turns import Cancelled
 from tests.engine.serving.clients import Held, Instant, picture, scripted, serving, with_history
 
@@ -151,6 +152,69 @@ def test_what_is_no_chunk_of_the_contract_is_an_error_with_its_reason(droid, see
 
     with scripted(script) as url, RemotePolicy(url, droid) as policy, pytest.raises(ServerError, match=words):
         policy.infer(seen)
+
+
+@pytest.mark.parametrize(
+    ('said', 'words'),
+    [
+        ({'action_space': 'joint_velocity'}, 'action_space: is another one at the server, got joint_velocity'),
+        ({'n_external_cameras': 3}, 'views: are fewer exterior ones than the server asks for, got 2, allowed: 3'),
+        ({'needs_stereo_camera': True}, 'views: have no pairs of pictures'),
+        ({'action_horizon': 16, 'control_hz': 5}, 'control_hz: is another one at the server, got 5, allowed: 15'),
+    ],
+)
+def test_first_words_that_contradict_the_contract_are_told_and_no_connection_is_kept(droid, said, words):
+    with serve(lambda connection: connection.send(msgpack_numpy.packb(said)), '127.0.0.1', 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        with RemotePolicy(f'ws://127.0.0.1:{server.socket.getsockname()[1]}', droid) as policy:
+            with pytest.raises(ContractError) as raised:
+                policy.connect()
+            assert words in str(raised.value)
+            assert len(raised.value.problems) == len(said)
+            assert policy.generation == 0
+        server.shutdown()
+        thread.join()
+
+
+def test_our_servers_say_in_a_header_what_they_are_for_and_a_robot_for_something_else_is_told_every_difference(
+    server, droid, demo_contract
+):
+    with (
+        RemotePolicy(server.url, demo_contract) as policy,
+        pytest.raises(ContractError, match='droid_joint_pos') as told,
+    ):
+        policy.connect()
+    assert [problem.where for problem in told.value.problems] == ['composite']
+    with RemotePolicy(server.url, replace(droid, name='called otherwise')) as policy:
+        policy.connect()
+
+
+@pytest.mark.parametrize('text', [None, '', 'no json', '[1]', '{' * 5000, '"text"', '{"action_space": {"a": []}}'])
+def test_whatever_a_header_says_is_read_or_passed_over(text):
+    assert read_header(text) in ({}, {'action_space': {'a': []}})
+
+
+def test_a_server_that_is_being_stopped_is_asked_again_and_so_is_the_next_one(droid, seen):
+    def script(connection: ServerConnection, number: int) -> None:
+        connection.recv()
+        connection.send('stopping: the server is being shut down' if number == 0 else actions(number))
+
+    with scripted(script) as url, RemotePolicy(url, droid, deadline_s=20) as policy:
+        assert policy.infer(seen).actions[0, 0] == 1
+
+
+def test_what_another_attempt_may_mend_is_told_apart_from_what_it_cannot(droid, seen, unused_port):
+    gone = RemotePolicy(f'ws://127.0.0.1:{unused_port}', droid, deadline_s=0.1)
+    with gone, pytest.raises(ServerUnavailable):
+        gone.infer(seen)
+    with (
+        scripted(lambda connection, _: connection.send(connection.recv() and 'no')) as url,
+        RemotePolicy(url, droid) as policy,
+        pytest.raises(ServerError) as raised,
+    ):
+        policy.infer(seen)
+    assert not isinstance(raised.value, ServerUnavailable)
 
 
 def test_after_a_fault_the_connection_is_made_anew(server, droid, seen):
