@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def add_open_loop(kinds: Commands, bars: Bars) -> None:
     )
     add = command.add_argument
     add('dataset', type=Path, help='folder of a LeRobot v3 data set, or of a table and videos')
-    add('--policy', required=True, help='checkpoint: directory or hub id')
+    add('--policy', required=True, help='checkpoint: directory or hub id; or ws://HOST:PORT of a policy server')
     add('--contract', default='droid_joint_pos', help='name in config/contracts or a path')
     add('--episodes', default='', help='such as 0,3,5-9; empty for all')
     add('--stride', type=int, default=8, help='frames from one moment to the next, as many as rows are executed')
@@ -44,6 +45,9 @@ def add_open_loop(kinds: Commands, bars: Bars) -> None:
     add('--dtype', default='float32', help='precision of the checkpoint')
     add('--backend', default='auto', help='auto, torch, torch-compiled, onnxruntime or tensorrt')
     add('--compiled', default='', help='folder that cosmos3 compile made, for the policy alone; empty for none')
+    add('--dialect', default='cosmos-framework', help='of a policy server: openpi, roboarena or vllm-omni')
+    add('--deadline', type=float, default=60.0, help='longest time for an answer of a policy server, s')
+    add('--api-key-variable', default='', help='environment variable that holds the key of a policy server')
     add('--threads', type=int, default=0, help='of PyTorch; 0: its own choice')
     add('-o', '--output', type=Path, required=True, help='folder for figures, lines, plots and report')
     command.set_defaults(run=lambda arguments: _open_loop(arguments, bars))
@@ -84,16 +88,21 @@ def _options(given: argparse.Namespace) -> OpenLoopOptions:
         given.seeds,
         given.max_anchors,
         given.max_windows,
-        frozenset(name.strip() for name in given.skip.split(',') if name.strip()),
+        _skipped(given),
         _video_map(given.video_map),
         given.instruction,
-        _provenance(given),
     )
     check_options(options)
-    return options
+    return replace(options, provenance=_provenance(given))
+
+
+def _is_remote(given: argparse.Namespace) -> bool:
+    return str(given.policy).startswith(('ws://', 'wss://'))
 
 
 def _provenance(given: argparse.Namespace) -> dict[str, Any]:
+    if _is_remote(given):
+        return {'policy': given.policy, 'dialect': given.dialect}
     from engine.checkpoint import open_checkpoint
     from engine.contract import load_contract
 
@@ -116,8 +125,29 @@ def _provenance(given: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _skipped(given: argparse.Namespace) -> frozenset[str]:
+    """What is left out; a policy server imagines nothing."""
+    skipped = frozenset(name.strip() for name in given.skip.split(',') if name.strip())
+    return skipped | {'dynamics', 'inverse'} if _is_remote(given) else skipped
+
+
+def _connect(given: argparse.Namespace, contract: Contract) -> Makers:
+    from cosmos3_ros.open_loop_runs import Makers
+    from engine.evaluation.open_loop_network import NetworkPolicy
+    from engine.serving.client import RemotePolicy
+
+    key = os.environ.get(given.api_key_variable) if given.api_key_variable else None
+    if given.api_key_variable and not key:
+        raise InvalidInput('arguments', [Problem('--api-key-variable', 'is not set', given.api_key_variable)])
+    remote = RemotePolicy(given.policy, contract, dialect_name=given.dialect, api_key=key, deadline_s=given.deadline)
+    remote.connect()
+    return Makers(NetworkPolicy(remote), None)
+
+
 def _load(given: argparse.Namespace, contract: Contract) -> Makers:
     """The checkpoint's surfaces; a policy from compiled parts leaves dynamics to a second copy of the weights."""
+    if _is_remote(given):
+        return _connect(given, contract)
     import torch
 
     import engine
@@ -126,7 +156,7 @@ def _load(given: argparse.Namespace, contract: Contract) -> Makers:
 
     if given.threads:
         torch.set_num_threads(given.threads)
-    skipped = {name.strip() for name in given.skip.split(',')}
+    skipped = _skipped(given)
     policy = imaginer = None
     model = engine.load(given.policy, given.device, given.dtype, backend=given.backend, compiled=given.compiled or None)
     if 'policy' not in skipped:

@@ -269,6 +269,7 @@ def gather(options: OpenLoopOptions) -> _Material:
         )
         track = read_track(options.dataset, number, solve)
         with found() as recording:
+            track = track.cut(len(recording))
             problems += _view_problems(recording, contract, track.name) + track_problems(track, contract)
             problems += _instruction_problems(recording.instruction, options, track.name)
             warnings |= dict.fromkeys(f'{track.name}: {text}' for text in recording.warnings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,15 +17,22 @@ from engine.evaluation.open_loop_dynamics import Picture, Tile, Window
 from engine.evaluation.open_loop_pictures import Frames
 from engine.observation.geometry import LATENT_PIXELS, choose_canvas, content_size, fit, latent_crop, to_unit
 from engine.observation.views import COMPOSITIONS, compose, in_shape
-from engine.policy import Observation, Policy
+from engine.policy import Observation, PolicyChunk
 
 Floats = NDArray[np.float64]
 
 
-class NetworkPolicy:
-    """The policy surface of a checkpoint."""
+class Answers(Protocol):
+    """The policy surface of a checkpoint, or a policy server."""
 
-    def __init__(self, policy: Policy) -> None:
+    def infer(self, observation: Observation, seed: int = 0) -> PolicyChunk:
+        """A chunk of actions."""
+
+
+class NetworkPolicy:
+    """The policy surface of a checkpoint, or a policy server."""
+
+    def __init__(self, policy: Answers) -> None:
         self._policy = policy
 
     def __call__(self, moment: Moment, seed: int) -> Floats:

@@ -196,7 +196,7 @@ def _example(example: Mapping[str, Frames]) -> Plot:
     at = np.unique(np.linspace(0, length - 1, _SHOWN).round().astype(int))
     height, width = example['real'].shape[1:3]
     across = 2.3
-    figure = _figure(across * len(at) + 0.6, across * len(example) * height / width + 0.4)
+    figure = _figure(across * len(at) + 1.2, across * len(example) * height / width + 0.4)
     axes = figure.subplots(len(example), len(at), squeeze=False)
     for row, (who, frames) in zip(axes, example.items(), strict=True):
         for axis, index in zip(row, at, strict=True):
@@ -204,7 +204,7 @@ def _example(example: Mapping[str, Frames]) -> Plot:
             axis.set(xticks=[], yticks=[])
             if who == 'real':
                 axis.set_title(f'frame {index + 1}', fontsize=8)
-        row[0].set_ylabel(NAMES[who].replace(' of ', '\nof '), fontsize=8)
+        row[0].set_ylabel(NAMES[who].replace(' of ', '\nof '), fontsize=8, rotation=0, ha='right', va='center')
     return Plot('example', 'The window in which the most changes', _png(figure))
 
 

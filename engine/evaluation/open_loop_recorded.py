@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +65,18 @@ class Track:
     def __len__(self) -> int:
         parts = (self.joints, None if self.poses is None else self.poses.position, self.gripper)
         return next((len(part) for part in parts if part is not None), 0)
+
+    def cut(self, frames: int) -> Track:
+        """The first frames alone: a video may be shorter than the table."""
+        if frames >= len(self):
+            return self
+        now = {name: _first(getattr(self, name), frames) for name in ('joints', 'poses', 'gripper')}
+        after = {f'next_{name}': _first(getattr(self, f'next_{name}'), frames - 1) for name in now}
+        return replace(self, **now, **after)
+
+
+def _first(values: Any, count: int) -> Any:
+    return None if values is None else values[:count]
 
 
 def episodes_of(path: Path) -> list[int]:

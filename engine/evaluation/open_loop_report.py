@@ -93,7 +93,8 @@ def _errors(policy: Mapping[str, Any]) -> Table:
     head = ('RMSE', *(f'first {rows_} rows' for rows_ in horizons), "policy's gain on it")
     note = (
         "Gain: the share of that guess's mean square that the policy saves over the whole chunk; 1 is perfect, 0 no "
-        f'better, below 0 worse. {policy["moments"]} moments, {policy["seeds"]} seeds each.'
+        f'better, below 0 worse. {policy["moments"]} moments, seeds for each: {policy["seeds"]}. '
+        f'Intervals: {policy["intervals"]}.'
     )
     return Table(f'Error against {policy["targets"]}', head, tuple(rows), note)
 
@@ -194,7 +195,7 @@ def _likeness(dynamics: Mapping[str, Any]) -> Table:
     )
     note = (
         f'Mean over {dynamics["rows"]} frames of {dynamics["windows"]} windows, against the real video. The ceiling is '
-        'the real video, encoded and decoded.'
+        f'the real video, encoded and decoded. Intervals: {dynamics["intervals"]}.'
     )
     return Table('Forward dynamics', head, rows, note)
 

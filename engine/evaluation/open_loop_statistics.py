@@ -133,5 +133,5 @@ class Tally:
         """How intervals were made, in words."""
         kind = 'episodes' if self.by_episode else f'blocks of {block_rows} frames'
         if self.units < FEWEST_UNITS:
-            return f'no intervals: {self.units} {kind}, {FEWEST_UNITS} are the fewest'
+            return f'none, of {self.units} {kind} (at least {FEWEST_UNITS} are needed)'
         return f'95 % by bootstrap: {self.units} {kind} drawn {DRAWS} times with replacement'

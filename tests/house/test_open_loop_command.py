@@ -35,6 +35,8 @@ from engine.evaluation.open_loop_report import tables
 from engine.evaluation.simulated_franka import SimulatedFranka
 from engine.evaluation.tasks import make_episode
 from engine.evaluation.video import VideoWriter
+from engine.policy import Observation, PolicyChunk
+from engine.serving.server import BackgroundServer, PolicyServer, ServerOptions
 
 FPS, WINDOW = 15.0, 8
 VIEWS = ('wrist', 'exterior_1', 'exterior_2')
@@ -143,6 +145,7 @@ def true_dynamics() -> Iterator[TrueDynamics]:
     made.close()
 
 
+@pytest.mark.slow
 def test_the_expert_on_true_dynamics_wrong_actions_and_a_still_picture_are_worse_than_the_truth(
     recording: Path, tmp_path: Path, true_dynamics: TrueDynamics
 ) -> None:
@@ -212,7 +215,26 @@ def test_rows_that_hold_no_rotation_are_counted_and_not_measured(recording: Path
     assert (meter.conclude()['unreadable'], meter.conclude()['rmse']) == (1, {})
 
 
-# A network
+# A policy server, and a network
+
+
+class Still:
+    """Answers that the arm shall stay where it is."""
+
+    def infer(self, observation: Observation, seed: int = 0, cancelled: Any = None) -> PolicyChunk:
+        row = np.append(np.ravel(observation.joint_positions), np.ravel(observation.gripper_position))
+        return PolicyChunk(np.tile(row, (32, 1)).astype(np.float32), None, observation.instruction, seed, {})
+
+
+def test_a_policy_server_is_measured_as_a_checkpoint_is(recording: Path, tmp_path: Path) -> None:
+    contract = load_contract('demo_joint_pos')
+    with BackgroundServer(PolicyServer(Still(), contract, ServerOptions(port=0))) as server:
+        words = [str(recording), '--policy', server.url, '--contract', contract.name, '--instruction', 'reach it']
+        assert main(['eval', 'open-loop', *words, '-o', str(tmp_path / 'out')]) == 0
+    found = json.loads((tmp_path / 'out' / 'open_loop.json').read_text())
+    policy, hold = (found['policy']['executed']['32'][who]['rmse']['value'] for who in ('policy', 'hold'))
+    assert policy == pytest.approx(hold, abs=1e-6)
+    assert found['provenance']['skipped'] == ['dynamics', 'inverse']
 
 
 @pytest.fixture(scope='module')
@@ -291,9 +313,9 @@ def test_everything_that_a_recording_lacks_is_named_before_a_checkpoint_is_loade
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_by_name(
-    more: list[str], said: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(tmp_path, checkpoint, tmp_path / 'out', *more) == 2
+    assert command(tmp_path, tmp_path / 'no checkpoint', tmp_path / 'out', *more) == 2
     assert re.search(said, capsys.readouterr().err, re.DOTALL)
 
 

@@ -373,6 +373,14 @@ def test_a_moment_shows_the_state_of_its_frame_and_the_history_before_it(
     assert now['end_effector_position'] == pytest.approx(POSE[9:10, :3])
 
 
+def test_frames_that_have_no_picture_are_left_out(recording: Path) -> None:
+    track = read_track(recording, 0)
+    short = track.cut(50)
+    assert (len(short), len(short.next_joints), len(short.next_poses), len(short.gripper)) == (50, 49, 49, 50)
+    assert short.next_joints == pytest.approx(JOINTS[1:50])
+    assert track.cut(FRAMES + 3) is track
+
+
 def test_episodes_are_found_in_both_layouts(recording: Path, tmp_path: Path) -> None:
     assert episodes_of(recording) == [0]
     (tmp_path / 'meta' / 'episodes' / 'chunk-000').mkdir(parents=True)
@@ -408,7 +416,7 @@ def test_with_few_episodes_blocks_are_drawn_and_with_few_blocks_nothing_is() -> 
     few = Tally()
     few.add(('one', 0), 'x', [1.0, np.nan])
     assert few.mean('x').document() == {'value': [1.0, None], 'low': [None, None], 'high': [None, None]}
-    assert few.how(64).startswith('no intervals')
+    assert few.how(64).startswith('none, of 1 blocks of 64 frames')
 
 
 def test_two_figures_of_one_run_are_of_the_same_draws() -> None:
