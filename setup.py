@@ -70,6 +70,7 @@ setup(
             f'instruct = {PACKAGE}.instruct:main',
             f'sim_robot = {PACKAGE}.sim_robot_node:main',
             f'replay_robot = {PACKAGE}.replay_robot_node:main',
+            f'recorder = {PACKAGE}.recorder_process:main',
             f'safety_sim = {PACKAGE}.safety_process:main',
             f'viewer = {PACKAGE}.viewer_process:main',
         ],

@@ -17,6 +17,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from cosmos3_msgs.msg import ActionChunk
 from cosmos3_ros import qos
+from cosmos3_ros.cli import main
 from cosmos3_ros.conversions import joint_state, ns_to_stamp, rgb_to_image, stamp_to_ns
 from cosmos3_ros.recorder import BagThread, RecorderNode
 from cosmos3_ros.recorder_bag import CUSTOM_CONTRACT, BagWriter
@@ -294,6 +295,20 @@ def test_a_bag_without_commands_or_words_is_refused_with_the_way_out(contract, t
         dataset_from_bag(wordless, tmp_path / 'two', BagOrder())
     assert dataset_from_bag(wordless, tmp_path / 'two', BagOrder(instruction='go')).episodes == 1
     assert not (tmp_path / 'three').exists()
+
+
+def test_the_commands_recover_a_bag_and_make_a_data_set_of_it(contract, tmp_path, capsys):
+    path = make_bag(tmp_path / 'bag', contract)  # a mebibyte of it is whole
+    (path / 'metadata.yaml').unlink()
+    file = path / 'bag.mcap'
+    file.write_bytes(file.read_bytes()[:-50_000])
+    assert main(['dataset', 'from-bag', str(path), '-o', str(tmp_path / 'set')]) == 2
+    assert f'cosmos3 dataset recover {path}' in capsys.readouterr().err
+    assert main(['dataset', 'recover', str(path)]) == 0
+    assert 'incomplete' in capsys.readouterr().out
+    assert main(['dataset', 'from-bag', str(path), '-o', str(tmp_path / 'set')]) == 0
+    assert main(['dataset', 'doctor', str(tmp_path / 'set'), '--contract', 'demo_joint_pos']) == 0
+    assert main(['dataset', 'recover', str(path)]) == 2
 
 
 def test_a_bag_cut_off_anywhere_gives_its_beginning(contract, tmp_path):

@@ -260,6 +260,14 @@ def test_what_is_no_data_set_is_refused_with_what_it_looks_like(tmp_path):
     assert main(['dataset', 'doctor', str(tmp_path / 'other')]) == 2
 
 
+def test_episodes_of_several_processes_are_not_recorded_into_one_data_set(tmp_path, capsys):
+    pytest.importorskip('mujoco', reason='the simulator is not installed')
+    folders = ['--record', str(tmp_path / 'set'), '-o', str(tmp_path / 'run')]
+    assert main(['eval', 'closed-loop', '--episodes', '1', '--workers', '2', *folders]) == 2
+    assert 'recorded by one process' in capsys.readouterr().err
+    assert not (tmp_path / 'set').exists()
+
+
 # ---- The writer -----------------------------------------------------------------------------------------------------
 
 PLAN = Plan(15.0, {'observation.state': Feature(('a', 'b'))}, {'observation.images.main': (16, 24)}, contract='name: x')
