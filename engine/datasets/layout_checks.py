@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,9 +46,22 @@ def _info_faults(found: Survey) -> Iterator[Fault]:
         yield fault('features', f'{INFO}: features', 'are missing', '', '', _CONVERT)
     for key, fields in _FIELDS.items() if found.layout != V2 else ():
         yield from _template_faults(key, str(found.info.get(key, '')), fields, bool(found.cameras))
-    if not (found.root / 'meta/stats.json').is_file() and found.layout != V2:
-        what = 'is missing: policies cannot normalise'
-        yield fault('stats', 'meta/stats.json', what, '', 'min, max, mean, std of every feature', _CONVERT)
+    if found.layout != V2 and (lacking := _without_statistics(found)):
+        what = 'lacks statistics: policies cannot normalise'
+        value = f'{len(lacking)} features: {", ".join(lacking[:3])}{", ..." if len(lacking) > 3 else ""}'
+        yield fault('stats', 'meta/stats.json', what, value, 'min, max, mean, std of every feature', _CONVERT)
+
+
+def _without_statistics(found: Survey) -> list[str]:
+    """Features that `meta/stats.json` says nothing of."""
+    try:
+        told = json.loads((found.root / 'meta/stats.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        told = {}
+    needed = [
+        key for key, one in found.info['features'].items() if isinstance(one, dict) and one.get('dtype') != 'string'
+    ]
+    return [key for key in needed if key not in told]
 
 
 def _feature_faults(found: Survey, key: str, feature: Any) -> Iterator[Fault]:
@@ -151,7 +165,11 @@ def _task_faults(found: Survey) -> Iterator[Fault]:
     if not file.is_file():
         yield fault('tasks', 'meta/tasks.parquet', 'is missing', '', 'task and task_index', _CONVERT)
         return
-    table = pq.read_table(file)
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        yield fault('tasks', 'meta/tasks.parquet', 'cannot be read', str(error), '', _CONVERT)
+        return
     texts = [name for name in ('task', '__index_level_0__') if name in table.column_names]
     if 'task_index' not in table.column_names or not texts or not pa.types.is_string(table[texts[0]].type):
         value = ', '.join(f'{field.name}: {field.type}' for field in table.schema)

@@ -201,8 +201,8 @@ def _lerobot(root: Path) -> Survey:
     info = _read_json(root / INFO)
     version = str(info.get('codebase_version', 'v3.0'))
     layout = V2 if version.startswith('v2') else V3
-    features = info.get('features')
-    features = features if isinstance(features, dict) else {}
+    if not isinstance(features := info.get('features'), dict):
+        info['features'] = features = {}
     cameras = tuple(key for key, one in features.items() if isinstance(one, dict) and _pictures(one))
     index = _index(root, layout)
     tasks = _tasks(root)
@@ -279,7 +279,10 @@ def _lines(root: Path, name: str) -> list[dict[str, Any]]:
 def _tasks(root: Path) -> dict[int, str]:
     """Texts of the tasks by their numbers; whatever cannot be read is left out."""
     file = root / 'meta' / 'tasks.parquet'
-    rows = pq.read_table(file).to_pylist() if file.is_file() else _lines(root, 'tasks')
+    try:
+        rows = pq.read_table(file).to_pylist() if file.is_file() else _lines(root, 'tasks')
+    except (OSError, pa.ArrowException):
+        rows = []  # told by the checks of the layout
     found = {}
     for row in rows:
         text = row.get('task', row.get('__index_level_0__'))
@@ -312,7 +315,8 @@ def _videos(
 
 
 def _told(root: Path, info: Mapping[str, Any], key: str, number: int, entry: Mapping[str, Any]) -> Path | None:
-    size = int(info.get('chunks_size') or 1000)
+    size = info.get('chunks_size')
+    size = size if isinstance(size, int) and size > 0 else 1000
     place = {'episode_chunk': number // size, 'episode_index': number, 'video_key': key}
     place |= {
         name: entry[f'videos/{key}/{name}'] for name in ('chunk_index', 'file_index') if f'videos/{key}/{name}' in entry

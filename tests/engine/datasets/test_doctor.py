@@ -53,6 +53,14 @@ def common(path: Path, schema: str = '', given: str = ''):
             held.close()
 
 
+@pytest.fixture(scope='module')
+def sound(tmp_path_factory) -> Path:
+    """A data set of ours without faults; do not change it."""
+    folder = tmp_path_factory.mktemp('sound')
+    convert(make_v2(folder / 'old'), folder / 'set', Order())
+    return folder / 'set'
+
+
 # ---- The real sample ------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +274,16 @@ def test_episodes_of_several_processes_are_not_recorded_into_one_data_set(tmp_pa
     assert main(['eval', 'closed-loop', '--episodes', '1', '--workers', '2', *folders]) == 2
     assert 'recorded by one process' in capsys.readouterr().err
     assert not (tmp_path / 'set').exists()
+
+
+@pytest.mark.parametrize('name', ['info.json', 'stats.json', 'tasks.parquet', 'file-000.parquet', 'file-000.mp4'])
+@pytest.mark.parametrize('content', [b'', b'{"a": [1'], ids=['empty', 'damaged'])
+def test_a_damaged_file_is_a_fault_and_never_a_breakdown(tmp_path, sound, name, content, capsys):
+    shutil.copytree(sound, tmp_path / 'set')
+    for file in (tmp_path / 'set').rglob(name):
+        file.write_bytes(content)
+    assert main(['dataset', 'doctor', str(tmp_path / 'set')]) in (1, 2)
+    assert 'Traceback' not in capsys.readouterr().err
 
 
 # ---- The writer -----------------------------------------------------------------------------------------------------
