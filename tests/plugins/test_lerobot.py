@@ -6,8 +6,10 @@ All in one file, because loading LeRobot takes longer than most of what is teste
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
@@ -172,7 +174,9 @@ def test_with_real_time_chunking_every_chunk_continues_the_one_before(
     made = watch_chunks(plugin, monkeypatch)
     words = ('--inference.type=rtc', f'--inference.rtc.execution_horizon={ROWS}')
     run('lerobot-rollout', *rollout(folder, tmp_path, rows=40), *words)
-    assert np.load(tmp_path / 'played.npy').shape == (40, 8)
+    played = np.load(tmp_path / 'played.npy')
+    assert played.shape == (40, 8)
+    np.testing.assert_array_equal(played[0], made[0][2][0, 0])  # nothing is skipped before the arm has moved
     continued = [(min(delay, 28), left, chunk) for delay, left, chunk in made if delay and left is not None]
     assert continued
     for count, left, chunk in continued:
@@ -271,6 +275,33 @@ def test_a_chunk_begins_with_the_rows_that_will_be_played_while_it_is_made(polic
         chunk = policy.predict_action_chunk(batch(), inference_delay=delay, prev_chunk_left_over=given)[0]
         np.testing.assert_allclose(chunk[:kept], left[:kept], atol=1e-6)
         assert not np.allclose(chunk[kept], given[kept] if kept < len(given) else 0, atol=1e-4)
+
+
+@pytest.mark.parametrize('left', [0, 2])
+def test_an_arm_that_had_to_wait_for_a_chunk_goes_on_where_it_is(
+    left: int, make: Callable[..., Any], reference: Any
+) -> None:
+    import torch
+    from lerobot.policies.rtc import ActionQueue
+    from lerobot.policies.rtc.configuration_rtc import RTCConfig
+
+    policy, given, padded = make(), None, None
+    policy.config.rtc_config = RTCConfig()
+    policy.init_rtc_processor()
+    if left:
+        given = torch.tensor([REST] * left) + 0.01
+        padded = torch.cat([given, torch.zeros(10 - left, 8)])
+    queue, began = ActionQueue(policy.config.rtc_config), time.perf_counter()
+    # As LeRobot's engine does it.
+    chunk = policy.predict_action_chunk(batch(), inference_delay=left, prev_chunk_left_over=padded)[0]
+    passed = math.ceil((time.perf_counter() - began) * 15)
+    queue.merge(chunk, chunk, passed, None)
+    committed = None if given is None else given.numpy().astype(np.float64)
+    wanted = reference.infer(observation(), noise(0, 0), committed=committed).actions
+    following = [queue.get().numpy() for _ in range(4)]
+    first = min(passed, left)  # whoever is quick enough need not wait
+    np.testing.assert_allclose(following[0], wanted[first], atol=1e-6)
+    assert any(np.allclose(row, wanted[first + 1], atol=1e-6) for row in following[1:])
 
 
 def test_a_robot_with_another_order_and_other_units_gets_the_same_rows(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -123,7 +124,7 @@ class Cosmos3Policy(PreTrainedPolicy):
         prev_chunk_left_over: Tensor | None = None,
         **_noise: Any,
     ) -> Tensor:
-        """A chunk of each element, [B, rows, D].
+        """A chunk of each element, [B, rows, D]; with real-time chunking there are more rows if the arm had to wait.
 
         Args:
             batch: An observation, as the preprocessor leaves it.
@@ -138,8 +139,14 @@ class Cosmos3Policy(PreTrainedPolicy):
         if self.contract.embodiment.history_rows:
             what = 'are needed at every row, and a whole chunk is asked for only now and then'
             raise ObservationError('policy cosmos3', [Problem('earlier states', what, remedy='use select_action')])
+        began = time.perf_counter()
         self._note(batch)
-        return self._infer(batch, self._committed(inference_delay, prev_chunk_left_over))
+        left = _left_rows(prev_chunk_left_over)
+        chunk = self._infer(batch, self._committed(inference_delay, left))
+        handed = 0 if prev_chunk_left_over is None else prev_chunk_left_over.shape[-2]
+        if self.config.rtc_config is None or (handed and len(left) == handed):
+            return chunk  # there may be more rows left than were handed on
+        return _held(chunk, len(left), math.ceil((time.perf_counter() - began) * self.contract.timing.fps))
 
     def supports_rtc(self) -> bool:
         """Whether chunks can continue the one before: only with weights in this process."""
@@ -245,16 +252,9 @@ class Cosmos3Policy(PreTrainedPolicy):
         pictures = {view: _picture(batch[f'{OBS_IMAGES}.{view}'][index]) for view in self.contract.views.streams}
         return Observation(pictures, instruction, **self._columns.fields(state))
 
-    def _committed(self, delay: int, left: Tensor | None) -> NDArray[np.float64] | None:
+    def _committed(self, delay: int, rows: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """The rows that will be played while the next chunk is made, [K, D]; None if there are none."""
-        if left is None or delay <= 0:
-            return None
-        rows = left.detach().to('cpu', torch.float64).numpy()
-        rows = rows[0] if rows.ndim == 3 else rows
-        # LeRobot fills up with zeros what it has not enough of; a row of zeros throughout is none of a policy.
-        known = np.flatnonzero(rows.any(axis=1))
-        rows = rows[: known[-1] + 1] if len(known) else rows[:0]
-        if delay > len(rows):
+        if 0 < len(rows) < delay:
             _LOG.warning(
                 '%d rows will be played while a chunk is made, and %d are handed on: the next chunk may jump; see '
                 '--inference.rtc.execution_horizon',
@@ -284,6 +284,31 @@ def _open(config: Cosmos3Config, contract: Contract) -> Policy | RemotePolicy:
     if config.warm_up:
         policy.warm_up()
     return policy
+
+
+def _left_rows(left: Tensor | None) -> NDArray[np.float64]:
+    """The rows that are still to be played, [T, D].
+
+    LeRobot fills up with zeros what it has not enough of; a row of zeros throughout is none of a policy.
+    """
+    if left is None:
+        return np.empty((0, 0))
+    rows = left.detach().to('cpu', torch.float64).numpy().reshape(left.shape[-2:])
+    known = np.flatnonzero(rows.any(axis=1))
+    return rows[: known[-1] + 1] if len(known) else rows[:0]
+
+
+def _held(chunk: Tensor, left: int, passed: int) -> Tensor:
+    """A chunk that begins where the arm is, although LeRobot will drop as many rows as have passed by the clock.
+
+    It does so even if fewer were left, or none as at the beginning: the arm stands still then, and would jump. So the
+    next row is put in once for each row that could not be played, and once more, for LeRobot's clock runs a little
+    longer than ours.
+    """
+    if passed < left:
+        return chunk
+    waiting = chunk[:, left : left + 1].expand(-1, passed - left + 1, -1)
+    return torch.cat([chunk[:, :left], waiting, chunk[:, left:]], dim=1)
 
 
 def _latent_frames(rows: int) -> int:
