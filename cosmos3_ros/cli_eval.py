@@ -40,7 +40,9 @@ def _add_closed_loop(kinds: Commands, bars: Bars) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = command.add_argument
-    add('--policy', default='expert', help='expert, hold, random, or a checkpoint: directory or hub id')
+    add(
+        '--policy', default='expert', help='expert, hold, random, a checkpoint (directory or hub id), or ws://HOST:PORT'
+    )
     add('--task', default='reach,push,lift,place', help='one or several, separated by commas')
     add('--episodes', type=int, default=100, help='of each task')
     add('--start-seed', type=int, default=0, help='seed of the first episode; the others count up from it')

@@ -27,7 +27,7 @@ from rclpy.signals import SignalHandlerOptions
 from cosmos3_msgs.action import RunPolicy
 from cosmos3_ros.action_client import ActionClient
 from cosmos3_ros.bringup import Options, ProcessSpec, large_image_environment, processes
-from cosmos3_ros.eval_world import SCRIPTED, Cast, make_actor
+from cosmos3_ros.eval_world import SCRIPTED, SERVERS, Cast, make_actor
 from cosmos3_ros.graph_world import CLOCK_TOPIC, GraphWorld
 from cosmos3_ros.lifecycle_client import LifecycleClient
 from cosmos3_ros.middleware_events import QuietEvents
@@ -112,11 +112,10 @@ class GraphRunner:
             self._await_state(name, 'active')
 
     def _specs(self, cast: Cast) -> list[ProcessSpec]:
+        here = {'checkpoint': cast.policy, 'device': cast.device, 'compiled': cast.compiled}
         options = Options(
             contract=cast.contract,
-            checkpoint=cast.policy,
-            device=cast.device,
-            compiled=cast.compiled,
+            **({'backend': 'remote', 'url': cast.policy} if cast.policy.startswith(SERVERS) else here),
             robot='none',
             namespace=self._namespace,
             dry_run=False,

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cosmos3_ros.eval_world import SCRIPTED, Cast, WorldRunner
+from cosmos3_ros.eval_world import SCRIPTED, SERVERS, Cast, WorldRunner
 from cosmos3_ros.safety_expert import check_arm
 from engine.contract import Contract, load_contract
 from engine.errors import ContractError, InvalidInput, Problem
@@ -133,14 +133,25 @@ def identity(options: EvalOptions, contract: Contract) -> dict[str, Any]:
     """
     cast = options.cast
     return {
-        'policy': cast.policy if cast.policy in SCRIPTED else Path(cast.policy).name,
-        **({} if cast.policy in SCRIPTED else _of_checkpoint(cast, contract)),
+        'policy': cast.policy if cast.policy in SCRIPTED or cast.policy.startswith(SERVERS) else Path(cast.policy).name,
+        **({} if cast.policy in SCRIPTED else _of_policy(cast, contract)),
         'contract': contract.name,
         'contract_fingerprint': contract.fingerprint,
         'robot': IN_GRAPH if cast.graph else IN_PROCESS,
         'loop': asdict(cast.terms),
         'jitter': asdict(options.jitter),
     }
+
+
+def _of_policy(cast: Cast, contract: Contract) -> dict[str, Any]:
+    """What is known of whoever makes the chunks: of a server, that it serves this contract, as far as it says."""
+    if not cast.policy.startswith(SERVERS):
+        return _of_checkpoint(cast, contract)
+    from engine.serving.client import RemotePolicy
+
+    with RemotePolicy(cast.policy, contract) as remote:
+        remote.connect()
+        return {'server': remote.url}
 
 
 def _of_checkpoint(cast: Cast, contract: Contract) -> dict[str, Any]:

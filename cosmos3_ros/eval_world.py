@@ -17,6 +17,10 @@ from engine.evaluation.tasks_watch import Truth, truth_of
 
 SCRIPTED = ('expert', 'hold', 'random')
 """Policies that are no checkpoint."""
+SERVERS = ('ws://', 'wss://')
+"""How the address of a policy server begins."""
+PATIENCE_S = 60.0
+"""For an answer of a server: simulated time stands still meanwhile."""
 
 
 class SimulatedWorld(GuardedRobot):
@@ -45,7 +49,7 @@ class Cast:
     """Who plays, and where; what a process needs to run episodes.
 
     Attributes:
-        policy: 'expert', 'hold', 'random', or a checkpoint: directory or hub id.
+        policy: 'expert', 'hold', 'random', a checkpoint (directory or hub id), or a policy server: ws://HOST:PORT.
         contract: Name or path.
         terms: How the loop is closed.
         device: Of a checkpoint: cpu, cuda, ...
@@ -69,7 +73,7 @@ def make_actor(cast: Cast, contract: Contract) -> Actor:
     """Who makes the chunks.
 
     Raises:
-        CosmosError: The checkpoint cannot be loaded, or does not fit the contract.
+        CosmosError: The checkpoint cannot be loaded, the server cannot be asked, or it does not fit the contract.
     """
     step_s, rows = 1.0 / contract.timing.fps, contract.timing.chunk_rows
     if cast.policy == 'expert':
@@ -79,6 +83,12 @@ def make_actor(cast: Cast, contract: Contract) -> Actor:
         return Hold(rows)
     if cast.policy == 'random':
         return RandomWalk(step_s, rows)
+    if cast.policy.startswith(SERVERS):
+        from engine.serving.client import RemotePolicy
+
+        remote = RemotePolicy(cast.policy, contract, deadline_s=PATIENCE_S)
+        remote.connect()
+        return PolicyActor(remote, len(contract.robot.joints))
     import torch
 
     import engine

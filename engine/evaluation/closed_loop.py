@@ -23,7 +23,7 @@ from engine.evaluation.tasks import Episode
 from engine.evaluation.tasks_watch import Truth, Watch
 
 if TYPE_CHECKING:
-    from engine.policy import Policy
+    from engine.policy_observation import Observation, PolicyChunk
 
 Floats = NDArray[np.float64]
 
@@ -277,12 +277,19 @@ class RandomWalk:
         return Rows(np.clip(positions, lower + 0.1, upper - 0.1), np.full(self._rows, grip))
 
 
+class Infers(Protocol):
+    """A policy surface, of a checkpoint or of a server."""
+
+    def infer(self, observation: Observation, seed: int) -> PolicyChunk:
+        """One chunk of actions."""
+
+
 class PolicyActor:
-    """The policy surface of a checkpoint."""
+    """The policy surface of a checkpoint, or of a server."""
 
     sees = True
 
-    def __init__(self, policy: Policy, joints: int) -> None:
+    def __init__(self, policy: Infers, joints: int) -> None:
         """Take a policy.
 
         Args:
@@ -297,7 +304,7 @@ class PolicyActor:
 
     def act(self, seen: Seen) -> Rows:
         """What the policy makes of what is seen."""
-        from engine.policy import Observation
+        from engine.policy_observation import Observation
 
         observation = Observation(seen.views, self._episode.instruction, seen.joints, seen.gripper)
         seed = int(np.random.SeedSequence([self._episode.seed, self._count]).generate_state(1)[0]) % 2**31

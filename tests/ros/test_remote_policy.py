@@ -344,6 +344,31 @@ def test_arguments_that_contradict_each_other_are_refused_all_at_once(given, wro
     assert {problem.where for problem in raised.value.problems} == wrong
 
 
+# Evaluating
+
+
+def test_an_episode_of_a_server_is_the_episode_of_the_policy_behind_it(tiny_checkpoint):
+    pytest.importorskip('mujoco')
+    import engine
+    from cosmos3_ros.eval_runs import EvalOptions, identity
+    from cosmos3_ros.eval_world import Cast, make_actor
+    from engine.evaluation.expert_paths import Seen
+    from engine.evaluation.tasks import make_episode
+
+    picture = np.full((90, 160, 3), 90, np.uint8)
+    seen = Seen(0, dict.fromkeys(CONTRACT.views.streams, picture), np.array(AT_REST), 0.0, {})
+    with served(engine.load(tiny_checkpoint).policy(CONTRACT)) as server:
+        found = []
+        for policy in (str(tiny_checkpoint), server.url):
+            actor = make_actor(Cast(policy, CONTRACT.name), CONTRACT)
+            actor.begin(make_episode('reach', 3))
+            found.append(actor.act(seen))
+        told = identity(EvalOptions(Path(), Cast(server.url, CONTRACT.name)), CONTRACT)
+    np.testing.assert_array_equal(found[0].positions, found[1].positions)
+    np.testing.assert_array_equal(found[0].grippers, found[1].grippers)
+    assert (told['policy'], told['server']) == (server.url, f'{server.url}/')
+
+
 # Everything in processes of its own
 
 
