@@ -78,8 +78,8 @@ def main() -> None:
     ratios = [medians[THEIRS][column] / medians[OURS][column] for column in (0, 2)]
     text = (
         f'{figures.table(HEAD, rows)}\n\nMedians of {options.rounds} processes each. To import the pipeline of '
-        f'diffusers takes {ratios[0]:.1f} times the processor time of loading our checkpoint, and {ratios[1]:.1f} times '
-        'if all sources are compiled anew.'
+        f'diffusers takes {ratios[0]:.1f} times the processor time of loading our checkpoint, and {ratios[1]:.1f} '
+        'times if all sources are compiled anew.'
     )
     print(text)
     if options.save:
