@@ -332,6 +332,7 @@ CHANGES = {
     'replan_rows': (3, lambda loop: loop.options.replan_rows == 3),
     'execute_rows': (12, lambda loop: loop.options.execute_rows == 12),
     'input_timeout_s': (0.7, lambda loop: loop.options.input_timeout_ns == 700 * MS),
+    'server_timeout_s': (9.0, lambda loop: loop.options.server_timeout_ns == 9000 * MS),
     'seed': (41, lambda loop: loop.options.seed == 41),
     'fixed_seed': (False, lambda loop: loop.options.fixed_seed is False),
 }
