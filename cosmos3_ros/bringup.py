@@ -126,6 +126,9 @@ LAUNCH_ARGUMENTS = (
         ('true', 'false'),
     ),
     Argument('viewer', 'false', 'true: a web page shows views, imagination, verdicts and guard.', ('true', 'false')),
+    Argument(
+        'bags', '', 'Directory in which runs are recorded, an MCAP bag for each; see docs/datasets.md. Empty: none are.'
+    ),
     Argument('record', '', 'Directory in which the latents of every imagined video are kept. Empty: none are.'),
     Argument('episode', '', 'What robot:=replay plays: directory of a LeRobot data set, or of one table and videos.'),
     Argument(
@@ -160,6 +163,7 @@ class Options:
     use_sim_time: bool = False
     log_level: str = 'info'
     instruction: str = ''
+    bags: str = ''
     record: str = ''
     episode: str = ''
     video_map: str = ''
@@ -291,7 +295,7 @@ def processes(options: Options) -> tuple[ProcessSpec, ...]:
     host = ProcessSpec(
         'policy', 'host', f'{PACKAGE}.host', parameters={**_shared(options), **policy}, nodes=nodes, **common
     )
-    others = (*_remote_reasoner(options, common), *_viewer(options, common), *_instruction(options, common))
+    others = [found for part in _OTHERS for found in part(options, common)]
     return (*_robot(options, contract, common), guard, host, *others)
 
 
@@ -321,6 +325,14 @@ def _remote_reasoner(options: Options, common: Mapping[str, Any]) -> tuple[Proce
     endpoint = {'backend': 'remote', 'url': options.reasoner_url, 'remote_model': options.reasoner_model}
     parameters = {**_shared(options), 'contract': options.contract, **endpoint}
     return (ProcessSpec('reasoner', 'host', f'{PACKAGE}.host', parameters=parameters, nodes=('reasoner',), **common),)
+
+
+def _recorder(options: Options, common: Mapping[str, Any]) -> tuple[ProcessSpec, ...]:
+    if not options.bags:
+        return ()
+    folder = str(Path(options.bags).expanduser().absolute())
+    parameters = {**_shared(options), 'contract': options.contract, 'directory': folder}
+    return (ProcessSpec('recorder', 'recorder', f'{PACKAGE}.recorder_process', parameters=parameters, **common),)
 
 
 def _viewer(options: Options, common: Mapping[str, Any]) -> tuple[ProcessSpec, ...]:
@@ -358,6 +370,10 @@ def _instruction(options: Options, common: Mapping[str, Any]) -> tuple[ProcessSp
     parameters = {'use_sim_time': options.use_sim_time, 'instruction': options.instruction}
     module = f'{PACKAGE}.instruct'
     return (ProcessSpec('instruct', 'instruct', module, parameters, lifecycle=False, transient=True, **common),)
+
+
+_OTHERS = (_remote_reasoner, _viewer, _recorder, _instruction)
+"""What may be started beside robot, guard and host, in this order."""
 
 
 def _sim_problems(options: Options, contract: Contract) -> list[Problem]:

@@ -127,6 +127,12 @@ def test_the_viewer_is_there_if_it_is_asked_for():
     assert by_name(viewer=True, contract='demo_joint_pos')['viewer'].parameters['contract'] == 'demo_joint_pos'
 
 
+def test_a_run_is_recorded_if_a_folder_for_bags_is_named():
+    assert 'recorder' not in by_name()
+    parameters = by_name(bags='runs', contract='demo_joint_pos')['recorder'].parameters
+    assert (parameters['contract'], parameters['directory']) == ('demo_joint_pos', str(Path('runs').absolute()))
+
+
 def test_a_contract_of_two_arms_has_a_simulated_robot_of_two_with_the_cameras_it_looks_through():
     parameters = by_name(contract='robomind_dual')['sim_robot'].parameters
     assert (parameters['robot'], parameters['views']) == ('panda_pair', ['front', 'left', 'right'])
