@@ -266,9 +266,14 @@ def _as_it_is(camera: Camera, rows: int, fps: float) -> bool:
 
 
 def _left_out(found: Survey, common: CommonEpisode, views: Mapping[str, str]) -> list[str]:
-    lost = [f'camera {key}: no video' for key in found.cameras if key not in found.views]
+    lost = [f'camera {key}: {_why_lost(found, key)}' for key in found.cameras if key not in found.views]
     unused = [f'camera {key}: not asked for' for key in found.views if key not in views.values()]
     return [*common.warnings, *lost, *unused]
+
+
+def _why_lost(found: Survey, key: str) -> str:
+    shared = any(key in one.unclear for one in found.episodes.values())
+    return 'one video for several episodes, and nothing says where each begins' if shared else 'no video'
 
 
 def _close(episode: Episode) -> None:

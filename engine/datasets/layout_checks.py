@@ -31,6 +31,7 @@ def layout_faults(found: Survey, schema: Schema) -> Iterator[Fault]:
         yield from _index_faults(found)
         yield from _missing_videos(found)
         yield from _count_faults(found)
+    yield from _shared_videos(found)
     if found.fps is None:
         yield fault('fps', str(INFO), 'does not say how many rows a second has', str(found.info.get('fps')), 'above 0')
     yield from _task_faults(found)
@@ -128,11 +129,22 @@ def _missing_videos(found: Survey) -> Iterator[Fault]:
     for key in found.cameras:
         if found.info['features'][key].get('dtype') != 'video':
             continue
-        lacking = [number for number, one in found.episodes.items() if key not in one.videos]
+        lacking = [number for number, one in found.episodes.items() if key not in one.videos and key not in one.unclear]
         if lacking:
             what = f'video is missing in {len(lacking)} of {len(found.episodes)} episodes'
             remedy = 'get the files, or leave the camera out: cosmos3 dataset convert does'
             yield Fault('video_missing', fault('', key, what, '', '', remedy).problem, True, len(lacking))
+
+
+def _shared_videos(found: Survey) -> Iterator[Fault]:
+    for key in found.cameras:
+        unclear = [number for number, one in found.episodes.items() if key in one.unclear]
+        if unclear:
+            what = f'one video for several episodes, and nothing says where each begins: {len(unclear)} of them'
+            allowed = f'videos/{key}/from_timestamp in meta/episodes'
+            remedy = 'say it in the index, or leave the camera out: cosmos3 dataset convert does'
+            problem = fault('', key, what, f'episodes {unclear[:5]}', allowed, remedy).problem
+            yield Fault('video_shared', problem, True, len(unclear))
 
 
 def _missing_views(found: Survey, schema: Schema) -> Iterator[Fault]:

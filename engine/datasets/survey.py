@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class VideoPlace:
     start_s: float = 0.0
     whole: bool = True
     """Whether the file holds this episode alone."""
+    told: bool = False
+    """Whether the index says where in the file the episode begins."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class EpisodePlace:
         rows: How many.
         task: What was asked for; empty if nothing is known.
         videos: By camera.
+        unclear: Cameras whose file holds other episodes, too, while nothing says where this one begins in it.
     """
 
     index: int
@@ -54,6 +57,7 @@ class EpisodePlace:
     rows: int
     task: str
     videos: Mapping[str, VideoPlace]
+    unclear: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -309,8 +313,8 @@ def _videos(
     for key in cameras:
         file = _told(root, info, key, number, entry) or _guessed(root, key, number)
         if file is not None:
-            start_s = float(entry.get(f'videos/{key}/from_timestamp') or 0.0)
-            found[key] = VideoPlace(file, start_s)
+            start_s = entry.get(f'videos/{key}/from_timestamp')
+            found[key] = VideoPlace(file, float(start_s or 0.0), told=start_s is not None)
     return found
 
 
@@ -338,21 +342,24 @@ def _guessed(root: Path, key: str, number: int) -> Path | None:
 
 
 def _unshared(places: Mapping[int, EpisodePlace]) -> dict[int, EpisodePlace]:
-    """The same, with videos marked that several episodes share."""
-    users: dict[Path, int] = {}
+    """The same, with videos marked that several episodes share, and without those that cannot be told apart."""
+    users: dict[Path, list[float | None]] = {}
     for place in places.values():
         for video in place.videos.values():
-            users[video.path] = users.get(video.path, 0) + 1
-    return {
-        number: EpisodePlace(
-            place.index,
-            place.table,
-            place.rows,
-            place.task,
-            {key: VideoPlace(one.path, one.start_s, users[one.path] == 1) for key, one in place.videos.items()},
-        )
-        for number, place in places.items()
-    }
+            users.setdefault(video.path, []).append(video.start_s if video.told else None)
+    return {number: _alone(place, users) for number, place in places.items()}
+
+
+def _alone(place: EpisodePlace, users: Mapping[Path, list[float | None]]) -> EpisodePlace:
+    """An episode with the videos that are certainly its own; `users` are the beginnings told for each file."""
+    videos, unclear = {}, []
+    for key, one in place.videos.items():
+        starts = users[one.path]
+        if len(starts) > 1 and (not one.told or starts.count(one.start_s) > 1):
+            unclear.append(key)
+        else:
+            videos[key] = replace(one, whole=len(starts) == 1)
+    return replace(place, videos=videos, unclear=tuple(unclear))
 
 
 # ---- A table and videos ---------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from engine.datasets.adapters import ADAPTERS, detect, schema_names, to_common
 from engine.datasets.convert import Order, convert
 from engine.datasets.doctor import examine
 from engine.datasets.survey import open_episode, survey
-from engine.datasets.writer import DatasetWriter, Feature, Plan
+from engine.datasets.writer import VIDEO_PATH, DatasetWriter, Feature, Plan
 from engine.errors import ContractError, InvalidInput
 from engine.evaluation.recordings import open_recording
+from engine.evaluation.video import VideoReader
 from tests.engine.datasets.sets import (
     CLOSED,
     COLUMNS,
@@ -284,6 +285,64 @@ def test_a_damaged_file_is_a_fault_and_never_a_breakdown(tmp_path, sound, name, 
         file.write_bytes(content)
     assert main(['dataset', 'doctor', str(tmp_path / 'set')]) in (1, 2)
     assert 'Traceback' not in capsys.readouterr().err
+
+
+# ---- Several episodes in one video ----------------------------------------------------------------------------------
+
+
+def two_in_one(root: Path, starts: tuple[float | str, float | str] | None) -> Path:
+    """A LeRobot v3 data set of two episodes in one table and one video for each camera; `starts` are from the index."""
+    make_v2(root)
+    info = json.loads((root / 'meta/info.json').read_text())
+    info |= {'codebase_version': 'v3.0', 'total_episodes': 2, 'video_path': VIDEO_PATH}
+    (root / 'meta/info.json').write_text(json.dumps(info))
+    file = root / 'data/chunk-000/episode_000000.parquet'
+    rows = pq.read_table(file).to_pydict()
+    half = ROWS // 2
+    frames = np.tile(np.arange(half), 2)
+    rows |= {'episode_index': np.repeat([0, 1], half), 'frame_index': frames, 'timestamp': frames / 15}
+    table(file, rows)
+    keys = [path.parent.name for path in sorted(root.glob('videos/*/*/*.mp4'))]
+    for key in keys:
+        film(root / f'videos/{key}/chunk-000/file-000.mp4')
+    shutil.rmtree(root / 'videos/chunk-000')
+    if starts is not None:
+        (root / 'meta/episodes.jsonl').unlink()
+        columns = {f'videos/{key}/{name}': [0, 0] for key in keys for name in ('chunk_index', 'file_index')}
+        columns |= {f'videos/{key}/from_timestamp': list(starts) for key in keys}
+        table(
+            root / 'meta/episodes/chunk-000/file-000.parquet',
+            {'episode_index': [0, 1], 'length': [half] * 2, **columns},
+        )
+    return root
+
+
+def brightness(root: Path, episode: int) -> float:
+    """Mean of the first picture of an episode of a data set of ours."""
+    reader = VideoReader(root / f'videos/observation.images.wrist/chunk-000/file-{episode:03d}.mp4')
+    mean = float(reader.frame(0).mean())
+    reader.close()
+    return mean
+
+
+@pytest.mark.parametrize('starts', [None, (0.0, 0.0)], ids=['no index', 'the same beginning'])
+def test_no_episode_gets_the_pictures_of_another(tmp_path, starts):
+    path = two_in_one(tmp_path / 'set', starts)
+    told = [one.problem.where for one in examine(path).faults if one.code == 'video_shared']
+    assert len(told) == 3
+    assert 'video_missing' not in codes(path)
+    made = convert(path, tmp_path / 'new', Order(instruction='do it'))
+    assert made.episodes == 2
+    assert not [key for key in made.features if 'images' in key]
+    assert sum('nothing says where each begins' in note for note in made.left_out) == 3
+
+
+def test_a_video_of_several_episodes_is_used_where_the_index_says_where_each_begins(tmp_path):
+    path = two_in_one(tmp_path / 'set', (0.0, ROWS / 2 / 15))
+    assert 'video_shared' not in codes(path)
+    convert(path, tmp_path / 'new', Order(instruction='do it'))
+    assert abs(brightness(tmp_path / 'new', 0) - 40) < 3
+    assert abs(brightness(tmp_path / 'new', 1) - (40 + 3 * ROWS / 2)) < 3
 
 
 # ---- The writer -----------------------------------------------------------------------------------------------------
