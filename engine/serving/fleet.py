@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import threading
 import time
 from collections import Counter
@@ -32,9 +33,11 @@ from numpy.typing import NDArray
 
 from engine.errors import CosmosError, InvalidInput, Problem, ServerUnavailable
 from engine.policy_observation import Observation, PolicyChunk
+from engine.serving.base import BusyError
 from engine.turns import Cancelled
 
 APPLICATION: Final = 'cosmos3'
+"""How the name of every server's application begins; :func:`application_name` says how it goes on."""
 POLL_S: Final = 0.02
 """How often a wait for a replica asks whether the request has been given up."""
 ATTEMPTS: Final = 2
@@ -210,7 +213,7 @@ class FleetPolicy:
 
         Raises:
             InvalidInput: The observation does not fit the contract.
-            ServerUnavailable: No replica answered in time, or the second one died as well.
+            ServerUnavailable: No replica answered in time, none has room, or the second one died as well.
             Cancelled: `cancelled` returned True.
             CosmosError: The replica could not infer.
         """
@@ -242,19 +245,22 @@ class FleetPolicy:
     def _asked(self, session: str, observation: Observation, seed: int, cancelled: Callable[[], bool]) -> Made:
         """What the replica sends; asked again if it dies, since the same seed makes the same chunk anywhere."""
         from ray.exceptions import RayActorError
-        from ray.serve.exceptions import RayServeException
+        from ray.serve.exceptions import BackPressureError, RayServeException
 
         handle = self._handle.options(session_id=session) if session else self._handle
         reason: Exception | None = None
         for attempt in range(ATTEMPTS):
-            response = handle.infer.remote(observation, seed, self._video)
             try:
-                return self._awaited(response, cancelled)
+                return self._awaited(handle.infer.remote(observation, seed, self._video), cancelled)
+            except BackPressureError as error:
+                raise BusyError(f'the replicas have no room: {error}') from error
             except (RayActorError, RayServeException) as error:
                 reason = error
                 with self._lock:
                     self.again += attempt + 1 < ATTEMPTS
-        raise ServerUnavailable(f'replicas died {ATTEMPTS} times over one request: {type(reason).__name__}')
+        if isinstance(reason, RayActorError):
+            raise ServerUnavailable(f'replicas died {ATTEMPTS} times over one request: {type(reason).__name__}')
+        raise ServerUnavailable(f'no replica could be asked: {reason}') from reason
 
     def _awaited(self, response: Any, cancelled: Callable[[], bool]) -> Made:
         end = time.monotonic() + self._patience_s
@@ -407,6 +413,8 @@ def _as(default: Any, text: str) -> Any:
 def local_ray(cpus: int, *, folder: Path | None = None, address: str | None = None) -> Iterator[None]:
     """A Ray of this machine's own for the block, that nothing outside reaches; or a cluster that runs already.
 
+    A cluster that runs already is left as it was found: whatever else is served there goes on.
+
     Args:
         cpus: Cores that Ray may give away.
         folder: Where it keeps its files; None: where Ray does.
@@ -418,43 +426,50 @@ def local_ray(cpus: int, *, folder: Path | None = None, address: str | None = No
     serve = find_ray()
     import ray
 
-    if address is not None:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        ray.init(
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            _node_ip_address='127.0.0.1',
-            _temp_dir=None if folder is None else str(folder),
-        )
+    terms: dict[str, Any] = {'address': address}
+    if address is None:
+        here = None if folder is None else str(folder)
+        own = {'address': 'local', 'num_cpus': cpus}  # never one that RAY_ADDRESS names: it is shut down in the end
+        terms = {**own, 'include_dashboard': False, '_node_ip_address': '127.0.0.1', '_temp_dir': here}
+    ray.init(log_to_driver=False, logging_level=logging.WARNING, **terms)
     try:
         logging.getLogger('ray.serve').setLevel(logging.WARNING)
         serve.start(proxy_location='Disabled')  # the front has a port of its own
         yield
     finally:
-        with suppress(Exception):
-            serve.shutdown()
+        if address is None:
+            with suppress(Exception):
+                serve.shutdown()
         ray.shutdown()
+
+
+def application_name() -> str:
+    """A name that no other server has: two on one cluster must not take each other's replicas for their own."""
+    return f'{APPLICATION}-{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(4)}'
 
 
 @contextmanager
 def deployed(plan: FleetPlan, *, video: bool = False) -> Iterator[FleetPolicy]:
     """The replicas, for the block, within a Ray that runs; returns when all of them have loaded and warmed up.
 
+    They are an application of their own, which ends with the block; no other one is touched.
+
     Raises:
         CosmosError: They do not start; says why.
     """
-    serve = find_ray()
+    serve, name = find_ray(), application_name()
     try:
-        handle = serve.run(replicas(plan), name=APPLICATION, route_prefix=None)
-    except RuntimeError as error:
-        status = serve.status().applications.get(APPLICATION)
-        told = [each.message for each in status.deployments.values()] if status is not None else []
-        raise CosmosError(f'replicas do not start: {" ".join(told) or error}') from error
-    try:
-        yield FleetPolicy(handle, plan.parallel, video=video)
+        yield FleetPolicy(_started(serve, plan, name), plan.parallel, video=video)
     finally:
         with suppress(Exception):
-            serve.delete(APPLICATION)
+            serve.delete(name)
+
+
+def _started(serve: Any, plan: FleetPlan, name: str) -> Any:
+    """The handle of the replicas."""
+    try:
+        return serve.run(replicas(plan), name=name, route_prefix=None)
+    except RuntimeError as error:
+        status = serve.status().applications.get(name)
+        told = [each.message for each in status.deployments.values()] if status is not None else []
+        raise CosmosError(f'replicas do not start: {" ".join(told) or error}') from error

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from cosmos3_ros.cli import main
 from engine.contract import with_preset
 from engine.errors import CosmosError, InvalidInput, Problem, ServerUnavailable
 from engine.serving import fleet
+from engine.serving.base import BusyError
 from engine.serving.fleet import FleetChunk, FleetPlan, FleetPolicy, Made, read_arguments
 from engine.serving.worker import Worker
 from engine.turns import Cancelled
@@ -51,9 +53,9 @@ class Answer:
 
 
 class Handle:
-    """Answers one after the other; `sessions` are those that were asked for."""
+    """Answers one after the other, errors by raising them; `sessions` are those that were asked for."""
 
-    def __init__(self, *answers: Answer) -> None:
+    def __init__(self, *answers: Answer | Exception) -> None:
         self._answers = iter(answers)
         self.sessions: list[str] = []
         self.infer = self
@@ -63,7 +65,10 @@ class Handle:
         return self
 
     def remote(self, *_: Any) -> Answer:
-        return next(self._answers)
+        answer = next(self._answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 def made(place: str = 'here') -> Made:
@@ -85,6 +90,74 @@ def test_a_request_whose_replica_dies_is_computed_by_another_once(observe) -> No
     policy = FleetPolicy(Handle(died(), died(), Answer(made())), 4)
     with pytest.raises(ServerUnavailable, match='replicas died 2 times'):
         policy.infer_in('robot 1', observe(), 7, lambda: False)
+
+
+def test_a_fleet_without_room_is_busy_and_asked_no_second_time(observe) -> None:
+    pytest.importorskip('ray')
+    from ray.serve.exceptions import BackPressureError
+
+    handle = Handle(Answer(BackPressureError(9, 8)), Answer(made()))
+    policy = FleetPolicy(handle, 4)
+    with pytest.raises(BusyError, match='the replicas have no room'):
+        policy.infer(observe(), 0, lambda: False)
+    assert policy.again == 0
+    assert policy.infer(observe(), 0, lambda: False).place == 'here', 'the second answer was not asked for'
+
+
+def test_a_handle_that_cannot_be_asked_is_asked_once_more_and_then_told_with_its_reason(observe) -> None:
+    pytest.importorskip('ray')
+    from ray.serve.exceptions import RayServeException
+
+    policy = FleetPolicy(Handle(RayServeException('no router yet'), Answer(made())), 4)
+    assert policy.infer(observe(), 0, lambda: False).place == 'here'
+    policy = FleetPolicy(Handle(*(RayServeException('no router yet') for _ in range(2))), 4)
+    with pytest.raises(ServerUnavailable, match='no replica could be asked: no router yet'):
+        policy.infer(observe(), 0, lambda: False)
+
+
+def test_two_fleets_on_one_cluster_have_replicas_of_their_own_and_leave_everybody_elses_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ray = pytest.importorskip('ray')
+    done: list[tuple[str, Any]] = []
+
+    class Serve:
+        """Of a cluster that belongs to somebody else."""
+
+        def start(self, **_: Any) -> None:
+            pass
+
+        def run(self, application: Any, name: str, route_prefix: None) -> Handle:
+            done.append(('run', name))
+            if application.replicas == 7:
+                raise RuntimeError('no such checkpoint')
+            return Handle()
+
+        def status(self) -> Any:
+            return SimpleNamespace(applications={})
+
+        def delete(self, name: str) -> None:
+            done.append(('delete', name))
+
+        def shutdown(self) -> None:
+            done.append(('shutdown', None))
+
+    monkeypatch.setattr(fleet, 'find_ray', Serve)
+    monkeypatch.setattr(fleet, 'replicas', lambda plan: plan)
+    monkeypatch.setattr(ray, 'init', lambda **terms: done.append(('init', terms['address'])))
+    monkeypatch.setattr(ray, 'shutdown', lambda: None)
+    plan = FleetPlan('here', 'demo_joint_pos')
+    with fleet.local_ray(1, address='auto'), fleet.deployed(plan), fleet.deployed(plan):
+        names = [name for what, name in done if what == 'run']
+        assert len(set(names)) == 2
+        assert all(name.startswith('cosmos3-') for name in names)
+    assert done[-2:] == [('delete', names[1]), ('delete', names[0])], 'and Serve goes on'
+    with fleet.local_ray(1):
+        with pytest.raises(CosmosError, match='no such checkpoint'), fleet.deployed(replace(plan, replicas=7)):
+            pass
+        assert done[-3:-2] == [('init', 'local')], 'a Ray of its own, whatever RAY_ADDRESS says'
+        assert done[-1] == ('delete', done[-2][1]), 'what did not start is not left behind'
+    assert done[-1] == ('shutdown', None)
 
 
 def test_what_a_replica_cannot_do_is_told_as_a_local_policy_tells_it(observe) -> None:
@@ -116,7 +189,7 @@ def test_videos_come_with_the_chunk_or_not_at_all() -> None:
         policy.imagined_video(replace(chunk, video=None))
 
 
-def test_several_requests_are_under_way_at_a_time_where_the_policy_is_a_fleet(droid) -> None:
+def test_as_many_requests_are_under_way_as_a_fleet_takes_whatever_the_queue(droid) -> None:
     together = threading.Barrier(3, timeout=20)
 
     class Several:
@@ -135,7 +208,7 @@ def test_several_requests_are_under_way_at_a_time_where_the_policy_is_a_fleet(dr
         def imagined_video(self, chunk: Any) -> Any:
             raise AssertionError('nobody wants it')
 
-    with serving(Several(), droid) as server:
+    with serving(Several(), droid, queue=0) as server:
         clients = [Client(server.url) for _ in range(3)]
         for number, client in enumerate(clients):
             client.send(composite(number))
