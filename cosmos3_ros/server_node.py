@@ -139,7 +139,7 @@ class ServerNode(CosmosLifecycleNode):
         stat.summary(diagnostics.OK, f'at {server.url}')
         self._report_trouble(stat, metrics.outcomes())
         stat.add('clients', server.connections)
-        stat.add('queue', f'{server.service.taken} of {server.options.queue + 1}')
+        stat.add('queue', f'{server.service.taken} of {server.service.room}')
         stat.add('sessions', server.service.sessions)
         stat.add('clients turned away', metrics.turned_away.total())
         for name, seconds in metrics.latest().items():

@@ -24,7 +24,7 @@ class ServerOptions:
         origins: Web pages, as `https://HOST`, that may connect; requests of all others are refused. Robots name none.
         seed: Of the generator that gives every request a seed of its own, as cosmos-framework's server does.
         deterministic: Give every request `seed` itself. A seed in a request goes before either.
-        queue: Requests of all connections that may wait while one is computed; those beyond are told to come back.
+        queue: Requests of all connections that may wait for their turn; those beyond are told to come back.
         connections: Clients at a time.
         pipelined: Requests that one client may send ahead of their answers.
         rate_hz: Requests a second of one connection, over a second or two.

@@ -102,7 +102,8 @@ class Service:
         self._options = options
         self._sessions = Sessions(rows_needed(contract), options.sessions)
         self._seeds = _seeds(options)
-        self._worker = Worker('policy-server', policy.parallel if isinstance(policy, Fleet) else 1)
+        self._parallel = policy.parallel if isinstance(policy, Fleet) else 1
+        self._worker = Worker('policy-server', self._parallel)
         self._readers = ThreadPoolExecutor(_READERS, 'policy-server-reader')
         self._taken = 0
         self._callers: set[int] = set()
@@ -111,6 +112,11 @@ class Service:
     def taken(self) -> int:
         """Requests that are being read, wait, or are computed."""
         return self._taken
+
+    @property
+    def room(self) -> int:
+        """Requests that may be in hand: those that wait, and as many as are computed at a time."""
+        return self._options.queue + self._parallel
 
     @property
     def sessions(self) -> int:
@@ -166,7 +172,7 @@ class Service:
     def _no_room(self) -> Refusal | None:
         if self.stopping:
             return Refusal(Fault.STOPPING, 'stopping: the server is being shut down')
-        if self._taken > self._options.queue:
+        if self._taken >= self.room:
             text = f'busy: {self._taken} requests are in hand, as many as are taken; ask again in a moment'
             return Refusal(Fault.BUSY, text)
         return None
