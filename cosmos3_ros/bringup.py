@@ -226,6 +226,7 @@ class ProcessSpec:
         namespace: Namespace of the node, '' for none.
         log_level: Least severity that is logged.
         environment: Variables to add to its environment, unless they are set already.
+        forced: Those of them that are set whatever is set already.
         lifecycle: Whether its node is managed.
         essential: Whether everything else must stop when it ends.
         transient: Whether it ends by itself when its work is done.
@@ -242,6 +243,7 @@ class ProcessSpec:
     namespace: str = ''
     log_level: str = 'info'
     environment: Mapping[str, str] = field(default_factory=dict)
+    forced: tuple[str, ...] = ()
     lifecycle: bool = True
     essential: bool = False
     transient: bool = False

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from rclpy.signals import SignalHandlerOptions
 from cosmos3_msgs.action import RunPolicy
 from cosmos3_ros.action_client import ActionClient
 from cosmos3_ros.bringup import Options, ProcessSpec, large_image_environment, processes
-from cosmos3_ros.eval_world import SCRIPTED, SERVERS, Cast, make_actor
+from cosmos3_ros.eval_world import PATIENCE_S, SCRIPTED, SERVERS, Cast, make_actor
 from cosmos3_ros.graph_world import CLOCK_TOPIC, GraphWorld
 from cosmos3_ros.lifecycle_client import LifecycleClient
 from cosmos3_ros.middleware_events import QuietEvents
@@ -36,15 +36,17 @@ from cosmos3_ros.runner import Runner
 from cosmos3_ros.safety_expert import check_arm
 from engine.contract import load_contract
 from engine.errors import CosmosError
-from engine.evaluation.closed_loop import NS, Camera, EpisodeRecord, play, record_of
+from engine.evaluation.closed_loop import NS, Actor, Camera, EpisodeRecord, play, record_of
 from engine.evaluation.simulated_franka import SimulatedFranka
 from engine.evaluation.tasks import Episode
 from engine.evaluation.tasks_watch import Watch
 
+THREADS_VARIABLE = 'OMP_NUM_THREADS'  # of PyTorch
 STARTED_S = 300.0  # a real checkpoint takes minutes to load
 ANSWER_S = 30.0
 GRACE_S = 15.0
 PATIENT_S = 10.0
+_CHECK_S = 0.5
 _LINGER_NS = NS // 2  # how long an episode goes on after its run has ended by itself
 
 
@@ -77,24 +79,26 @@ class GraphRunner:
         check_arm(contract)
         self._cast, self._namespace = cast, f'eval_{os.getpid()}'
         self._actor = make_actor(cast, contract) if cast.policy in SCRIPTED else None
-        self._logs = logs or Path(tempfile.mkdtemp(prefix='cosmos3_eval_'))
+        self._throws_away, self._logs = logs is None, logs or Path(tempfile.mkdtemp(prefix='cosmos3_eval_'))
         keep_to_ourselves()
         os.environ.update({**large_image_environment(), **os.environ})
         self._owns_ros = not rclpy.ok()
         if self._owns_ros:
             rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-        self._open: list[Callable[[], Any]] = []
+        self._open = ExitStack()
         try:
             self._start(cast, contract, draws=self._actor is None or self._actor.sees, film=film)
         except BaseException:
+            self._failed = True
             self.close()
             raise
+        self._failed = False
 
     def _start(self, cast: Cast, contract: Any, *, draws: bool, film: bool) -> None:
         robot = SimulatedFranka(render_views=None if draws or film else (), zone=True)
-        self._open.append(robot.close)
+        self._open.callback(robot.close)
         self.runner = Runner(self._specs(cast), log_directory=self._logs, grace_s=GRACE_S).__enter__()
-        self._open.append(self.runner.stop)
+        self._open.callback(self.runner.stop)
         node = QuietEvents('robot', namespace=self._namespace)
         self._goals, self._parameters = (
             ActionClient(node, RunPolicy, 'run_policy'),
@@ -105,9 +109,11 @@ class GraphRunner:
         executor.add_node(node)
         spinner = threading.Thread(target=_spin, args=(executor,), name='graph', daemon=True)
         spinner.start()
-        self._open += [node.destroy_node, lambda: executor.end(spinner)]
+        self._open.callback(node.destroy_node)
+        self._open.callback(executor.end, spinner)
         self._lifecycle = LifecycleClient()
-        self._open.append(self._lifecycle.close)
+        self._open.callback(self._lifecycle.close)
+        self.world.check = self._check_alive
         for name in self._managed:
             self._await_state(name, 'active')
 
@@ -126,16 +132,18 @@ class GraphRunner:
         clock = ('/clock', f'/{self._namespace}/{CLOCK_TOPIC}')
         # The ages of heartbeats are for robots. Here time stands still for whoever is late.
         patient = {'heartbeat_max_age_s': PATIENT_S, 'policy_max_age_s': PATIENT_S}
-        more = {
-            'guard': patient,
-            'policy': {'dtype': cast.dtype, 'replan_rows': cast.terms.replan_rows, 'input_timeout_s': 600.0},
-        }
+        model: dict[str, Any] = {'dtype': cast.dtype}
+        if cast.policy.startswith(SERVERS):
+            model = {'deadline_s': PATIENCE_S, 'server_timeout_s': 2 * PATIENCE_S}
+        pace = {'replan_rows': cast.terms.replan_rows, 'input_timeout_s': 600.0}
+        more = {'guard': patient, 'policy': {**model, **pace}}
         return [
             replace(
                 spec,
                 remappings=(*spec.remappings, clock),
                 parameters={**spec.parameters, **more.get(name, {})},
-                environment={**spec.environment, 'OMP_NUM_THREADS': str(cast.threads)},
+                environment={**spec.environment, THREADS_VARIABLE: str(cast.threads)},
+                forced=(THREADS_VARIABLE,),
             )
             for name, spec in found.items()
         ]
@@ -168,13 +176,21 @@ class GraphRunner:
         Raises:
             CosmosError: A process has ended, or does not answer.
         """
-        self._lay_out(episode)
-        if self._actor is not None:
-            try:
-                return play(self.world, self._actor, episode, self._cast.terms, camera)
-            finally:
-                self.world.end()
-        return self._follow(episode, camera)
+        try:
+            self._lay_out(episode)
+            return self._follow(episode, camera) if self._actor is None else self._play(self._actor, episode, camera)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _play(self, actor: Actor, episode: Episode, camera: Camera | None) -> EpisodeRecord:
+        """The episode of a policy that has no process."""
+        try:
+            record = play(self.world, actor, episode, self._cast.terms, camera)
+        finally:
+            self.world.end()
+        self._check_alive()
+        return record
 
     def _lay_out(self, episode: Episode) -> None:
         """Guard and policy must not see the arm jump to where the next episode begins."""
@@ -201,7 +217,7 @@ class GraphRunner:
     def _follow(self, episode: Episode, camera: Camera | None) -> EpisodeRecord:
         """The episode of a policy in a process of its own."""
         world, terms = self.world, self._cast.terms
-        self._answer(self._parameters.set_parameters([Parameter('seed', value=episode.seed)]), 'policy/set_parameters')
+        self._seed(episode.seed)
         world.begin(episode)
         watch = Watch(episode, world.truth())
         goal = self._answer(self._goals.send_goal_async(RunPolicy.Goal(instruction=episode.instruction)), 'run_policy')
@@ -223,23 +239,45 @@ class GraphRunner:
         record = record_of(episode, watch, world, len(made), sum(made))
         world.end()
         self._answer(goal.cancel_goal_async(), 'run_policy/cancel')
-        self._answer(outcome, 'run_policy')
+        self._check_outcome(self._answer(outcome, 'run_policy').result)
+        self._check_alive()
         return record
+
+    def _seed(self, seed: int) -> None:
+        answer = self._answer(self._parameters.set_parameters([Parameter('seed', value=seed)]), 'policy/set_parameters')
+        for result in answer.results:
+            if not result.successful:
+                raise CosmosError(f'the policy refused seed {seed}: {result.reason}')
+
+    def _check_outcome(self, result: RunPolicy.Result) -> None:
+        """An episode that ended because something broke says nothing about the policy.
+
+        Raises:
+            CosmosError: Something broke.
+        """
+        if result.reason in (RunPolicy.Result.POLICY_ERROR, RunPolicy.Result.STALE_INPUT):
+            raise CosmosError(f'the run broke down: {result.text}; {self._log("policy")}')
 
     def _answer(self, future: Any, what: str) -> Any:
         """What came of a call; time stands still meanwhile."""
         done = threading.Event()
         future.add_done_callback(lambda _future: done.set())
-        if not done.wait(ANSWER_S):
+        until_s = time.monotonic() + ANSWER_S
+        while not done.wait(_CHECK_S) and time.monotonic() < until_s:
+            self._check_alive()
+        if not done.is_set():
             raise CosmosError(f'{what} did not answer within {ANSWER_S:g} s; {self._log("policy")}')
         return future.result()
 
     def close(self) -> None:
         """End the processes."""
-        while self._open:
-            self._open.pop()()
-        if self._owns_ros:
-            rclpy.try_shutdown()
+        try:
+            self._open.close()
+        finally:
+            if self._owns_ros:
+                rclpy.try_shutdown()
+            if self._throws_away and not self._failed:
+                shutil.rmtree(self._logs, ignore_errors=True)
 
 
 def _spin(executor: NodeExecutor) -> None:

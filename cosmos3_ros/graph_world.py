@@ -37,11 +37,11 @@ from engine.evaluation.tasks_watch import Truth, truth_of
 CLOCK_TOPIC = 'clock'
 """Within the namespace, so that several graphs have times of their own; `/clock` of the nodes is remapped to it."""
 PICTURE_PERIOD_NS = round(NS / 15)
-COMMAND_PATIENCE_S = 5.0
-"""How long a moving arm's command is waited for, on the machine's clock; then time goes on without it."""
+COMMAND_PATIENCE_S = 20.0
+"""How long the guard is waited for, on the machine's clock."""
 CHUNK_PATIENCE_S = 60.0
 """Likewise for a chunk: a network on a processor takes its time."""
-DECISION_PATIENCE_S = 5.0
+CHECK_PERIOD_S = 0.5
 READY_S = 30.0
 BEAT_S = 0.05
 _ARM = len(scene.ARM_JOINTS)
@@ -61,6 +61,7 @@ class GraphWorld:
         step_ns: Time from row to row.
         refusals: When a chunk was refused or the motion stopped, s since the episode began, and why.
         chunks: Chunks that a policy elsewhere sent in this episode, with the seconds that each took.
+        check: Called whenever something is late: raises if whoever owes it is gone.
     """
 
     def __init__(self, node: Node, robot: SimulatedFranka, contract: Contract, *, scripted: bool, draws: bool) -> None:
@@ -87,6 +88,7 @@ class GraphWorld:
         self._commanded_ns = self._chunk_due_ns = self._laid_out_ns = 0
         self._sequence, self._attentive, self._due_wall_s = 0, False, time.monotonic()
         self._replan_ns = self._latency_ns = 0
+        self.check: Callable[[], None] = lambda: None
         self._open()
 
     def _open(self) -> None:
@@ -206,6 +208,7 @@ class GraphWorld:
         """
         until_s = time.monotonic() + READY_S
         while self._guard.state not in _READY or self._guard.reason_name != 'NONE':
+            self.check()
             if time.monotonic() > until_s:
                 raise CosmosError(f'the guard does not wait for chunks: {self._guard.state_name}, {self._guard.text}')
             self.tick()
@@ -250,11 +253,8 @@ class GraphWorld:
         self._sequence += 1
         key = self._guard.epoch, self._sequence
         self._chunks.publish(self._message(stamp_ns, rows, *key))
-        with self._changed:
-            if not self._changed.wait_for(lambda: key in self._decisions, DECISION_PATIENCE_S):
-                self.refusals.append((self.now_s, 'NO_DECISION'))
-                return 'NO_DECISION'
-            decision = self._decisions.pop(key)
+        self._wait(lambda: key in self._decisions, COMMAND_PATIENCE_S, 'the word of the guard on a chunk')
+        decision = self._decisions.pop(key)
         return 'ACCEPTED' if decision.accepted else str(decision.reason_name)
 
     def _message(self, stamp_ns: int, rows: Rows, epoch: int, sequence: int) -> ActionChunk:
@@ -295,18 +295,35 @@ class GraphWorld:
         self._clock.publish(ClockMessage(clock=stamp))
 
     def _await(self, now: int) -> None:
-        with self._changed:
-            if self._guard.state in _MOVING:
-                self._changed.wait_for(
-                    lambda: self._commanded_ns >= now or self._guard.state not in _MOVING, COMMAND_PATIENCE_S
-                )
-            if 0 < self._chunk_due_ns <= now:
-                due = self._chunk_due_ns
-                if not self._changed.wait_for(
-                    lambda: self._chunk_due_ns != due or self._guard.state == GuardStatus.FAULT, CHUNK_PATIENCE_S
-                ):
-                    self.refusals.append((self.now_s, 'NO_CHUNK'))
-                    self._chunk_due_ns = 0
+        if self._guard.state in _MOVING:
+            self._wait(
+                lambda: self._commanded_ns >= now or self._guard.state not in _MOVING,
+                COMMAND_PATIENCE_S,
+                'a command of the guard, which moves the arm',
+            )
+        if 0 < (due := self._chunk_due_ns) <= now:
+            self._wait(
+                lambda: self._chunk_due_ns != due or self._guard.state == GuardStatus.FAULT,
+                CHUNK_PATIENCE_S,
+                'a chunk of the policy',
+            )
+        self._pace()
+
+    def _wait(self, condition: Callable[[], bool], patience_s: float, what: str) -> None:
+        """Wait for what the graph owes.
+
+        Raises:
+            CosmosError: It did not come: what comes of the episode would say nothing about the policy.
+        """
+        until_s = time.monotonic() + patience_s
+        while time.monotonic() < until_s:
+            with self._changed:
+                if self._changed.wait_for(condition, CHECK_PERIOD_S):
+                    return
+            self.check()
+        raise CosmosError(f'{what} did not come within {patience_s:g} s; simulated time stands still')
+
+    def _pace(self) -> None:
         left_s = self._due_wall_s - time.monotonic()
         if left_s > 0:
             time.sleep(left_s)

@@ -159,7 +159,7 @@ class Runner:
         try:
             process = subprocess.Popen(
                 command(spec),
-                env=_environment(spec.environment, OWN_GRACE_SHARE * self._grace_s),
+                env=_environment(spec, OWN_GRACE_SHARE * self._grace_s),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -183,10 +183,11 @@ class Runner:
                     self._output.flush()
 
 
-def _environment(extra: Mapping[str, str], grace_s: float) -> dict[str, str]:
+def _environment(spec: ProcessSpec, grace_s: float) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get('PYTHONPATH', '')]))
     fixed = {'PYTHONPATH': path, 'PYTHONUNBUFFERED': '1', SUPERVISOR_VARIABLE: str(os.getpid())}
-    return {**extra, **os.environ, **fixed, GRACE_VARIABLE: str(grace_s)}
+    forced = {name: spec.environment[name] for name in spec.forced}
+    return {**spec.environment, **os.environ, **forced, **fixed, GRACE_VARIABLE: str(grace_s)}
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, str]:

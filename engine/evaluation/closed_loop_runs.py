@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -164,7 +165,8 @@ _RUNNERS: list[Runner | CosmosError] = []  # the one of this process, if it is a
 
 def _begin(make: MakeRunner) -> None:
     try:
-        _RUNNERS[:] = [make()]
+        _RUNNERS[:] = [runner := make()]
+        atexit.register(runner.close)
     except CosmosError as error:  # told by the first episode: a pool says of its beginning only that it broke
         _RUNNERS[:] = [error]
 
