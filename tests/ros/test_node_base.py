@@ -23,7 +23,7 @@ from std_msgs.msg import String
 from cosmos3_ros import qos
 from cosmos3_ros.node_base import CosmosLifecycleNode
 from cosmos3_ros.parameters import Parameter, ParameterSet, Required
-from cosmos3_ros.process import STOP_GRACE_S
+from cosmos3_ros.process import stop_grace_s
 from engine.errors import ContractError, InvalidInput, Problem
 
 
@@ -410,9 +410,8 @@ def test_a_signal_ends_an_active_node_with_stop_last_and_code_0(graph, talker, n
     listener.create_subscription(String, 'words', lambda message: heard.append(message.data), qos.status(depth=1000))
     running = talker()
     graph.eventually(lambda: 'go' in heard, timeout=20.0)
-    code, seconds = running.end(number)
-    assert code == 0, running.output
-    assert seconds < STOP_GRACE_S, 'by itself'
+    code, _ = running.end(number)
+    assert code == 0, f'not by itself within its grace: {running.output}'
     graph.eventually(lambda: heard[-1] == 'stop')
     assert heard.count('stop') == 1
     assert 'Traceback' not in running.output
@@ -422,9 +421,8 @@ def test_a_signal_ends_an_active_node_with_stop_last_and_code_0(graph, talker, n
 def test_a_signal_ends_a_node_that_is_stuck_in_configure(talker, number):
     running = talker(hang=True)
     running.wait_for('configuring')
-    code, seconds = running.end(number)
+    code, _ = running.end(number, timeout=30.0)
     assert code == 0, running.output
-    assert seconds < STOP_GRACE_S + 1.0
 
 
 def test_a_signal_ends_a_process_in_which_python_itself_has_come_to_a_halt(talker):
@@ -545,3 +543,9 @@ def test_a_subscription_is_served_however_busy_another_of_its_group_is(graph):
     served = node.served
     assert node.heard.wait(5.0), f'{node.served - served} messages of the busy topic came before it'
     assert node.transition('deactivate')
+
+
+@pytest.mark.parametrize(('said', 'grace_s'), [('7.5', 7.5), ('', 3.0), ('soon', 3.0), ('-1', 3.0), ('1e9', 3.0)])
+def test_the_grace_is_what_the_supervisor_says_if_that_makes_sense(monkeypatch, said, grace_s):
+    monkeypatch.setenv('COSMOS3_ROS_STOP_GRACE_S', said)
+    assert stop_grace_s() == grace_s
