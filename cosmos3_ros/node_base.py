@@ -274,10 +274,16 @@ class CosmosLifecycleNode(QuietEvents, LifecycleNode):
         callback: Callable[[Any], None],
         profile: QoSProfile,
         group: CallbackGroup | None = None,
+        *,
+        raw: bool = False,
     ) -> Subscription:
-        """Create a subscription, open in every state; middleware events are counted and logged."""
+        """Create a subscription, open in every state; middleware events are counted and logged.
+
+        With `raw` the callback gets messages as the bytes that came over the wire.
+        """
         events = self._events_of(topic)
         arguments = {
+            'raw': raw,
             'callback_group': group or self.sensor_group,
             'qos_overriding_options': QoSOverridingOptions(qos.OVERRIDABLE),
         }

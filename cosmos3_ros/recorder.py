@@ -17,6 +17,8 @@ import queue
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -57,6 +59,7 @@ PARAMETERS = (
     ),
 )
 _END = None
+_RECOVER = 'what is on the disk: cosmos3 dataset recover'
 
 
 @dataclass
@@ -64,13 +67,15 @@ class Tally:
     """What became of the messages since the activation.
 
     Attributes:
+        taken: Messages that were queued.
         written: Messages in the bag.
-        dropped: Messages that came while the backlog was full.
+        dropped: Messages that came while the backlog was full, or that a failure kept from the bag.
         backlog: Bytes that wait for the disk.
         last: When the last message of each role came, ns of the node's clock.
         failure: Why nothing is written any more; empty if all is well.
     """
 
+    taken: int = 0
     written: int = 0
     dropped: int = 0
     backlog: int = 0
@@ -81,14 +86,22 @@ class Tally:
 class BagThread:
     """Writes a bag from a thread of its own."""
 
-    def __init__(self, bag: BagWriter, sync_period_s: float, max_backlog: int) -> None:
+    def __init__(
+        self,
+        bag: BagWriter,
+        sync_period_s: float,
+        max_backlog: int,
+        on_failure: Callable[[str], None] = lambda _trace: None,
+    ) -> None:
         """Start at once.
 
         Args:
             bag: Belongs to the thread from now on.
             sync_period_s: Time between two syncs.
             max_backlog: Bytes that may wait.
+            on_failure: Told, by the thread, why nothing is written any more, with the trace.
         """
+        self._on_failure = on_failure
         self.tally = Tally()
         self._bag, self._period_s, self._max_backlog = bag, sync_period_s, max_backlog
         self._queue: queue.SimpleQueue[tuple[str, int, bytes] | None] = queue.SimpleQueue()
@@ -104,8 +117,9 @@ class BagThread:
                 tally.dropped += 1
                 return
             tally.backlog += len(data)
+            tally.taken += 1
             tally.last[role] = time_ns
-        self._queue.put((topic, time_ns, data))
+            self._queue.put((topic, time_ns, data))
 
     def close(self) -> None:
         """Write what waits and complete the bag."""
@@ -117,8 +131,23 @@ class BagThread:
             self._write_all()
             self._bag.close()
         except Exception as error:  # a thread that dies in silence would lose the rest of the run
-            self.tally.failure = f'{error!r}'
-            self._trace = traceback.format_exc()
+            trace = traceback.format_exc()
+            self._give_up(f'{error!r}')
+            self._on_failure(trace)
+
+    def _give_up(self, failure: str) -> None:
+        """Let go of the file and of everything that waits; what is on the disk can be recovered."""
+        tally = self.tally
+        with self._lock:
+            tally.failure = failure  # from here on nothing is queued any more
+        with suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+        with self._lock:
+            tally.dropped += tally.taken - tally.written
+            tally.backlog = 0
+        with suppress(Exception):  # the disk refuses this, too
+            self._bag.abandon()
 
     def _write_all(self) -> None:
         synced = time.monotonic()
@@ -185,7 +214,8 @@ class RecorderNode(CosmosLifecycleNode):
         }
         types = {names[one.role]: one.type for one in self._topics}
         bag = BagWriter(self.bag, types, about, self.now_ns(), compress=values['compress'])
-        self._thread = BagThread(bag, values['sync_period_s'], int(values['max_backlog_mb'] * 1e6))
+        backlog = int(values['max_backlog_mb'] * 1e6)
+        self._thread = BagThread(bag, values['sync_period_s'], backlog, self._on_failure)
         self._tally = self._thread.tally
         self.get_logger().info(f'recording to {self.bag}')
 
@@ -196,7 +226,8 @@ class RecorderNode(CosmosLifecycleNode):
             return
         thread.close()
         if self._tally.failure:
-            self.get_logger().error(f'{self.bag}: not written to the end: {self._tally.failure}')
+            problem = Problem(str(self.bag), 'was not written to the end', self._tally.failure, '', _RECOVER)
+            self.get_logger().error(str(problem))
         else:
             self.get_logger().info(f'{self.bag}: {self._tally.written} messages, {self._tally.dropped} dropped')
 
@@ -209,22 +240,17 @@ class RecorderNode(CosmosLifecycleNode):
         package, _, name = one.type.split('/')
         kind = getattr(import_module(f'{package}.msg'), name)
         topic = self.resolve_topic_name(one.name)
-        profile = _profile(one)
+        hear = partial(self._on_message, one.role, topic)
         # Messages are taken as the bytes that they came as: nothing is lost in reading and writing them again.
-        self.create_subscription(
-            kind,
-            one.name,
-            partial(self._on_message, one.role, topic),
-            profile,
-            raw=True,
-            callback_group=MutuallyExclusiveCallbackGroup(),
-            event_callbacks=qos.subscription_events(self._events_of(one.name), self.get_logger()),
-        )
+        self.subscribe(kind, one.name, hear, _profile(one), MutuallyExclusiveCallbackGroup(), raw=True)
 
     def _on_message(self, role: str, topic: str, data: bytes) -> None:
         thread = self._thread
         if thread is not None:
             thread.put(role, topic, self.now_ns(), data)
+
+    def _on_failure(self, trace: str) -> None:
+        self.get_logger().error(f'{self.bag}: nothing is written any more, the rest of the run is lost:\n{trace}')
 
     def _report(self, stat: diagnostics.DiagnosticStatusWrapper) -> diagnostics.DiagnosticStatusWrapper:
         tally = self._tally
