@@ -7,9 +7,11 @@ whole chunks, so whatever ends the process costs what came after that, and
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -118,6 +120,7 @@ class BagWriter:
             self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         self._writer.set_custom_data(CUSTOM_CONTRACT, str(about.get('contract', '')))
         self._writer.open()
+        self._lock_file()
         self._connections: dict[str, Connection] = {}
         self._add(f'/{RECORDING}', 'std_msgs/msg/String')
         for name, kind in topics.items():
@@ -125,6 +128,14 @@ class BagWriter:
         text = self._store.types['std_msgs/msg/String'](data=json.dumps(dict(about)))
         self.write(f'/{RECORDING}', time_ns, bytes(self._store.serialize_cdr(text, 'std_msgs/msg/String')))
         self.sync()
+
+    def _lock_file(self) -> None:
+        """Hold the file for as long as it is written, so that nobody completes a bag that is still growing."""
+        storage: Any = self._writer.storage
+        # Of our own, since the storage closes its file before there is `metadata.yaml`.
+        self._held = os.fdopen(os.dup(storage.bio.fileno()), 'wb')
+        with suppress(OSError):  # a file system without locks is no reason to record nothing
+            fcntl.flock(self._held.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _knows(self, kind: str) -> bool:
         return kind in self._store.types
@@ -154,10 +165,14 @@ class BagWriter:
     def close(self) -> None:
         """Complete the bag: index and `metadata.yaml`."""
         self._writer.close()
+        self._held.close()
 
     def abandon(self) -> None:
         """Leave the bag as it is on the disk, incomplete; see :func:`~cosmos3_ros.recorder_recovery.recover`."""
-        self._writer.abort()
+        try:
+            self._writer.abort()
+        finally:
+            self._held.close()
 
     def __enter__(self) -> Self:
         return self

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,33 +50,106 @@ def is_complete(bag: Path) -> bool:
 def recover(bag: Path) -> Recovered:
     """Complete a bag in its place; the file as it was is kept beside it, with `.broken` behind its name.
 
+    Whatever interrupts this, it can be called again: the bag counts as complete only when everything is in its place.
+
     Args:
         bag: Its folder.
 
     Raises:
-        InvalidInput: It needs no recovery, or there is nothing to be saved.
+        InvalidInput: It needs no recovery, it is being recorded, or there is nothing to be saved.
     """
+    _refuse_complete(bag)
+    if not bag.is_dir():
+        raise InvalidInput(
+            f'bag {bag}', [Problem(str(bag), 'is no bag of ours', 'no folder', 'a folder with one .mcap')]
+        )
+    with _held(bag, 'is being recovered by another', 'wait for it'):
+        _resume(bag)
+        file = _only_file(bag)
+        with _held(file, 'is still being recorded', 'end the recorder: that completes the bag'):
+            _refuse_complete(bag)  # by now, perhaps
+            return _recover(bag, file)
+
+
+def _refuse_complete(bag: Path) -> None:
     if is_complete(bag):
         raise InvalidInput(f'bag {bag}', [Problem(str(bag), 'is complete', remedy='use it as it is')])
-    files = sorted(bag.glob('*.mcap')) if bag.is_dir() else []
+
+
+def _workplace(bag: Path) -> Path:
+    """Where the new bag grows."""
+    return bag.with_name(f'{bag.name}.recovering')
+
+
+def _resume(bag: Path) -> None:
+    """Undo what a call before this one began, so that the original lies where it lay.
+
+    Raises:
+        InvalidInput: Something that is not ours is in the way.
+    """
+    made = _workplace(bag)
+    half_way = (made / 'metadata.yaml').is_file() and not (made / f'{made.name}.mcap').exists()
+    for kept in sorted(bag.glob('*.mcap.broken')):
+        file = kept.with_suffix('')
+        if file.exists() and not half_way:
+            remedy = f'it is the original of a recovery: move it, or {file.name}, to another folder and call again'
+            raise InvalidInput(f'bag {bag}', [Problem(str(kept), 'exists already', '', '', remedy)])
+        kept.replace(file)
+    (bag / f'{bag.name}.whole.mcap').unlink(missing_ok=True)
+    if not made.exists():
+        return
+    for name in (f'{made.name}.mcap', 'metadata.yaml', 'metadata.yaml.tmp'):
+        (made / name).unlink(missing_ok=True)
+    try:
+        made.rmdir()
+    except OSError as error:
+        problem = Problem(str(made), 'is in the way', str(error), '', 'move it to another folder')
+        raise InvalidInput(f'bag {bag}', [problem]) from error
+
+
+def _only_file(bag: Path) -> Path:
+    files = sorted(bag.glob('*.mcap'))
     if len(files) != 1:
         value = ', '.join(file.name for file in files) or 'none'
         raise InvalidInput(f'bag {bag}', [Problem(str(bag), 'is no bag of ours', value, 'a folder with one .mcap')])
-    whole = whole_length(files[0])
-    made = bag.with_name(f'{bag.name}.recovering')
-    patched = bag / f'{bag.name}.whole.mcap'
+    return files[0]
+
+
+@contextmanager
+def _held(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """A file or folder in our hands alone.
+
+    Raises:
+        InvalidInput: Somebody else has it.
+    """
+    handle = os.open(path, os.O_RDONLY)
     try:
-        _closed_copy(files[0], whole, patched)
+        with suppress(OSError):  # a file system without locks: nobody can have it
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InvalidInput(f'bag {path}', [Problem(str(path), what, remedy=remedy)]) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _recover(bag: Path, file: Path) -> Recovered:
+    whole = whole_length(file)
+    made, patched = _workplace(bag), bag / f'{bag.name}.whole.mcap'
+    try:
+        _closed_copy(file, whole, patched)
         messages, seconds = _rewrite(patched, made)
     finally:
         patched.unlink(missing_ok=True)
-    lost = files[0].stat().st_size - whole
-    kept = bag / f'{files[0].name}.broken'
-    files[0].rename(kept)
-    (made / f'{made.name}.mcap').rename(bag / files[0].name)
-    text = (made / 'metadata.yaml').read_text(encoding='utf-8').replace(f'{made.name}.mcap', files[0].name)
-    (bag / 'metadata.yaml').write_text(text, encoding='utf-8')
-    (made / 'metadata.yaml').unlink()
+    lost = file.stat().st_size - whole
+    kept = bag / f'{file.name}.broken'
+    text = (made / 'metadata.yaml').read_text(encoding='utf-8').replace(f'{made.name}.mcap', file.name)
+    (made / 'metadata.yaml').write_text(text, encoding='utf-8')
+    # `metadata.yaml` last: until it is there the bag counts as incomplete, and the original can be had again.
+    file.rename(kept)
+    (made / f'{made.name}.mcap').rename(file)
+    (made / 'metadata.yaml').rename(bag / 'metadata.yaml')
     made.rmdir()
     return Recovered(messages, seconds, lost, kept)
 

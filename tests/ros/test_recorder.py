@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rclpy.parameter import Parameter as RosParameter
+from rclpy.qos import QoSReliabilityPolicy
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -19,6 +21,7 @@ from cosmos3_msgs.msg import ActionChunk
 from cosmos3_ros import qos
 from cosmos3_ros.cli import main
 from cosmos3_ros.conversions import joint_state, ns_to_stamp, rgb_to_image, stamp_to_ns
+from cosmos3_ros.diagnostics import ERROR, OK, DiagnosticStatusWrapper
 from cosmos3_ros.recorder import BagThread, RecorderNode
 from cosmos3_ros.recorder_bag import CUSTOM_CONTRACT, BagWriter
 from cosmos3_ros.recorder_dataset import BagOrder, dataset_from_bag
@@ -183,6 +186,50 @@ def test_a_disk_that_cannot_keep_up_costs_messages_and_nobody_time(contract, tmp
     assert (thread.tally.written, thread.tally.failure) == (1, '')
 
 
+def fill_disk(bag: BagWriter) -> None:
+    """From now on the disk is full."""
+    bag._writer.storage.bio.flush()
+    bag._writer.storage.bio = os.fdopen(os.open('/dev/full', os.O_WRONLY), 'wb')
+
+
+@pytest.mark.parametrize('moment', ['while it runs', 'at its end'])
+def test_a_full_disk_ends_the_bag_and_nothing_waits_for_it_any_more(contract, tmp_path, moment):
+    bag, told = BagWriter(tmp_path / 'bag', {'/joint_states': 'sensor_msgs/msg/JointState'}, about(contract), S), []
+    thread = BagThread(bag, 0.01 if moment == 'while it runs' else 60.0, 10**6, told.append)
+    fill_disk(bag)
+    for number in range(3):
+        thread.put('joint_states', '/joint_states', S + number, serialize_message(JointState()))
+    if moment == 'while it runs':
+        thread._thread.join(30.0)
+    thread.close()
+    tally = thread.tally
+    assert 'No space left' in tally.failure
+    assert 'Traceback' in told[0]
+    assert (tally.backlog, thread._queue.qsize() <= 1) == (0, True), 'what waited is let go'
+    thread.put('joint_states', '/joint_states', 2 * S, bytes(10))
+    assert tally.written + tally.dropped == 4
+    assert recover(tmp_path / 'bag').messages == 1, 'the file is let go, and what was on the disk is there'
+
+
+def test_diagnostics_and_the_log_say_that_nothing_is_written_any_more(graph, contract, tmp_path):
+    node = recorder(graph, tmp_path, sync_period_s=0.05)
+    fill_disk(node._thread._bag)
+    drivers = Drivers(graph)
+    graph.eventually(lambda: bool(drivers.publish()) and bool(node.tally.failure), what='a failure')
+    assert node.transition('deactivate')
+    stat = node._report(DiagnosticStatusWrapper())
+    assert (stat.level, 'nothing is written any more' in stat.message) == (ERROR, True), 'also afterwards'
+    assert node.transition('activate'), 'another bag can be tried'
+    assert node._report(DiagnosticStatusWrapper()).level == OK
+
+
+def test_profiles_of_the_recorder_can_be_overridden_like_those_of_every_node(graph, tmp_path):
+    node = recorder(graph, tmp_path, **{'qos_overrides./joint_states.subscription.reliability': 'reliable'})
+    profiles = {one.topic_name: one.qos_profile for one in node.subscriptions}
+    assert profiles['/joint_states'].reliability is QoSReliabilityPolicy.RELIABLE
+    assert profiles['/camera/wrist/image_raw'].reliability is QoSReliabilityPolicy.BEST_EFFORT
+
+
 # ---- Bags that are made up ------------------------------------------------------------------------------------------
 
 
@@ -335,6 +382,72 @@ def test_a_bag_cut_off_anywhere_gives_its_beginning(contract, tmp_path):
     assert len(values) == 40
     with pytest.raises(InvalidInput, match='is complete'):
         recover(path)
+
+
+def test_a_bag_that_is_still_being_recorded_is_left_alone(contract, tmp_path):
+    path = tmp_path / 'bag'
+    bag = BagWriter(path, {'/joint_states': 'sensor_msgs/msg/JointState'}, about(contract), S)
+    before = {file: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(InvalidInput, match='still being recorded'):
+        recover(path)
+    assert {file: file.read_bytes() for file in path.iterdir()} == before
+    bag.write('/joint_states', 2 * S, serialize_message(JointState()))
+    bag.close()
+    with RunBag(path) as found:
+        assert len(list(found.messages())) == 1
+
+
+def unfinished(path: Path, contract) -> bytes:
+    """A bag whose recorder was killed, with four messages; returns its file."""
+    bag = BagWriter(path, {'/joint_states': 'sensor_msgs/msg/JointState'}, about(contract), S)
+    for index in range(4):
+        bag.write('/joint_states', S + index, serialize_message(JointState()))
+    bag.sync()
+    bag.abandon()
+    return (path / 'bag.mcap').read_bytes()
+
+
+@pytest.mark.parametrize('moves', range(4))
+def test_a_recovery_that_was_interrupted_anywhere_can_be_called_again(contract, tmp_path, monkeypatch, moves):
+    path = tmp_path / 'bag'
+    original = unfinished(path, contract)
+    left, rename = [moves], Path.rename
+
+    def interrupted(self, target):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'rename', interrupted)
+        if moves < 3:
+            with pytest.raises(KeyboardInterrupt):
+                recover(path)
+            assert not (path / 'metadata.yaml').exists(), 'what is not complete does not look complete'
+        else:
+            recover(path)
+    if moves < 3:
+        assert recover(path).messages == 5
+    assert (path / 'bag.mcap.broken').read_bytes() == original
+    with RunBag(path) as found:
+        assert len(list(found.messages())) == 4
+    assert [file.name for file in tmp_path.iterdir()] == ['bag']
+
+
+def test_a_recovery_overwrites_nothing_that_it_did_not_make(contract, tmp_path):
+    path = tmp_path / 'bag'
+    original = unfinished(path, contract)
+    (path / 'bag.mcap.broken').write_bytes(b'of yesterday')
+    with pytest.raises(InvalidInput, match=r'move it, or bag\.mcap, to another folder'):
+        recover(path)
+    (path / 'bag.mcap.broken').unlink()
+    (tmp_path / 'bag.recovering').mkdir()
+    (tmp_path / 'bag.recovering/notes.txt').write_text('mine')
+    with pytest.raises(InvalidInput, match='in the way'):
+        recover(path)
+    assert (path / 'bag.mcap').read_bytes() == original
+    assert (tmp_path / 'bag.recovering/notes.txt').read_text() == 'mine'
 
 
 def test_a_bag_without_a_contract_needs_one_to_be_named(contract, tmp_path):
