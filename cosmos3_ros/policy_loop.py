@@ -404,9 +404,13 @@ class PolicyLoop:
         # While a server is gone the run waits for it: a policy that only tries is none that is running.
         run.phase, run.missing = (Phase.NO_SERVER, (self.outage,)) if self.outage else (Phase.INFERRING, ())
         seed = self.options.seed if self.options.fixed_seed else next(run.seeds)
+
+        def given_up() -> bool:
+            return self._over(run) or epoch != self.epoch
+
         try:
-            self._greet(run)
-            chunk = self.policy.infer(observation, seed, lambda: self._over(run) or epoch != self.epoch, committed)
+            self._greet(run, given_up)
+            chunk = self.policy.infer(observation, seed, given_up, committed)
         except Cancelled:
             return None
         except ServerUnavailable as error:
@@ -416,11 +420,11 @@ class PolicyLoop:
         run.phase, run.missing = Phase.INFERRING, ()
         return chunk
 
-    def _greet(self, run: Run) -> None:
+    def _greet(self, run: Run, cancelled: Callable[[], bool]) -> None:
         """Have a policy that runs elsewhere forget what was before this run."""
         forget = getattr(self.policy, 'reset', None)
         if forget is not None and not run.greeted:
-            forget()
+            forget(cancelled)
         run.greeted = True
 
     def _wait_for_server(self, run: Run, error: ServerUnavailable) -> None:

@@ -179,6 +179,21 @@ class Dialect(ABC):
         """The message that asks to forget what was before; None if there is none, and a new connection does it."""
         return None
 
+    def check_reset(self, frame: bytes | str) -> None:
+        """Do nothing if this answer to a reset says that it was done: a text that says so, or a map that is no fault.
+
+        Raises:
+            BusyError: The server has no room now.
+            ServerError: It refused, or the answer cannot be read.
+        """
+        if isinstance(frame, str):
+            if frame.lstrip().lower().startswith('reset'):
+                return
+            raise _refused(frame)
+        answer = read_answer(frame)
+        if isinstance(answer, dict) and answer.get('type') == 'error':
+            raise ServerError(f'the server refused to reset: {str(answer.get("message"))[:500]}')
+
     @abstractmethod
     def actions(self, frame: bytes | str) -> Any:
         """What an answer holds in the place of actions; not yet checked.
@@ -373,13 +388,17 @@ def read_map(frame: bytes | str, keys: Iterable[str]) -> Any:
         ServerError: It refused, or the answer is no map with such a field.
     """
     if isinstance(frame, str):
-        raise BusyError(frame) if frame.startswith(_LATER) else ServerError(f'the server refused:\n{frame}')
+        raise _refused(frame)
     answer = read_answer(frame)
     for key in keys:
         if isinstance(answer, dict) and key in answer:
             return answer[key]
     found = ', '.join(map(str, answer)) if isinstance(answer, dict) else type(answer).__name__
     raise ServerError(f'the server answered without {" or ".join(keys)}; found: {found[:200]}')
+
+
+def _refused(text: str) -> ServerError:
+    return BusyError(text) if text.startswith(_LATER) else ServerError(f'the server refused:\n{text}')
 
 
 def read_answer(frame: bytes) -> Any:

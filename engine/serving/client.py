@@ -222,18 +222,23 @@ class RemotePolicy:
         """
         raise CosmosError('a remote policy keeps no imagined videos')
 
-    def reset(self) -> None:
+    def reset(self, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Have the server forget the states of this robot; where a dialect has no word for it, by connecting anew.
 
+        Args:
+            cancelled: Asked while the answer is waited for; True gives it up.
+
         Raises:
-            ServerError: The server cannot be reached in time.
+            ServerUnavailable: The server cannot be reached, or has no room, in time.
+            ServerError: It refused.
+            Cancelled: `cancelled` returned True.
         """
         request = self._dialect.reset_request(self._session)
         with self._lock:
             if request is None:
                 self._drop()
             elif self.generation:  # else the server has never heard of this robot
-                self._ask(wire.pack(request), _Wait(self._deadline_s, lambda: False), lambda frame: frame)
+                self._ask(wire.pack(request), _Wait(self._deadline_s, cancelled), self._dialect.check_reset)
 
     def close(self) -> None:
         """End the connection."""
@@ -260,7 +265,7 @@ class RemotePolicy:
                 self._drop()
             if wait.left_s <= pause:
                 raise ServerUnavailable(
-                    f'{self._url} gave no chunk within {self._deadline_s:g} s: {reason}'
+                    f'{self._url} gave no answer within {self._deadline_s:g} s: {reason}'
                 ) from reason
             wait.pause(pause)
         raise ServerError(self._url)  # not reached: pauses never end

@@ -113,9 +113,21 @@ class VllmOmni(Dialect):
             return answer
         if not isinstance(answer, dict) or 'message' not in answer:
             raise ServerError(f'the server answered without actions: {type(answer).__name__}')
+        raise self._refused(answer)
+
+    def check_reset(self, frame: bytes | str) -> None:
+        """A map that is none of type `error`."""
+        answer = {'message': frame, 'type': 'error'} if isinstance(frame, str) else read_answer(frame)
+        if not isinstance(answer, dict):
+            raise ServerError(f'the server answered a reset with {type(answer).__name__}')
+        if answer.get('type') == 'error':
+            raise self._refused(answer)
+
+    @staticmethod
+    def _refused(answer: Mapping[str, Any]) -> ServerError:
         problems = ''.join(f'\n  - {problem}' for problem in answer.get('problems') or ())
-        text = f'the server refused: {answer["message"]}{problems}'
-        raise BusyError(text) if answer.get('code') in _LATER else ServerError(text)
+        text = f'the server refused: {answer.get("message")}{problems}'
+        return BusyError(text) if answer.get('code') in _LATER else ServerError(text)
 
 
 def _check_steps(fields: Fields, contract: Contract) -> None:

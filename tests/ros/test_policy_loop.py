@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from openpi_client import msgpack_numpy
+from websockets.sync.server import ServerConnection
 
 from cosmos3_ros.inputs import JOINT_STATES, Inputs
 from cosmos3_ros.policy_loop import End, Latencies, LoopOptions, Phase, PolicyLoop, Run, TimedChunk
 from engine.contract import load_contract
 from engine.errors import CosmosError, InvalidInput, Problem
 from engine.policy import Policy
+from engine.serving.client import RemotePolicy
+from tests.engine.serving.clients import scripted
 
 S = 1_000_000_000
 PICTURE = np.full((90, 160, 3), 100, np.uint8)
@@ -313,6 +317,36 @@ def test_closing_ends_the_run_and_the_thread_even_during_inference(bench):
     b.loop.close()
     assert run.end is End.DEACTIVATED
     assert not b.loop._thread.is_alive()
+
+
+@pytest.mark.parametrize(('answer', 'end'), [('', End.DEACTIVATED), ('Traceback ...', End.POLICY_ERROR)])
+def test_a_run_does_not_begin_at_a_server_that_has_not_forgotten_the_one_before_and_waits_for_it_no_longer_than_asked(
+    answer, end
+):
+    asked: list[str] = []
+    heard = threading.Event()
+
+    def script(connection: ServerConnection, _number: int) -> None:
+        for message in connection:
+            asked.append(msgpack_numpy.unpackb(message)['endpoint'])
+            heard.set()
+            if answer:
+                connection.send(answer)
+
+    contract = load_contract('demo_joint_pos')
+    with scripted(script) as url, RemotePolicy(url, contract, dialect_name='roboarena', deadline_s=600) as remote:
+        remote.connect()
+        b = Bench(remote)
+        b.see()
+        run = b.loop.begin('go')
+        assert heard.wait(10.0)
+        if answer:
+            b.wait_end(run)
+        closing = threading.Thread(target=b.loop.close, daemon=True)
+        closing.start()
+        closing.join(10.0)
+        assert not closing.is_alive(), 'the loop waits for its server'
+    assert (run.end, asked) == (end, ['reset'])
 
 
 def test_latencies_can_be_read_while_they_are_written():

@@ -129,7 +129,7 @@ def test_a_busy_server_is_asked_again_until_it_has_room(droid, seen):
     with scripted(script) as url, RemotePolicy(url, droid, deadline_s=20) as policy:
         assert policy.infer(seen).actions[0, 0] == 5
         policy._deadline_s = 0.2
-        with pytest.raises(ServerError, match='gave no chunk within'):
+        with pytest.raises(ServerError, match='gave no answer within'):
             policy.infer(seen)
         assert policy.generation == 1
 
@@ -282,6 +282,68 @@ def test_a_reset_makes_the_server_forget(droid, observe, name):
         sessions = server.server.service.sessions
     assert sessions == 1
     np.testing.assert_array_equal(held.seen[-1][0].joint_positions, np.full((2, 7), 2.0))
+
+
+@pytest.mark.parametrize('name', ['roboarena', 'vllm-omni'])
+def test_a_reset_that_the_server_has_no_room_for_is_asked_again_and_one_that_it_refuses_is_an_error(
+    droid, observe, name
+):
+    contract = with_history(droid, 1)
+    held = Held(contract)
+    joints, images = np.zeros((2, 7)), {view: picture(360, 640) for view in droid.views.streams}
+    seen = observe(images=images, joint_positions=joints, gripper_position=np.zeros(2))
+    with (
+        serving(held, contract, queue=0) as server,
+        RemotePolicy(server.url, contract, dialect_name=name, deadline_s=20) as policy,
+        RemotePolicy(server.url, contract, dialect_name=name, deadline_s=20) as other,
+    ):
+        held.go.set()
+        policy.infer(seen)
+        held.go.clear()
+        thread = threading.Thread(target=other.infer, args=(seen,))
+        thread.start()
+        for _ in range(2):
+            assert held.begun.acquire(timeout=10)
+        policy._deadline_s = 0.3
+        with pytest.raises(ServerUnavailable, match='gave no answer within'):
+            policy.reset()
+        policy._deadline_s = 20
+        held.go.set()
+        policy.reset()
+        thread.join(20)
+        assert server.server.service.sessions == 1, 'that of the other robot'
+
+
+@pytest.mark.parametrize(
+    ('name', 'answer'),
+    [
+        ('roboarena', 'Traceback (most recent call last): ...'),
+        ('roboarena', msgpack_numpy.packb({'type': 'error', 'message': 'no'})),
+        ('vllm-omni', msgpack_numpy.packb({'type': 'error', 'message': 'Internal inference error'})),
+        ('vllm-omni', '{"type": "error"}'),
+        ('vllm-omni', msgpack_numpy.packb(1)),
+    ],
+)
+def test_a_reset_that_is_answered_with_a_fault_is_none(droid, name, answer):
+    def script(connection: ServerConnection, _number: int) -> None:
+        for _ in connection:
+            connection.send(answer)
+
+    with scripted(script) as url, RemotePolicy(url, droid, dialect_name=name) as policy:
+        policy.connect()
+        with pytest.raises(ServerError):
+            policy.reset()
+
+
+def test_a_reset_can_be_given_up(droid):
+    def script(connection: ServerConnection, _number: int) -> None:
+        for _ in connection:
+            pass  # and never answers
+
+    with scripted(script) as url, RemotePolicy(url, droid, dialect_name='roboarena', deadline_s=600) as policy:
+        policy.connect()
+        with pytest.raises(Cancelled):
+            policy.reset(cancelled=lambda: True)
 
 
 @pytest.mark.parametrize(
