@@ -18,7 +18,7 @@ from engine.contract import Contract
 from engine.datasets.adapters import Actions, CommonEpisode, as_rpy, detect, to_common
 from engine.datasets.survey import Survey, open_episode, survey
 from engine.datasets.writer import DatasetWriter, EpisodeWriter, Feature, Plan
-from engine.errors import ContractError, InvalidInput, Problem
+from engine.errors import ContractError, CosmosError, InvalidInput, Problem
 from engine.evaluation.recording_layouts import Camera, Episode
 from engine.evaluation.recording_signals import ARM_JOINTS, VIEWS, Schema
 from engine.evaluation.video import VideoReader
@@ -95,23 +95,44 @@ def convert(path: Path, output: Path, order: Order, report: Callable[[float], No
     if found.fps is None:
         problem = Problem(str(path), 'does not say how many rows a second has', '', 'timestamps, or a video')
         raise InvalidInput(f'data set {path}', [problem])
-    first = next(iter(found.episodes))
-    episode = open_episode(found, first, schema)
+    episode, working = _typical(found, schema)
     try:
         common = _with_actions(to_common(episode, order.given), order)
-        views = _views(found, episode, order)
+        views = _views(working, episode, order)
         plan = _plan(found, episode, common, views, order)
         check_contract(path, plan, order.contract)
     finally:
         _close(episode)
     writer = DatasetWriter(output, plan)
-    notes = dict.fromkeys(_left_out(found, common, views))
+    notes = dict.fromkeys(_left_out(found, common, views, working))
     for done, number in enumerate(found.episodes, start=1):
         notes |= dict.fromkeys(_convert_episode(found, number, schema, writer, order, views))
         if report is not None:
             report(done / len(found.episodes))
     keys = (*plan.features, *plan.cameras)
     return Converted(output, writer.episodes, writer.frames, keys, tuple(notes))
+
+
+def _typical(found: Survey, schema: Schema) -> tuple[Episode, tuple[str, ...]]:
+    """The first episode whose cameras can all be decoded, else the one with most of them; and these cameras."""
+    best, most = next(iter(found.episodes)), -1
+    for number in found.episodes:
+        episode = open_episode(found, number, schema)
+        working = tuple(key for key in found.views if _works(episode.cameras.get(key)))
+        if len(working) == len(found.views):
+            return episode, working
+        _close(episode)
+        if len(working) > most:
+            best, most = number, len(working)
+    episode = open_episode(found, best, schema)
+    return episode, tuple(key for key in found.views if _works(episode.cameras.get(key)))
+
+
+def _works(camera: Camera | None) -> bool:
+    try:
+        return camera is not None and camera.frame(0).ndim == 3
+    except (CosmosError, IndexError):
+        return False
 
 
 def check_contract(path: Path, plan: Plan, contract: Contract | None) -> None:
@@ -151,11 +172,11 @@ def _later(values: Floats | None) -> Floats | None:
     return None if values is None else np.concatenate([values[1:], values[-1:]])
 
 
-def _views(found: Survey, episode: Episode, order: Order) -> dict[str, str]:
-    """Camera of each view that every episode has; cameras that are no view keep their names."""
+def _views(working: tuple[str, ...], episode: Episode, order: Order) -> dict[str, str]:
+    """Camera of each view that works; cameras that are no view keep their names."""
     wanted = tuple(order.contract.views.streams) if order.contract else VIEWS
-    named = {view: key for view, key in episode.views.items() if key in found.views and view in wanted}
-    spare = () if order.contract else tuple(key for key in found.views if key not in episode.views.values())
+    named = {view: key for view, key in episode.views.items() if key in working and view in wanted}
+    spare = () if order.contract else tuple(key for key in working if key not in episode.views.values())
     return named | {key.rpartition('.')[2]: key for key in spare}
 
 
@@ -229,12 +250,17 @@ def _convert_episode(
         lacking = [key for key in writer.plan.features if key not in values]
         if lacking:
             return [f'episode {number}: left out, it has no {", ".join(lacking)} that can be believed']
+        blind = [key for key in views.values() if key not in episode.cameras]
+        if blind:
+            return [f'episode {number}: left out, no pictures of {", ".join(blind)}', *episode.warnings]
         cameras = {camera_key(view): episode.cameras[key] for view, key in views.items()}
         rows = min([found.episodes[number].rows, *(camera.length for camera in cameras.values())])
         with writer.episode(episode.instruction or order.instruction) as target:
             _write(found, number, target, values, cameras, views, rows)
         short = found.episodes[number].rows - rows
         return [f'episode {number}: {short} rows without pictures'] if short else []
+    except CosmosError as error:  # a video that cannot be decoded to its end; the writer has forgotten the episode
+        return [f'episode {number}: left out, {error}']
     finally:
         _close(episode)
 
@@ -265,10 +291,11 @@ def _as_it_is(camera: Camera, rows: int, fps: float) -> bool:
     return isinstance(camera, VideoReader) and camera.length == rows and abs(camera.fps - fps) < 1e-6
 
 
-def _left_out(found: Survey, common: CommonEpisode, views: Mapping[str, str]) -> list[str]:
+def _left_out(found: Survey, common: CommonEpisode, views: Mapping[str, str], working: tuple[str, ...]) -> list[str]:
     lost = [f'camera {key}: {_why_lost(found, key)}' for key in found.cameras if key not in found.views]
-    unused = [f'camera {key}: not asked for' for key in found.views if key not in views.values()]
-    return [*common.warnings, *lost, *unused]
+    unused = [f'camera {key}: not asked for' for key in working if key not in views.values()]
+    broken = [f'camera {key}: cannot be decoded' for key in found.views if key not in working]
+    return [*common.warnings, *lost, *broken, *unused]
 
 
 def _why_lost(found: Survey, key: str) -> str:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engine.datasets.statistics import Stats, as_document, of_pictures, of_rows, sampled_indices, together
-from engine.errors import InvalidInput, Problem
+from engine.errors import CosmosError, InvalidInput, Problem
 from engine.evaluation.video import VideoReader, VideoWriter
 
 Picture = NDArray[np.uint8]
@@ -286,7 +286,7 @@ class EpisodeWriter:
         """Make the episode part of the data set; one without rows is dropped.
 
         Raises:
-            InvalidInput: A video that was to be copied has another number of frames.
+            CosmosError: A video that was to be copied has another number of frames, or cannot be decoded.
         """
         if not self.length:
             self.discard()
@@ -294,10 +294,8 @@ class EpisodeWriter:
         owner = self._owner
         for film in self._films.values():
             film.close()
-        for key, path in self._copied.items():
-            self._copy(key, path)
         columns = {key: np.stack(rows) for key, rows in self._rows.items()}
-        stats = {key: of_rows(values) for key, values in columns.items()} | self._picture_stats()
+        stats = {key: of_rows(values) for key, values in columns.items()} | self._finish_videos()
         task_index = owner._kept.tasks.setdefault(self._task, len(owner._kept.tasks))
         indices = self._indices(task_index)
         stats |= {key: of_rows(values) for key, values in indices.items()}
@@ -326,6 +324,17 @@ class EpisodeWriter:
             self.close()
         else:
             self.discard()
+
+    def _finish_videos(self) -> dict[str, Stats]:
+        """Put copied videos in their places and look at all; if one cannot be had, none is left behind."""
+        try:
+            for key, path in self._copied.items():
+                self._copy(key, path)
+            return self._picture_stats()
+        except CosmosError:
+            for key in self._owner.plan.cameras:
+                (self._owner.root / VIDEO_PATH.format(video_key=key, **self._place)).unlink(missing_ok=True)
+            raise
 
     def _copy(self, key: str, path: Path) -> None:
         reader = VideoReader(path)

@@ -345,6 +345,52 @@ def test_a_video_of_several_episodes_is_used_where_the_index_says_where_each_beg
     assert abs(brightness(tmp_path / 'new', 1) - (40 + 3 * ROWS / 2)) < 3
 
 
+# ---- Damaged videos of some episodes --------------------------------------------------------------------------------
+
+
+def three(root: Path) -> list[Path]:
+    """A LeRobot v2 data set of three episodes; returns the videos of the wrist."""
+    make_v2(root)
+    (root / 'meta/episodes.jsonl').unlink()
+    first = root / 'data/chunk-000/episode_000000.parquet'
+    rows = pq.read_table(first).to_pydict()
+    videos = sorted(root.glob('videos/chunk-000/*/*.mp4'))
+    for number in (1, 2):
+        table(first.with_name(f'episode_{number:06d}.parquet'), {**rows, 'episode_index': np.full(ROWS, number)})
+        for video in videos:
+            shutil.copyfile(video, video.with_name(f'episode_{number:06d}.mp4'))
+    return sorted(root.glob('videos/chunk-000/*wrist*/*.mp4'))
+
+
+def cut_inside(video: Path) -> None:
+    """Make the pictures of a video undecodable, and leave its index as it is."""
+    data = bytearray(video.read_bytes())
+    start = data.index(b'mdat') + 8
+    data[start : start + 20_000] = bytes(min(20_000, len(data) - start))
+    video.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize('number', [0, 1, 2])
+@pytest.mark.parametrize('damage', [lambda video: video.write_bytes(b'no video'), cut_inside], ids=['open', 'decode'])
+def test_an_episode_with_a_damaged_video_is_left_out_and_named_and_the_others_are_converted(tmp_path, number, damage):
+    damage(three(tmp_path / 'set')[number])
+    made = convert(tmp_path / 'set', tmp_path / 'new', Order(instruction='do it'))
+    assert made.episodes == 2
+    assert 'observation.images.wrist' in made.features
+    assert [note for note in made.left_out if note.startswith(f'episode {number}: left out')]
+    assert codes(tmp_path / 'new') == set()
+    assert len(list((tmp_path / 'new').rglob('*.mp4'))) == 6
+
+
+def test_a_camera_whose_videos_are_all_damaged_is_left_out_and_named(tmp_path):
+    for video in three(tmp_path / 'set'):
+        video.write_bytes(b'no video')
+    made = convert(tmp_path / 'set', tmp_path / 'new', Order(instruction='do it'))
+    assert made.episodes == 3
+    assert 'observation.images.wrist' not in made.features
+    assert 'camera observation.image.wrist_image_left: cannot be decoded' in made.left_out
+
+
 # ---- The writer -----------------------------------------------------------------------------------------------------
 
 PLAN = Plan(15.0, {'observation.state': Feature(('a', 'b'))}, {'observation.images.main': (16, 24)}, contract='name: x')
