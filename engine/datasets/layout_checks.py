@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.datasets.faults import Fault, fault, remark
-from engine.datasets.survey import INFO, TABLE, V2, Survey
+from engine.datasets.survey import INFO, TABLE, V2, Survey, stays_inside
 from engine.evaluation.recording_signals import VIEWS, Schema
 
 _CONVERT = 'cosmos3 dataset convert'
@@ -45,6 +45,8 @@ def _info_faults(found: Survey) -> Iterator[Fault]:
         yield from _feature_faults(found, key, feature)
     if not found.info.get('features'):
         yield fault('features', f'{INFO}: features', 'are missing', '', '', _CONVERT)
+    for key in _FIELDS:
+        yield from _foreign_template(found, key)
     for key, fields in _FIELDS.items() if found.layout != V2 else ():
         yield from _template_faults(key, str(found.info.get(key, '')), fields, bool(found.cameras))
     if found.layout != V2 and (lacking := _without_statistics(found)):
@@ -59,6 +61,7 @@ def _without_statistics(found: Survey) -> list[str]:
         told = json.loads((found.root / 'meta/stats.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
         told = {}
+    told = told if isinstance(told, dict) else {}
     needed = [
         key for key, one in found.info['features'].items() if isinstance(one, dict) and one.get('dtype') != 'string'
     ]
@@ -104,6 +107,13 @@ def _template_faults(key: str, template: str, fields: set[str], cameras: bool) -
         allowed = ', '.join(sorted(fields))
         what = 'names other fields than LeRobot v3 fills in'
         yield fault('path_template', f'{INFO}: {key}', what, repr(template), allowed, _CONVERT)
+
+
+def _foreign_template(found: Survey, key: str) -> Iterator[Fault]:
+    template = str(found.info.get(key, ''))
+    if not stays_inside(found.root, found.root / template):
+        what = 'leads out of the data set: not followed'
+        yield fault('path_template', f'{INFO}: {key}', what, repr(template), 'a path within the folder', _CONVERT)
 
 
 def _index_faults(found: Survey) -> Iterator[Fault]:

@@ -8,6 +8,8 @@ where it says nothing that can be used, by their names and contents. Nothing is 
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -218,10 +220,16 @@ def _lerobot(root: Path) -> Survey:
             places[number] = EpisodePlace(number, table, rows, _task(entry, tasks, task), videos)
     if not places:
         raise InvalidInput(f'data set {root}', [Problem(f'{root}/data', 'has no .parquet table with rows')])
-    rate = info.get('fps')
-    fps = float(rate) if isinstance(rate, int | float) and rate > 0 else None
+    rate = _number(info.get('fps'))
+    fps = rate if rate is not None and rate > 0 else None
     alone = _unshared(dict(sorted(places.items())))
     return Survey(root, layout, info, fps, cameras, alone, index)
+
+
+def _number(value: Any) -> float | None:
+    """A value that is said to be a number; None if it is none."""
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if numeric and math.isfinite(value) else None
 
 
 def _pictures(feature: Mapping[str, Any]) -> bool:
@@ -247,27 +255,42 @@ def _episodes_in(table: Path, root: Path) -> list[tuple[int, int, int | None]]:
     except (OSError, pa.ArrowException) as error:
         where = str(table.relative_to(root)) if table.is_relative_to(root) else str(table)
         raise InvalidInput(f'data set {root}', [Problem(where, f'cannot be read as Parquet: {error}')]) from error
-    numbers = np.asarray(columns['episode_index'] if 'episode_index' in wanted else [0] * len(columns))
-    tasks = np.asarray(columns['task_index']) if 'task_index' in wanted else None
-    return [
-        (int(number), int((numbers == number).sum()), None if tasks is None else int(tasks[numbers == number][0]))
-        for number in dict.fromkeys(numbers.tolist())
-    ]
+    numbers = _numbers(columns, 'episode_index') if 'episode_index' in wanted else np.zeros(len(columns))
+    tasks = _numbers(columns, 'task_index')
+    found = []
+    for number in dict.fromkeys(numbers[np.isfinite(numbers)].tolist()):  # a row without a number is of no episode
+        own = numbers == number
+        task = tasks[own][0]
+        found.append((int(number), int(own.sum()), int(task) if np.isfinite(task) else None))
+    return found
+
+
+def _numbers(columns: pa.Table, name: str) -> NDArray[np.float64]:
+    """A column of indices; NaN where there is none."""
+    kind = columns[name].type if name in columns.column_names else pa.null()
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return np.full(len(columns), np.nan)
+    return np.asarray(columns[name], np.float64)
 
 
 def _index(root: Path, layout: str) -> dict[int, Mapping[str, Any]]:
     """What meta/episodes says, by episode."""
     if layout == V2:
-        return {int(one.get('episode_index', number)): one for number, one in enumerate(_lines(root, 'episodes'))}
-    found: dict[int, Mapping[str, Any]] = {}
+        return _by_number(_lines(root, 'episodes'))
+    rows: list[dict[str, Any]] = []
     for file in sorted((root / 'meta' / 'episodes').rglob('*.parquet')):
         try:
             names = [name for name in pq.read_schema(file).names if not name.startswith('stats/')]
-            rows = pq.read_table(file, columns=names).to_pylist()
+            rows += pq.read_table(file, columns=names).to_pylist()
         except (OSError, pa.ArrowException):
             continue  # told by the checks of the layout
-        found |= {int(row.get('episode_index', number)): row for number, row in enumerate(rows)}
-    return found
+    return _by_number(rows)
+
+
+def _by_number(entries: list[dict[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """Entries of an index; one without a number counts by its place, one with an impossible number not at all."""
+    numbers = [_number(one.get('episode_index', place)) for place, one in enumerate(entries)]
+    return {int(number): one for number, one in zip(numbers, entries, strict=True) if number is not None}
 
 
 def _lines(root: Path, name: str) -> list[dict[str, Any]]:
@@ -275,7 +298,8 @@ def _lines(root: Path, name: str) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     try:
-        return [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines() if line.strip()]
+        lines = [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines() if line.strip()]
+        return [line for line in lines if isinstance(line, dict)]
     except ValueError as error:
         raise InvalidInput(f'data set {root}', [Problem(str(file), 'cannot be read', str(error))]) from error
 
@@ -298,7 +322,7 @@ def _tasks(root: Path) -> dict[int, str]:
 def _task(entry: Mapping[str, Any], tasks: Mapping[int, str], number: int | None) -> str:
     """The first wording; Cosmos3-DROID keeps several in one text, with bars between."""
     told = entry.get('tasks')
-    texts = [told] if isinstance(told, str) else list(told or [])
+    texts = [told] if isinstance(told, str) else list(told) if isinstance(told, list) else []
     if not texts and number is not None and number in tasks:
         texts = [tasks[number]]
     wordings = (part.strip() for text in texts if isinstance(text, str) for part in text.split(' | '))
@@ -313,12 +337,13 @@ def _videos(
     for key in cameras:
         file = _told(root, info, key, number, entry) or _guessed(root, key, number)
         if file is not None:
-            start_s = entry.get(f'videos/{key}/from_timestamp')
-            found[key] = VideoPlace(file, float(start_s or 0.0), told=start_s is not None)
+            start_s = _number(entry.get(f'videos/{key}/from_timestamp'))
+            found[key] = VideoPlace(file, start_s or 0.0, told=start_s is not None)
     return found
 
 
 def _told(root: Path, info: Mapping[str, Any], key: str, number: int, entry: Mapping[str, Any]) -> Path | None:
+    """The file that the template of the index means; None if there is none, or if it is not of this data set."""
     size = info.get('chunks_size')
     size = size if isinstance(size, int) and size > 0 else 1000
     place = {'episode_chunk': number // size, 'episode_index': number, 'video_key': key}
@@ -327,9 +352,14 @@ def _told(root: Path, info: Mapping[str, Any], key: str, number: int, entry: Map
     }
     try:
         file = root / str(info.get('video_path')).format(**place)
-    except (KeyError, ValueError, IndexError):
+        return file if stays_inside(root, file) and file.is_file() else None
+    except (KeyError, ValueError, IndexError, AttributeError, TypeError, OSError):
         return None
-    return file if file.is_file() else None
+
+
+def stays_inside(root: Path, file: Path) -> bool:
+    """Whether a path leads nowhere but into a folder; links inside it are its own affair."""
+    return Path(os.path.normpath(file)).is_relative_to(os.path.normpath(root))
 
 
 def _guessed(root: Path, key: str, number: int) -> Path | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,7 +19,7 @@ from engine.datasets.convert import Order, convert
 from engine.datasets.doctor import examine
 from engine.datasets.survey import open_episode, survey
 from engine.datasets.writer import VIDEO_PATH, DatasetWriter, Feature, Plan
-from engine.errors import ContractError, InvalidInput
+from engine.errors import ContractError, CosmosError, InvalidInput
 from engine.evaluation.recordings import open_recording
 from engine.evaluation.video import VideoReader
 from tests.engine.datasets.sets import (
@@ -285,6 +287,103 @@ def test_a_damaged_file_is_a_fault_and_never_a_breakdown(tmp_path, sound, name, 
         file.write_bytes(content)
     assert main(['dataset', 'doctor', str(tmp_path / 'set')]) in (1, 2)
     assert 'Traceback' not in capsys.readouterr().err
+
+
+# ---- An index that holds anything at all ----------------------------------------------------------------------------
+
+
+def survives(path: Path, new: Path) -> None:
+    """Whatever the doctor and the conversion make of a data set, they say it in words."""
+    for attempt in (lambda: examine(path), lambda: convert(path, new, Order(instruction='do it'))):
+        with suppress(CosmosError):
+            attempt()
+
+
+@pytest.mark.parametrize('name', ['episodes', 'tasks'])
+@pytest.mark.parametrize(
+    'line',
+    [
+        *('[]', 'null', '5', '"x"', '{}', '{"episode_index": null}', '{"episode_index": "x"}'),
+        *('{"episode_index": 0, "tasks": 5}', '{"episode_index": [], "tasks": {}}', '{"episode_index": NaN}'),
+        *('{"task_index": null, "task": 3}', '{"task_index": 0, "task": null}'),
+    ],
+)
+def test_any_line_of_the_old_index_is_lived_with(tmp_path, name, line):
+    path = make_v2(tmp_path / 'set')
+    (path / f'meta/{name}.jsonl').write_text(line + '\n')
+    assert len(examine(path).cameras) == 3
+    assert convert(path, tmp_path / 'new', Order(instruction='do it')).rows == ROWS
+
+
+@pytest.mark.parametrize(
+    'template',
+    [
+        *(
+            '{video_key.foo}/a.mp4',
+            '{video_key[x]}',
+            '{video_key[0]}',
+            '{0}',
+            '{',
+            '{video_key:d}',
+            '{episode_index:q}',
+        ),
+        *('x' * 5000, '\0', None, 7, [], {'a': 1}),
+    ],
+)
+def test_any_template_of_paths_is_lived_with(tmp_path, template):
+    path = make_v2(tmp_path / 'set')
+    info = json.loads((path / 'meta/info.json').read_text())
+    (path / 'meta/info.json').write_text(json.dumps(info | {'video_path': template}))
+    assert len(examine(path).cameras) == 3, 'found by their names'
+
+
+@pytest.mark.parametrize('absolute', [True, False])
+def test_a_template_that_leads_out_of_the_data_set_is_not_followed_and_is_told(tmp_path, absolute):
+    path = make_v2(tmp_path / 'set')
+    film(tmp_path / 'private.mp4')
+    shutil.rmtree(path / 'videos')
+    info = json.loads((path / 'meta/info.json').read_text())
+    template = str(tmp_path / 'private.mp4') if absolute else 'videos/../../private.mp4'
+    (path / 'meta/info.json').write_text(json.dumps(info | {'video_path': template}))
+    found = examine(path)
+    assert found.cameras == ()
+    assert [one for one in found.faults if one.code == 'path_template' and 'leads out' in one.problem.what]
+
+
+@pytest.mark.parametrize('starts', [('a', 'b'), (None, None), (float('nan'), float('inf')), (True, False)])
+def test_a_beginning_that_is_no_number_counts_as_not_told(tmp_path, starts):
+    path = two_in_one(tmp_path / 'set', starts)
+    assert 'video_shared' in codes(path)
+
+
+@pytest.mark.parametrize('column', ['episode_index', 'task_index', 'timestamp', 'action.joint_position'])
+@pytest.mark.parametrize(
+    'cells',
+    [[None] * ROWS, ['x'] * ROWS, [[1]] * ROWS, [None], [float('nan')]],
+    ids=['no values', 'words', 'lists', 'one without', 'one NaN'],
+)
+def test_any_cell_of_a_table_is_lived_with(tmp_path, column, cells):
+    path = make_v2(tmp_path / 'set')
+    shutil.rmtree(path / 'videos')
+    file = path / 'data/chunk-000/episode_000000.parquet'
+    rows = pq.read_table(file).to_pydict()
+    if isinstance(rows[column][0], list) and len(cells) == 1:
+        cells = [[*cells, *rows[column][0][1:]]]
+    rows[column] = [*cells, *rows[column][len(cells) :]]
+    pq.write_table(pa.table(rows), file)
+    survives(path, tmp_path / 'new')
+
+
+def test_a_row_without_a_number_is_of_no_episode(tmp_path):
+    path = make_v2(tmp_path / 'set')
+    file = path / 'data/chunk-000/episode_000000.parquet'
+    rows = pq.read_table(file).to_pydict()
+    pq.write_table(
+        pa.table(rows | {'episode_index': [*rows['episode_index'][:-1], None], 'task_index': [None] * ROWS}), file
+    )
+    found = examine(path)
+    assert (found.episodes, found.rows) == (1, ROWS - 1)
+    assert 'counts' in {one.code for one in found.faults}
 
 
 # ---- Several episodes in one video ----------------------------------------------------------------------------------
