@@ -6,12 +6,15 @@ episode comes out the same with and without it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos3_ros.eval_world import Cast, SimulatedWorld, make_actor
+from cosmos3_ros.eval_world import SCRIPTED, SERVERS, Cast, SimulatedWorld, make_actor
 from cosmos3_ros.guard.guard import Command
 from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.guarded_robot import ORIGIN_NS
@@ -21,6 +24,7 @@ from engine.actions.rotations import matrix_to_rpy, quaternion_to_matrix
 from engine.contract import Contract, load_contract
 from engine.datasets.convert import ACTION, CLOSED, END_EFFECTOR, POSE_NAMES, STATE, camera_key
 from engine.datasets.writer import DatasetWriter, Feature, Plan
+from engine.errors import InvalidInput, Problem
 from engine.evaluation.closed_loop import Actor, Camera, EpisodeRecord, LoopTerms, World, play
 from engine.evaluation.expert_paths import Rows, Seen
 from engine.evaluation.simulated_franka import SimulatedFranka
@@ -99,8 +103,8 @@ class RecordingRunner:
         self._terms, self._actor = cast.terms, make_actor(cast, contract)
         robot = SimulatedFranka(render_views=None, zone=True)
         self.world = RecordedWorld(robot, load_limits(contract.robot.description), contract)
-        self._writer = DatasetWriter(root, episode_plan(contract, robot, cast.policy), go_on=True)
-        self._done = {(str(one['suite_task']), int(one['seed'])) for one in self._writer.notes}
+        self._writer = DatasetWriter(root, episode_plan(contract, robot, _player(cast)), go_on=True)
+        self._done = _recorded(root, self._writer.notes)
 
     def run(self, episode: Episode, camera: Camera | None = None) -> EpisodeRecord:
         """Run one episode and keep it, unless the data set has it already."""
@@ -132,15 +136,45 @@ class RecordingRunner:
                 target.add(values, {camera_key(view): picture for view, picture in seen.views.items()})
 
 
-def episode_plan(contract: Contract, robot: SimulatedFranka, policy: str) -> Plan:
-    """What a data set of simulated episodes holds."""
+def _recorded(root: Path, notes: Sequence[Mapping[str, Any]]) -> set[tuple[str, int]]:
+    """Task and seed of the episodes that are there.
+
+    Raises:
+        InvalidInput: An episode does not say.
+    """
+    problems = [
+        Problem(f'episode {number}', f'does not say its {name}', remedy='name another folder')
+        for number, one in enumerate(notes)
+        for name in ('suite_task', 'seed')
+        if one.get(name) is None
+    ]
+    if problems:
+        raise InvalidInput(f'data set {root}', problems)
+    return {(str(one['suite_task']), int(one['seed'])) for one in notes}
+
+
+def _player(cast: Cast) -> dict[str, Any]:
+    """Who plays and on what terms: what the episodes of one data set have in common."""
+    found: dict[str, Any] = {'policy': cast.policy, 'loop': asdict(cast.terms)}
+    if cast.policy in SCRIPTED:
+        return found
+    if cast.policy.startswith(SERVERS):
+        return found | {'dialect': cast.dialect}
+    from engine.checkpoint import open_checkpoint
+
+    found |= {'policy': Path(cast.policy).name, 'checkpoint': open_checkpoint(cast.policy).fingerprint}
+    return found | {'dtype': cast.dtype, 'compiled': Path(cast.compiled).name}
+
+
+def episode_plan(contract: Contract, robot: SimulatedFranka, player: Mapping[str, Any]) -> Plan:
+    """What a data set of simulated episodes holds; `player` says who plays, and becomes part of where it is from."""
     joints = Feature((*contract.robot.joints, CLOSED), 'float64')
     views = robot.render()
     sizes = {
         camera_key(view): (int(views[view].shape[0]), int(views[view].shape[1])) for view in contract.views.streams
     }
     text = Path(contract.source).read_text(encoding='utf-8')
-    origin = {'made_by': 'cosmos3 eval closed-loop --record', 'policy': Path(policy).name, 'contract': contract.name}
+    origin = {'made_by': 'cosmos3 eval closed-loop --record', **player, 'contract': contract.name}
     origin |= {'fingerprint': contract.fingerprint, 'actions': 'commanded'}
     features = {STATE: joints, END_EFFECTOR: Feature(POSE_NAMES, 'float64'), ACTION: joints}
     return Plan(contract.timing.fps, features, sizes, 'simulated_franka', text, origin)

@@ -132,7 +132,7 @@ class DatasetWriter:
             go_on: Whether episodes may be added to what is there.
 
         Raises:
-            InvalidInput: The folder holds something else; lists every difference.
+            InvalidInput: The folder holds something else, or comes from elsewhere; lists every difference.
         """
         self.root, self.plan = root, plan
         self._kept = _Kept()
@@ -173,7 +173,7 @@ class DatasetWriter:
         return EpisodeWriter(self, task, dict(notes))
 
     def _take_up(self) -> None:
-        info = json.loads((self.root / INFO).read_text(encoding='utf-8'))
+        info, origin = _document(self.root / INFO), _document(self.root / OWN)
         wanted = json.loads(json.dumps(self.plan.info()))
         remedy = 'name another folder, or ask for the same again'
         problems = [
@@ -181,13 +181,23 @@ class DatasetWriter:
             for key in ('codebase_version', 'fps', 'features', 'robot_type')
             if info.get(key) != wanted[key]
         ]
+        asked = json.loads(json.dumps(dict(self.plan.origin)))
+        problems += [  # episodes of two policies in one data set could not be told apart any more
+            Problem(f'{self.root / OWN}: {key}', 'is another', str(origin.get(key)), str(asked.get(key)), remedy)
+            for key in dict.fromkeys([*asked, *origin])
+            if origin.get(key) != asked.get(key)
+        ]
         contract = self.root / CONTRACT
         if self.plan.contract != (contract.read_text(encoding='utf-8') if contract.is_file() else ''):
             problems.append(Problem(str(contract), 'is another contract', remedy=remedy))
         if problems:
             raise InvalidInput(f'data set {self.root}', problems)
         for name in sorted((self.root / 'meta/episodes').glob('*/*.parquet')):
-            self._remember(pq.read_table(name).to_pylist()[0])
+            try:
+                self._remember(pq.read_table(name).to_pylist()[0])
+            except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
+                problem = Problem(str(name), 'is no episode of ours', repr(error), remedy='name another folder')
+                raise InvalidInput(f'data set {self.root}', [problem]) from error
         self._write_meta()
 
     def _remember(self, entry: Mapping[str, Any]) -> None:
@@ -391,6 +401,15 @@ class EpisodeWriter:
         for key, found in as_document(stats).items():
             entry |= {f'stats/{key}/{name}': value for name, value in found.items()}
         return entry
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """A JSON object, empty if it cannot be read: it then differs from whatever is wanted."""
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _write_json(path: Path, document: Any) -> None:

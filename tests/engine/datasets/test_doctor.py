@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -528,6 +529,44 @@ def test_a_data_set_goes_on_where_it_stopped_and_its_statistics_are_those_of_all
         DatasetWriter(tmp_path / 'set', other, go_on=True)
     with pytest.raises(InvalidInput, match='not empty'):
         DatasetWriter(tmp_path / 'set', PLAN)
+
+
+def test_a_data_set_goes_on_only_with_what_it_comes_from(tmp_path):
+    origin = {'made_by': 'us', 'policy': 'expert', 'loop': {'latency_s': 0.2}}
+    plan = replace(PLAN, origin=origin)
+    add(DatasetWriter(tmp_path / 'set', plan), 5)
+    assert DatasetWriter(tmp_path / 'set', plan, go_on=True).episodes == 1
+    for changed in ({**origin, 'policy': 'random'}, {**origin, 'loop': {'latency_s': 0.0}}, {'made_by': 'us'}):
+        before = (tmp_path / 'set/meta/cosmos3.json').read_bytes()
+        with pytest.raises(InvalidInput, match=r'cosmos3\.json: (policy|loop): is another'):
+            DatasetWriter(tmp_path / 'set', replace(PLAN, origin=changed), go_on=True)
+        assert (tmp_path / 'set/meta/cosmos3.json').read_bytes() == before
+    (tmp_path / 'set/meta/cosmos3.json').unlink()
+    with pytest.raises(InvalidInput, match='policy: is another, got None'):
+        DatasetWriter(tmp_path / 'set', plan, go_on=True)
+
+
+@pytest.mark.parametrize('file', ['meta/info.json', 'meta/episodes/chunk-000/file-000.parquet'])
+def test_a_damaged_data_set_is_not_gone_on_with(tmp_path, file):
+    add(DatasetWriter(tmp_path / 'set', PLAN), 5)
+    (tmp_path / 'set' / file).write_bytes(b'[')
+    with pytest.raises(InvalidInput):
+        DatasetWriter(tmp_path / 'set', PLAN, go_on=True)
+
+
+def test_episodes_of_another_policy_are_not_added_to_a_recorded_data_set(tmp_path):
+    pytest.importorskip('mujoco', reason='the simulator is not installed')
+    from cosmos3_ros.eval_world import Cast
+    from cosmos3_ros.recorder_episodes import RecordingRunner
+
+    RecordingRunner(Cast('hold'), tmp_path / 'set').close()
+    RecordingRunner(Cast('hold'), tmp_path / 'set').close()
+    with pytest.raises(InvalidInput, match='policy: is another, got hold, allowed: random'):
+        RecordingRunner(Cast('random'), tmp_path / 'set')
+    entry = {'episode_index': [0], 'tasks': [['x']], 'length': [1], 'seed': [3]}
+    table(tmp_path / 'set/meta/episodes/chunk-000/file-000.parquet', entry)
+    with pytest.raises(InvalidInput, match='episode 0: does not say its suite_task'):
+        RecordingRunner(Cast('hold'), tmp_path / 'set')
 
 
 def test_a_row_that_does_not_fit_is_refused_with_everything_that_is_wrong(tmp_path):
