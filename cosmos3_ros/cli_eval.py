@@ -56,6 +56,8 @@ def _add_closed_loop(kinds: Commands, bars: Bars) -> None:
     add('--device', default='cpu', help='where a checkpoint runs: cpu, cuda, ...')
     add('--dtype', default='float32', help='precision of a checkpoint')
     add('--compiled', default='', help='folder that cosmos3 compile made; empty for none')
+    add('--dialect', default='cosmos-framework', help='of a policy server: openpi, roboarena or vllm-omni')
+    add('--api-key-variable', default='', help='environment variable that holds the key of a policy server')
     add('--threads', type=int, default=1, help='of PyTorch in each process; the same number makes the same episodes')
     add('--workers', type=int, default=1, help='processes that share the episodes')
     add('--graph', action='store_true', help='guard and policy as processes of a ROS graph, as on a robot')
@@ -75,7 +77,16 @@ def _options(given: argparse.Namespace) -> EvalOptions:
     return EvalOptions(
         given.output,
         Cast(
-            given.policy, given.contract, terms, given.device, given.dtype, given.compiled, given.threads, given.graph
+            given.policy,
+            given.contract,
+            terms,
+            given.device,
+            given.dtype,
+            given.compiled,
+            given.threads,
+            given.graph,
+            given.dialect,
+            given.api_key_variable,
         ),
         tuple(dict.fromkeys(name.strip() for name in given.task.split(',') if name.strip())),
         given.episodes,

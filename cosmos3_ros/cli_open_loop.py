@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -97,7 +96,9 @@ def _options(given: argparse.Namespace) -> OpenLoopOptions:
 
 
 def _is_remote(given: argparse.Namespace) -> bool:
-    return str(given.policy).startswith(('ws://', 'wss://'))
+    from engine.serving.addresses import is_server
+
+    return is_server(given.policy)
 
 
 def _provenance(given: argparse.Namespace) -> dict[str, Any]:
@@ -134,11 +135,10 @@ def _skipped(given: argparse.Namespace) -> frozenset[str]:
 def _connect(given: argparse.Namespace, contract: Contract) -> Makers:
     from cosmos3_ros.open_loop_runs import Makers
     from engine.evaluation.open_loop_network import NetworkPolicy
+    from engine.serving.addresses import key_from
     from engine.serving.client import RemotePolicy
 
-    key = os.environ.get(given.api_key_variable) if given.api_key_variable else None
-    if given.api_key_variable and not key:
-        raise InvalidInput('arguments', [Problem('--api-key-variable', 'is not set', given.api_key_variable)])
+    key = key_from(given.api_key_variable, '--api-key-variable')
     remote = RemotePolicy(given.policy, contract, dialect_name=given.dialect, api_key=key, deadline_s=given.deadline)
     remote.connect()
     return Makers(NetworkPolicy(remote), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidInput, Problem
@@ -72,13 +72,14 @@ def _add_requests(requests: argparse._ArgumentGroup) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> ServerOptions:
+    from engine.serving.addresses import key_from
     from engine.serving.options import ServerOptions
 
     return ServerOptions(
         host=arguments.host,
         port=arguments.port,
         dialect=arguments.dialect,
-        api_key=_key(arguments.api_key_variable),
+        api_key=key_from(arguments.api_key_variable, '--api-key-variable'),
         origins=tuple(arguments.origin or ()),
         seed=arguments.seed,
         deterministic=arguments.deterministic,
@@ -90,17 +91,6 @@ def _options(arguments: argparse.Namespace) -> ServerOptions:
         decode_video=arguments.decode_video,
         tracebacks=arguments.tracebacks,
     )
-
-
-def _key(variable: str | None) -> str | None:
-    """The key, which is never an argument: those can be read by everybody on the machine."""
-    if variable is None:
-        return None
-    key = os.environ.get(variable, '')
-    if not key:
-        problem = Problem('--api-key-variable', 'names a variable that is empty or not set', variable)
-        raise InvalidInput('arguments', [problem])
-    return key
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -115,6 +105,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     if plan is not None:
         return _serve_fleet(plan, arguments.fleet_address, contract, options)
     import engine
+    from engine.serving.terms import identity
 
     model = engine.load(
         arguments.checkpoint,
@@ -126,14 +117,17 @@ def _serve(arguments: argparse.Namespace) -> int:
     policy = model.policy(contract)
     if not arguments.no_warm_up:
         policy.warm_up()
-    _serve_policy(policy, contract, options, model.runtime.backend.name)
+    of_policy = identity(model.checkpoint, arguments.preset, arguments.dtype, arguments.compiled)
+    _serve_policy(policy, contract, options, model.runtime.backend.name, of_policy)
     return 0
 
 
-def _serve_policy(policy: Infers, contract: Contract, options: ServerOptions, where: str) -> None:
+def _serve_policy(
+    policy: Infers, contract: Contract, options: ServerOptions, where: str, of_policy: Mapping[str, str]
+) -> None:
     from engine.serving.server import PolicyServer, serve_until_stopped
 
-    server = PolicyServer(policy, contract, options)
+    server = PolicyServer(policy, contract, options, of_policy)
     told = f'{contract.name} on {where}, dialect {options.dialect}'
     serve_until_stopped(server, lambda: print(f'{server.url}: {told}; Ctrl-C stops', flush=True))
 
@@ -161,10 +155,10 @@ def _plan(arguments: argparse.Namespace) -> FleetPlan:
 
 
 def _serve_fleet(plan: FleetPlan, address: str | None, contract: Contract, options: ServerOptions) -> int:
-    from engine.serving.fleet import deployed, local_ray
+    from engine.serving.fleet import deployed, identity_of, local_ray
 
     cores = math.ceil(max(plan.replicas, plan.most) * plan.cpus)
     with local_ray(cores, address=address), deployed(plan, video=options.decode_video) as policy:
         size = f'{plan.replicas} to {plan.most}' if plan.most > plan.replicas else str(plan.replicas)
-        _serve_policy(policy, contract, options, f'{size} replicas')
+        _serve_policy(policy, contract, options, f'{size} replicas', identity_of(plan))
     return 0

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cosmos3_ros.eval_world import SCRIPTED, SERVERS, Cast, WorldRunner
+from cosmos3_ros.eval_world import SCRIPTED, Cast, WorldRunner, reach
 from cosmos3_ros.safety_expert import check_arm
 from engine.contract import Contract, load_contract
 from engine.errors import ContractError, InvalidInput, Problem
@@ -25,6 +25,7 @@ from engine.evaluation.report_films import Film, make_films, worth_seeing
 from engine.evaluation.report_html import write_report
 from engine.evaluation.report_provenance import surroundings
 from engine.evaluation.tasks import TASKS, Episode, Jitter, check_tasks, make_episode
+from engine.serving.addresses import is_server
 
 Bars = Callable[[], AbstractContextManager[Callable[[str, float], None]]]
 
@@ -133,7 +134,7 @@ def identity(options: EvalOptions, contract: Contract) -> dict[str, Any]:
     """
     cast = options.cast
     return {
-        'policy': cast.policy if cast.policy in SCRIPTED or cast.policy.startswith(SERVERS) else Path(cast.policy).name,
+        'policy': cast.policy if cast.policy in SCRIPTED or is_server(cast.policy) else Path(cast.policy).name,
         **({} if cast.policy in SCRIPTED else _of_policy(cast, contract)),
         'contract': contract.name,
         'contract_fingerprint': contract.fingerprint,
@@ -144,14 +145,15 @@ def identity(options: EvalOptions, contract: Contract) -> dict[str, Any]:
 
 
 def _of_policy(cast: Cast, contract: Contract) -> dict[str, Any]:
-    """What is known of whoever makes the chunks: of a server, that it serves this contract, as far as it says."""
-    if not cast.policy.startswith(SERVERS):
+    """What is known of whoever makes the chunks; of a server what it says that tells its policy from others."""
+    if not is_server(cast.policy):
         return _of_checkpoint(cast, contract)
-    from engine.serving.client import RemotePolicy
+    from engine.serving.terms import identity_said
 
-    with RemotePolicy(cast.policy, contract) as remote:
-        remote.connect()
-        return {'server': remote.url}
+    with reach(cast, contract) as remote:
+        found = {'server': remote.url, 'dialect': cast.dialect}
+        served = identity_said(remote.said)
+    return found | ({'served': served} if served else {})
 
 
 def _of_checkpoint(cast: Cast, contract: Contract) -> dict[str, Any]:
@@ -202,6 +204,11 @@ def _check(options: EvalOptions) -> None:
     if options.record is not None and (options.workers > 1 or options.cast.graph):
         remedy = 'leave --workers and --graph out, or record a run with the recorder node'
         problems.append(Problem('record', 'episodes are recorded by one process, in which they run', remedy=remedy))
+    if options.cast.graph and (options.cast.dialect, options.cast.api_key_variable) != (Cast.dialect, ''):
+        remedy = 'leave --graph out'
+        problems.append(
+            Problem('dialect, api_key_variable', 'are not handed to the processes of a graph', '', '', remedy)
+        )
     if problems:
         raise InvalidInput('closed-loop evaluation', problems)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.guarded_robot import GuardedRobot
@@ -14,11 +15,13 @@ from engine.evaluation.expert import Expert
 from engine.evaluation.simulated_franka import SimulatedFranka
 from engine.evaluation.tasks import Episode
 from engine.evaluation.tasks_watch import Truth, truth_of
+from engine.serving.addresses import SERVERS, key_from
+
+if TYPE_CHECKING:
+    from engine.serving.client import RemotePolicy
 
 SCRIPTED = ('expert', 'hold', 'random')
 """Policies that are no checkpoint."""
-SERVERS = ('ws://', 'wss://')
-"""How the address of a policy server begins."""
 PATIENCE_S = 60.0
 """For an answer of a server: simulated time stands still meanwhile."""
 
@@ -57,6 +60,8 @@ class Cast:
         compiled: Folder that `cosmos3 compile` made; empty for none.
         threads: Of PyTorch. Sums in another order have other last digits, so the same number makes the same episodes.
         graph: Whether guard and policy are processes of a ROS graph, as on a robot; otherwise all is in one.
+        dialect: Of a policy server.
+        api_key_variable: Environment variable that holds the key of a policy server; empty: it asks for none.
     """
 
     policy: str
@@ -67,6 +72,41 @@ class Cast:
     compiled: str = ''
     threads: int = 1
     graph: bool = False
+    dialect: str = 'cosmos-framework'
+    api_key_variable: str = ''
+
+
+class RemoteActor(PolicyActor):
+    """The policy of a server, until it is closed."""
+
+    def __init__(self, remote: RemotePolicy, joints: int) -> None:
+        """Take a policy that is connected."""
+        super().__init__(remote, joints)
+        self._remote = remote
+
+    def close(self) -> None:
+        """End the connection."""
+        self._remote.close()
+
+
+def reach(cast: Cast, contract: Contract) -> RemotePolicy:
+    """The policy server that plays, connected; whoever asks for it closes it.
+
+    Raises:
+        InvalidInput: There is no such dialect, or the variable of the key is empty or not set.
+        ServerError: The server cannot be reached in time, or refused.
+        ContractError: It is for something else; lists every difference.
+    """
+    from engine.serving.client import RemotePolicy
+
+    key = key_from(cast.api_key_variable, 'api_key_variable', 'policy server')
+    remote = RemotePolicy(cast.policy, contract, dialect_name=cast.dialect, api_key=key, deadline_s=PATIENCE_S)
+    try:
+        remote.connect()
+    except BaseException:
+        remote.close()
+        raise
+    return remote
 
 
 def make_actor(cast: Cast, contract: Contract) -> Actor:
@@ -84,11 +124,7 @@ def make_actor(cast: Cast, contract: Contract) -> Actor:
     if cast.policy == 'random':
         return RandomWalk(step_s, rows)
     if cast.policy.startswith(SERVERS):
-        from engine.serving.client import RemotePolicy
-
-        remote = RemotePolicy(cast.policy, contract, deadline_s=PATIENCE_S)
-        remote.connect()
-        return PolicyActor(remote, len(contract.robot.joints))
+        return RemoteActor(reach(cast, contract), len(contract.robot.joints))
     import torch
 
     import engine
@@ -123,5 +159,7 @@ class WorldRunner:
         return play(self.world, self._actor, episode, self._terms, camera)
 
     def close(self) -> None:
-        """Free the cameras."""
+        """Free the cameras, and end the connection to a server."""
         self.world.robot.close()
+        if isinstance(self._actor, RemoteActor):
+            self._actor.close()

@@ -12,7 +12,6 @@ one copy of the weights; its requests are requests for actions and wait in one l
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -81,6 +80,7 @@ class ServerNode(CosmosLifecycleNode):
         self.server: BackgroundServer | None = None
         self._contract: Contract | None = None
         self._options: ServerOptions | None = None
+        self._identity: dict[str, str] = {}
         self._told: Counter[str] = Counter()
 
     def configure_node(self) -> None:
@@ -91,6 +91,7 @@ class ServerNode(CosmosLifecycleNode):
         if not values['checkpoint']:
             raise InvalidInput('parameters of the server', [Problem('checkpoint', 'is empty')])
         self.policy = load_policy(values, contract, self.get_logger().info)
+        self._identity = self._find_identity()
         self.diagnostics.add('policy server', self._report)
 
     def activate_node(self) -> None:
@@ -98,7 +99,7 @@ class ServerNode(CosmosLifecycleNode):
         from engine.serving.server import BackgroundServer, PolicyServer
 
         contract, options = configured(self._contract), configured(self._options)
-        server = BackgroundServer(PolicyServer(configured(self.policy), contract, options))
+        server = BackgroundServer(PolicyServer(configured(self.policy), contract, options, self._identity))
         self._told.clear()
         server.__enter__()  # until the node is deactivated
         self.server = server
@@ -119,14 +120,21 @@ class ServerNode(CosmosLifecycleNode):
         self.policy = self._contract = self._options = None
         self.diagnostics.removeByName('policy server')
 
+    def _find_identity(self) -> dict[str, str]:
+        """What tells the policy from others, for clients to know."""
+        from engine.checkpoint import open_checkpoint
+        from engine.serving.terms import identity
+
+        values = self.parameters
+        checkpoint = open_checkpoint(values['checkpoint'])
+        return identity(checkpoint, values['preset'], values['dtype'], values['compiled'])
+
     def _read_options(self) -> ServerOptions:
+        from engine.serving.addresses import key_from
         from engine.serving.options import ServerOptions
 
-        values, variable = self.parameters, self.parameters['api_key_variable']
-        key = os.environ.get(variable) if variable else None
-        if variable and not key:
-            problem = Problem('api_key_variable', 'names a variable that is empty or not set', variable)
-            raise InvalidInput('parameters of the server', [problem])
+        values = self.parameters
+        key = key_from(values['api_key_variable'], 'api_key_variable', 'parameters of the server')
         return ServerOptions(api_key=key, **{name: values[name] for name in _OPTIONS})
 
     def _report(self, stat: diagnostics.DiagnosticStatusWrapper) -> diagnostics.DiagnosticStatusWrapper:

@@ -15,7 +15,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -97,6 +97,7 @@ class RemotePolicy:
         contract: What the policy is for.
         generation: Count of connections so far. Chunks of an earlier one are void: the server has forgotten the robot.
         metadata: What the server said first on this connection.
+        said: What it said of its policy, in a header or in its first words.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class RemotePolicy:
         self.contract = contract
         self.generation = 0
         self.metadata: Any = None
+        self.said: Mapping[str, Any] = {}
         self._dialect = dialect(dialect_name)
         self._url = _url(url, PATH if self._dialect is VLLM_OMNI else '/')
         self._headers = {'Authorization': f'Api-Key {api_key}'} if api_key else None
@@ -341,8 +343,8 @@ class RemotePolicy:
     def _check_terms(self, connection: ClientConnection) -> None:
         """Compare what the server says of its policy, in a header or in its first words, with the contract."""
         header = connection.response.headers.get(HEADER) if connection.response is not None else None
-        said = read_header(header) or (self.metadata if isinstance(self.metadata, dict) else {})
-        check_terms(said, self.contract, self._rows, self._url)
+        self.said = read_header(header) or (self.metadata if isinstance(self.metadata, dict) else {})
+        check_terms(self.said, self.contract, self._rows, self._url)
 
     def _drop(self) -> None:
         """End the connection without waiting for the other side."""

@@ -293,7 +293,7 @@ class Front:
         terms = ServerOptions(**options)
         policy = FleetPolicy(replicas, plan.parallel, video=terms.decode_video)
         contract = with_preset(load_contract(plan.contract), plan.preset)
-        self._server = BackgroundServer(PolicyServer(policy, contract, terms)).__enter__()
+        self._server = BackgroundServer(PolicyServer(policy, contract, terms, identity_of(plan))).__enter__()
 
     def url(self) -> str:
         """Where clients find it."""
@@ -441,6 +441,19 @@ def local_ray(cpus: int, *, folder: Path | None = None, address: str | None = No
             with suppress(Exception):
                 serve.shutdown()
         ray.shutdown()
+
+
+def identity_of(plan: FleetPlan) -> dict[str, str]:
+    """What tells the policy of a fleet from others; nothing where the front has no checkpoint to look at."""
+    from engine.checkpoint import open_checkpoint
+    from engine.serving.terms import identity
+
+    folder = Path(plan.checkpoint).expanduser()
+    if not folder.is_dir():  # the replicas download it, and the front need not
+        return {}
+    with suppress(CosmosError):
+        return identity(open_checkpoint(folder), plan.preset, plan.dtype, plan.compiled)
+    return {}
 
 
 def application_name() -> str:

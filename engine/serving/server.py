@@ -16,7 +16,7 @@ import hmac
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from http import HTTPStatus
@@ -68,17 +68,26 @@ class PolicyServer:
         service: What answers requests, with its metrics.
     """
 
-    def __init__(self, policy: Infers, contract: Contract, options: ServerOptions | None = None) -> None:
+    def __init__(
+        self,
+        policy: Infers,
+        contract: Contract,
+        options: ServerOptions | None = None,
+        identity: Mapping[str, str] | None = None,
+    ) -> None:
         """Nothing is opened before :meth:`start`.
 
         Args:
             policy: Infers; it is called by one thread, one request at a time.
             contract: What the policy is for.
             options: How to run.
+            identity: What tells the policy from others of the contract, as :func:`engine.serving.terms.identity` makes
+                it, for clients to know; None: they are not told.
         """
         self.options = options or ServerOptions()
         self.service = Service(policy, contract, self.options)
         self._contract = contract
+        self._introduction = header_of(contract, identity or {})
         self._server: Server | None = None
         self._port = self.options.port
         self._numbers = count(1)
@@ -183,7 +192,7 @@ class PolicyServer:
     def _introduce(self, _connection: ServerConnection, _request: Request, response: Response) -> None:
         """Tell a client that is let in what the policy is for; those that do not know the header pass over it."""
         if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-            response.headers[HEADER] = header_of(self._contract)
+            response.headers[HEADER] = self._introduction
 
     def _turn_away(self, connection: ServerConnection, status: HTTPStatus, reason: str, text: str) -> Response:
         self.service.metrics.turn_away(reason)

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.errors import ContractError, Problem
 from engine.serving.cameras import EXTERIORS
 
 if TYPE_CHECKING:
+    from engine.checkpoint import Checkpoint
     from engine.contract import Contract
 
 HEADER: Final = 'Cosmos3-Policy'
 LONGEST: Final = 4096
 """Characters of a header that is read."""
+IDENTITY: Final = ('checkpoint', 'preset', 'dtype', 'compiled', 'contract_fingerprint')
+"""Names in a header of what tells a policy from others, if a server says it; clients need not agree with it."""
 
 
 def terms(contract: Contract, rows: int = 0) -> dict[str, Any]:
@@ -41,9 +45,35 @@ def terms(contract: Contract, rows: int = 0) -> dict[str, Any]:
     }
 
 
-def header_of(contract: Contract) -> str:
-    """The terms as one line of ASCII."""
-    return json.dumps(terms(contract), separators=(',', ':'))
+def identity(checkpoint: Checkpoint, preset: str, dtype: str, compiled: str | Path | None = None) -> dict[str, str]:
+    """What tells a policy from others of the same contract.
+
+    Args:
+        checkpoint: Where its weights come from.
+        preset: How its sampler is run.
+        dtype: Its precision.
+        compiled: Folder that `cosmos3 compile` made; empty or None: none.
+
+    Raises:
+        CosmosError: The compiled parts cannot be read.
+    """
+    found = {'checkpoint': checkpoint.fingerprint, 'preset': preset, 'dtype': dtype}
+    if compiled:
+        from engine.backends.card import read_card
+
+        found['compiled'] = read_card(Path(compiled).expanduser()).key
+    return found
+
+
+def header_of(contract: Contract, of_policy: Mapping[str, str]) -> str:
+    """The terms, and what tells this policy from others, as one line of ASCII."""
+    said = {**terms(contract), 'contract_fingerprint': contract.fingerprint, **of_policy}
+    return json.dumps(said, separators=(',', ':'))
+
+
+def identity_said(said: Mapping[Any, Any]) -> dict[str, str]:
+    """What a server says that tells its policy from others; nothing if it does not say."""
+    return {name: value[:200] for name in IDENTITY if isinstance(value := said.get(name), str)}
 
 
 def read_header(text: str | None) -> dict[str, Any]:

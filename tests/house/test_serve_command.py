@@ -16,7 +16,10 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 import engine
 from cosmos3_ros.cli import _parser, main
 from cosmos3_ros.cli_serve import _options
+from engine.checkpoint import open_checkpoint
+from engine.serving.client import RemotePolicy
 from engine.serving.options import ServerOptions
+from engine.serving.terms import identity_said
 
 KEY = 'COSMOS3_TEST_KEY'
 
@@ -31,6 +34,11 @@ def test_a_served_checkpoint_answers_openpis_client_and_ends_in_peace(tmp_path: 
         try:
             told = process.stdout.readline()
             url = re.match(r'(ws://127\.0\.0\.1:\d+): demo_joint_pos on torch, dialect auto', told)[1]
+            with RemotePolicy(url, engine.load_contract('demo_joint_pos'), api_key='a-key') as remote:
+                remote.connect()
+                fingerprint = open_checkpoint(tiny).fingerprint
+                told = {'checkpoint': fingerprint, 'preset': 'fast', 'dtype': 'float32'}
+                assert told.items() <= identity_said(remote.said).items()
             client = WebsocketClientPolicy(url, api_key='a-key')
             views = ('wrist_image_left', 'exterior_image_1_left', 'exterior_image_2_left')
             answer = client.infer(

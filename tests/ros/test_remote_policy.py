@@ -27,7 +27,8 @@ from cosmos3_ros.bringup import Options, options_from_text, processes
 from cosmos3_ros.guard_node import GuardNode
 from cosmos3_ros.policy_remote import DIALECTS
 from engine.contract import load_contract
-from engine.errors import InvalidInput
+from engine.errors import InvalidInput, ServerError
+from engine.evaluation.closed_loop import LoopTerms
 from engine.serving import dialects
 from engine.serving.server import BackgroundServer, PolicyServer, ServerOptions
 from tests.engine.serving.clients import Held, Instant, scripted
@@ -367,6 +368,48 @@ def test_an_episode_of_a_server_is_the_episode_of_the_policy_behind_it(tiny_chec
     np.testing.assert_array_equal(found[0].positions, found[1].positions)
     np.testing.assert_array_equal(found[0].grippers, found[1].grippers)
     assert (told['policy'], told['server']) == (server.url, f'{server.url}/')
+
+
+def test_a_journal_of_one_policy_is_not_continued_by_another_one_at_the_same_address(tmp_path, port):
+    from cosmos3_ros.eval_runs import EvalOptions, identity
+    from cosmos3_ros.eval_world import Cast
+    from engine.evaluation.closed_loop_runs import Journal
+
+    found = []
+    for weights, preset in (('a' * 64, 'reference'), ('b' * 64, 'fast'), ('b' * 64, 'fast')):
+        told = {'checkpoint': weights, 'preset': preset, 'dtype': 'float32'}
+        with BackgroundServer(PolicyServer(Instant(CONTRACT), CONTRACT, ServerOptions(port=port), told)) as server:
+            found.append(identity(EvalOptions(tmp_path, Cast(server.url, CONTRACT.name)), CONTRACT))
+        assert found[-1]['served'] == {**told, 'contract_fingerprint': CONTRACT.fingerprint}
+    Journal(tmp_path / 'episodes', found[0])
+    with pytest.raises(InvalidInput, match='served: is another in the run that lies there'):
+        Journal(tmp_path / 'episodes', found[1])
+    Journal(tmp_path / 'again', found[1])
+    Journal(tmp_path / 'again', found[2])
+
+
+def test_episodes_are_asked_of_a_server_with_a_key_and_in_its_dialect_and_its_connection_is_ended(monkeypatch, graph):
+    pytest.importorskip('mujoco')
+    from cosmos3_ros.eval_runs import EvalOptions, identity
+    from cosmos3_ros.eval_world import Cast, WorldRunner
+    from engine.evaluation.tasks import make_episode
+
+    monkeypatch.setenv(KEY, 'a-secret-key')
+    with served(Still(CONTRACT), api_key='a-secret-key', dialect='openpi') as server:
+        with pytest.raises(ServerError, match='401'):
+            WorldRunner(Cast(server.url, CONTRACT.name))
+        cast = Cast(server.url, CONTRACT.name, LoopTerms(120), dialect='openpi', api_key_variable=KEY)
+        runner = WorldRunner(cast)
+        record = runner.run(make_episode('reach', 0))
+        runner.close()
+        graph.eventually(lambda: server.server.connections == 0, what='the connection is ended')
+        told = identity(EvalOptions(Path(), cast), CONTRACT)
+    assert record.chunks > 0
+    assert told['dialect'] == 'openpi'
+    assert 'a-secret-key' not in str(told)
+    monkeypatch.delenv(KEY)
+    with pytest.raises(InvalidInput, match=f'names a variable that is empty or not set, got {KEY}'):
+        WorldRunner(cast)
 
 
 # Everything in processes of its own

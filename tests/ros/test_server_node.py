@@ -21,6 +21,7 @@ from cosmos3_ros.runner import command, main
 from cosmos3_ros.server_node import ServerNode, quantile
 from engine.contract import load_contract
 from engine.errors import InvalidInput
+from engine.serving.client import RemotePolicy
 from engine.serving.options import ServerOptions
 from tests.engine.serving.clients import Client, Held, Instant, views
 
@@ -76,6 +77,9 @@ def test_a_client_of_openpi_is_served_with_the_weights_of_the_policy_beside_it(m
     assert bench.node.transition('configure'), bench.node.last_failure
     node = up(make())
     assert node.policy.runtime is bench.node.loop.policy.runtime, 'one copy of the weights'
+    with RemotePolicy(node.server.url, CONTRACT) as remote:
+        remote.connect()
+        assert (len(remote.said['checkpoint']), remote.said['preset'], remote.said['dtype']) == (64, 'fast', 'float32')
     client = WebsocketClientPolicy(node.server.url)
     answer = client.infer(views())
     assert answer['actions'].shape == (32, 8)
