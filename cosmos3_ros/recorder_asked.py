@@ -10,12 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_ros.conversions import stamp_to_ns
+from cosmos3_ros.guard.state import GuardState
 from cosmos3_ros.recorder_reader import BagMessage, RunBag
-from cosmos3_ros.recorder_topics import CHUNK, COMMAND, GRIPPER
+from cosmos3_ros.recorder_topics import CHUNK, COMMAND, DECISION, GRIPPER, GUARD
 from engine.contract import Contract
 
 Floats = NDArray[np.float64]
 Times = NDArray[np.int64]
+
+SILENT_NS = 1_000_000_000
+"""A guard that has said nothing for so long counts as gone; it says what it does ten times a second."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Asked:
     """What was asked of the robot.
 
     Attributes:
-        stretches: That policies drove; empty if the bag has no chunks.
+        stretches: That policies drove; empty if nobody drove.
+        chunks: Whether policies said anything at all.
         joints: Commands of the guard, [K, J] rad; no times if there were none.
         grippers: Closed fraction asked of each gripper, in the order of the contract.
     """
@@ -66,31 +71,50 @@ class Asked:
     stretches: tuple[Stretch, ...]
     joints: Targets
     grippers: tuple[Targets, ...]
+    chunks: bool = False
 
 
 @dataclass
 class _Gathered:
     chunks: list[Any] = field(default_factory=list)
+    decisions: dict[tuple[int, int, int], bool] = field(default_factory=dict)
+    states: list[tuple[int, bool]] = field(default_factory=list)
     commands: list[tuple[int, Any]] = field(default_factory=list)
     grippers: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
 
 def what_was_asked(bag: RunBag) -> Asked:
-    """Read the chunks and commands of a bag."""
+    """Read the chunks of a bag, what the guard said of them, and its commands."""
     arms = [arm for arm in bag.contract.robot.arms if arm.gripper is not None]
     roles = {f'{GRIPPER}.{arm.name}'.rstrip('.'): arm for arm in arms}
     found = _Gathered(grippers={role: [] for role in roles})
-    for one in bag.messages(CHUNK, COMMAND, *roles):
+    for one in bag.messages(CHUNK, DECISION, GUARD, COMMAND, *roles):
         if one.role == CHUNK:
             found.chunks.append(one.message)
+        elif one.role == DECISION:
+            found.decisions.setdefault(_name(one.message, one.message.stamp), bool(one.message.accepted))
+        elif one.role == GUARD:
+            moment = stamp_to_ns(one.message.header.stamp) or one.time_ns
+            found.states.append((moment, one.message.state_name == GuardState.TRACKING))
         elif one.role == COMMAND and len(one.message.points):
             found.commands.append((stamp_to_ns(one.message.header.stamp) or one.time_ns, one.message))
         elif one.role in roles:
             found.grippers[one.role].append(_gripper(one, bag.contract, roles[one.role].gripper))
+    # Without a word of the guard, as in bags of others, whatever a policy said was done.
+    driven = [one for one in found.chunks if found.decisions.get(_name(one, one.header.stamp), not found.decisions)]
     grippers = [_steady(found.grippers[role]) for role in roles]
     if not any(len(one.times) for one in grippers):
-        grippers = [_of_chunks(found.chunks, column) for column in range(len(arms))]
-    return Asked(_stretches(found.chunks), _commanded(found.commands, bag.contract.robot.joints), tuple(grippers))
+        grippers = [_of_chunks(driven, column) for column in range(len(arms))]
+    stretches = _stretches(driven)
+    if found.states:
+        stretches = _obeyed(stretches, _tracked(found.states), round(1e9 / bag.contract.timing.fps))
+    joints = _commanded(found.commands, bag.contract.robot.joints)
+    return Asked(stretches, joints, tuple(grippers), bool(found.chunks))
+
+
+def _name(message: Any, stamp: Any) -> tuple[int, int, int]:
+    """What tells a chunk from all others."""
+    return stamp_to_ns(stamp), int(message.epoch), int(message.sequence)
 
 
 def _gripper(one: BagMessage, _contract: Contract, terms: Any) -> tuple[int, float]:
@@ -141,6 +165,31 @@ def _stretches(chunks: Sequence[Any]) -> tuple[Stretch, ...]:
                 found[-1] = Stretch(last[0].start_ns, start_ns, last[0].instruction), last[1]
             found.append((Stretch(start_ns, end_ns, str(chunk.instruction)), int(chunk.epoch)))
     return tuple(stretch for stretch, _ in found)
+
+
+def _tracked(states: Sequence[tuple[int, bool]]) -> list[tuple[int, int]]:
+    """Times from and to which the guard said that it plays chunks; it must say so again and again."""
+    found: list[tuple[int, int]] = []
+    ordered = sorted(states)
+    for (start_ns, tracking), (next_ns, _) in zip(
+        ordered, [*ordered[1:], (ordered[-1][0] + SILENT_NS, False)], strict=True
+    ):
+        end_ns = min(next_ns, start_ns + SILENT_NS)
+        if tracking and found and found[-1][1] == start_ns:
+            found[-1] = found[-1][0], end_ns
+        elif tracking:
+            found.append((start_ns, end_ns))
+    return found
+
+
+def _obeyed(stretches: Sequence[Stretch], tracked: Sequence[tuple[int, int]], step_ns: int) -> tuple[Stretch, ...]:
+    """What of the stretches the guard played. The action of the last row is still that of a policy, not of a stop."""
+    return tuple(
+        Stretch(max(one.start_ns, start_ns), min(one.end_ns, end_ns - step_ns), one.instruction)
+        for one in stretches
+        for start_ns, end_ns in tracked
+        if max(one.start_ns, start_ns) < min(one.end_ns, end_ns - step_ns)
+    )
 
 
 def _commanded(commands: Sequence[tuple[int, Any]], joints: tuple[str, ...]) -> Targets:

@@ -101,6 +101,9 @@ def dataset_from_bag(
 
 def _stretches(bag: RunBag, asked: Asked, order: BagOrder) -> tuple[Stretch, ...]:
     """What becomes episodes: what policies drove, else all of the bag."""
+    if asked.chunks and not asked.stretches:
+        remedy = 'guard/decision and guard/status in the bag say why'
+        raise InvalidInput(f'bag {bag.path}', [Problem('chunks', 'none was played by the guard', remedy=remedy)])
     told = asked.stretches or (Stretch(bag.start_ns, bag.end_ns, ''),)
     named = tuple(Stretch(one.start_ns, one.end_ns, one.instruction or order.instruction) for one in told)
     if kept := tuple(one for one in named if one.instruction):

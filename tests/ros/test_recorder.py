@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import QoSReliabilityPolicy
@@ -17,7 +19,7 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from cosmos3_msgs.msg import ActionChunk
+from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus
 from cosmos3_ros import qos
 from cosmos3_ros.cli import main
 from cosmos3_ros.conversions import joint_state, ns_to_stamp, rgb_to_image, stamp_to_ns
@@ -263,8 +265,28 @@ def picture(index: int, view: int) -> np.ndarray:
     return np.full((48, 64, 3), (7 * index + 40 * view) % 200 + 20, np.uint8)
 
 
+def guard_says(states: dict[float, str], end_s: float) -> list[tuple[int, str, Any]]:
+    """Status ten times a second; `states` are the guard's from a time on, s after the beginning."""
+    found = []
+    for t in range(10 * S, 10 * S + round(end_s * S), S // 10):
+        (state,) = [name for since, name in states.items() if since * S <= t - 10 * S][-1:]
+        message = GuardStatus(state_name=state)
+        message.header.stamp = ns_to_stamp(t)
+        found.append((t, '/guard/status', message))
+    return found
+
+
 def make_bag(
-    path: Path, contract, *, seconds: float = 4.0, silent: tuple[float, float] = (9, 9), commands=True, words='do it'
+    path: Path,
+    contract,
+    *,
+    seconds: float = 4.0,
+    silent: tuple[float, float] = (9, 9),
+    commands=True,
+    words='do it',
+    accepted: Callable[[float], bool] | None = None,
+    states: dict[float, str] | None = None,
+    guard_s: float = 9,
 ) -> Path:
     """A run that begins at 10 s: cameras at 15 Hz, joints and commands at 100 Hz, a chunk twice a second."""
     start, end = 10 * S, 10 * S + round(seconds * S)
@@ -283,6 +305,11 @@ def make_bag(
             events.append((t, '/joint_trajectory', command(t)))
     if words:
         events += [(t + 1, '/policy/chunk', chunk(t, n + 1, words)) for n, t in enumerate(range(start, end, S // 2))]
+    for t, _, one in [event for event in events if accepted is not None and event[1] == '/policy/chunk']:
+        taken = accepted((t - start) / S)
+        decision = ChunkDecision(stamp=one.header.stamp, epoch=one.epoch, sequence=one.sequence, accepted=taken)
+        events.append((t + 1, '/guard/decision', decision))
+    events += guard_says(states, min(seconds, guard_s)) if states is not None else []
     gripper = JointState(name=[FINGER], position=[0.01])
     gripper.header.stamp = ns_to_stamp(start + S)
     events.append((start + S, '/gripper/command', gripper))
@@ -308,8 +335,6 @@ def test_a_bag_becomes_a_data_set_at_the_rate_of_its_contract(contract, tmp_path
 
 
 def test_actions_are_where_the_arm_was_told_to_be_one_row_later(contract, tmp_path):
-    import pyarrow.parquet as pq
-
     dataset_from_bag(make_bag(tmp_path / 'bag', contract), tmp_path / 'set', BagOrder())
     table = pq.read_table(tmp_path / 'set/data/chunk-000/file-000.parquet')
     start = int(pq.read_table(tmp_path / 'set/meta/episodes/chunk-000/file-000.parquet')['start_ns'][0].as_py())
@@ -329,6 +354,44 @@ def test_a_gap_ends_an_episode_and_is_told(contract, tmp_path):
     made = dataset_from_bag(bag, tmp_path / 'set', BagOrder())
     assert made.episodes == 2
     assert any('wrist stale' in note for note in made.left_out)
+
+
+def spans(root: Path) -> list[tuple[float, float]]:
+    """First and last row of each episode of a data set, s on the clock of the stamps."""
+    found = []
+    for file in sorted((root / 'meta/episodes').rglob('*.parquet')):
+        one = pq.read_table(file, columns=['start_ns', 'length']).to_pylist()[0]
+        found.append((one['start_ns'] / S, one['start_ns'] / S + (one['length'] - 1) / 15))
+    return found
+
+
+def test_time_that_was_driven_by_no_chunk_the_guard_accepted_is_in_no_episode(contract, tmp_path):
+    bag = make_bag(tmp_path / 'bag', contract, accepted=lambda s: s < 1.2)
+    dataset_from_bag(bag, tmp_path / 'set', BagOrder())
+    ((first, last),) = spans(tmp_path / 'set')
+    ends = 11.0 + 32 / 15
+    assert first < 10.3
+    assert ends - 1.5 / 15 < last <= ends + 1e-3
+    refused = make_bag(tmp_path / 'refused', contract, accepted=lambda _: False)
+    with pytest.raises(InvalidInput, match='none was played by the guard'):
+        dataset_from_bag(refused, tmp_path / 'none', BagOrder(instruction='go'))
+
+
+def test_an_episode_ends_where_the_guard_stops_and_another_begins_where_it_goes_on(contract, tmp_path):
+    states = {0: 'WAITING', 0.5: 'TRACKING', 2.0: 'BRAKING', 2.3: 'HOLDING', 2.8: 'TRACKING'}
+    bag = make_bag(tmp_path / 'bag', contract, accepted=lambda _: True, states=states)
+    dataset_from_bag(bag, tmp_path / 'set', BagOrder())
+    (one, stop), (again, _) = spans(tmp_path / 'set')
+    assert abs(one - 10.5) < 1e-3
+    assert 12.0 - 2.1 / 15 < stop <= 12.0 - 1 / 15 + 1e-3, 'the action of the last row is not that of the stop'
+    assert abs(again - 12.8) < 1e-3
+
+
+def test_a_guard_that_has_fallen_silent_drives_no_more(contract, tmp_path):
+    bag = make_bag(tmp_path / 'bag', contract, states={0: 'TRACKING'}, guard_s=1.0)
+    dataset_from_bag(bag, tmp_path / 'set', BagOrder())
+    ((_, last),) = spans(tmp_path / 'set')
+    assert 11.7 < last < 11.9 + 1e-3
 
 
 def test_a_bag_without_commands_or_words_is_refused_with_the_way_out(contract, tmp_path):
