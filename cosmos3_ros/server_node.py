@@ -21,6 +21,7 @@ from cosmos3_ros.node_base import CosmosLifecycleNode, configured
 from cosmos3_ros.parameters import Parameter, ParameterSet
 from cosmos3_ros.policy_model import MODEL_PARAMETERS, load_policy
 from cosmos3_ros.policy_remote import DIALECTS
+from cosmos3_ros.process import conclude_s
 from engine.contract import Contract, load_contract, with_preset
 from engine.errors import InvalidInput, Problem
 
@@ -45,7 +46,7 @@ PARAMETERS = (
     Parameter(
         'drain_s',
         1.5,
-        'Time to finish what is under way when the node is deactivated; a process that is being stopped has 3 s.',
+        'Time to finish what is under way when the node is deactivated; less in a process that is being stopped.',
         's',
         minimum=0.0,
         maximum=600.0,
@@ -81,6 +82,7 @@ class ServerNode(CosmosLifecycleNode):
         self._contract: Contract | None = None
         self._options: ServerOptions | None = None
         self._identity: dict[str, str] = {}
+        self._stop_within_s = math.inf
         self._told: Counter[str] = Counter()
 
     def configure_node(self) -> None:
@@ -110,10 +112,15 @@ class ServerNode(CosmosLifecycleNode):
             )
 
     def deactivate_node(self) -> None:
-        """Take no more, finish what is under way within `drain_s`, and close the port."""
+        """Take no more, finish what is under way within `drain_s`, and close the port; see also :meth:`stop`."""
         server, self.server = self.server, None
         if server is not None:
-            server.__exit__()
+            server.stop(self._stop_within_s)
+
+    def stop(self, timeout_s: float = -1.0) -> bool:
+        """Shut down as a process that is being stopped has to: `drain_s` counts as far as there is time."""
+        self._stop_within_s = conclude_s()
+        return super().stop(timeout_s)
 
     def cleanup_node(self) -> None:
         """Release the network, unless another node of this process uses it."""

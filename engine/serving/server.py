@@ -14,6 +14,7 @@ import asyncio
 import errno
 import hmac
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from http import HTTPStatus
 from itertools import count
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.frames import CloseCode
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 CLOSE_S = 2.0
 """How long a client may take to answer that the connection ends."""
+FAREWELL_S = 0.3
+"""What is left of the time to stop for telling clients so, where it is short."""
 _LOG = logging.getLogger(__name__)
 # What the protocol's library has to say is of strangers that do not speak it, with a traceback for each.
 _PROTOCOL_LOG = logging.getLogger(f'{__name__}.protocol')
@@ -50,15 +53,27 @@ _PROTOCOL_LOG.setLevel(logging.CRITICAL + 1)
 
 
 class _Connection(ServerConnection):
-    """A connection that is cut before its first byte if there are too many, whatever they are for."""
+    """A connection that is cut before its first byte if there are too many, whatever they are for.
+
+    Attributes:
+        most: How many there may be at a time.
+        sockets: Those of all that are there, also before their first word.
+    """
 
     most = 0
+    sockets: ClassVar[set[asyncio.Transport]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
         super().connection_made(transport)
-        if len(self.server.handler_tasks) > self.most and isinstance(transport, asyncio.Transport):
-            transport.abort()
+        self.sockets.add(self.transport)
+        if len(self.server.handler_tasks) > self.most:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has gone."""
+        self.sockets.discard(self.transport)
+        super().connection_lost(exc)
 
 
 class PolicyServer:
@@ -90,6 +105,7 @@ class PolicyServer:
         self._introduction = header_of(contract, identity or {})
         self._server: Server | None = None
         self._port = self.options.port
+        self._sockets: set[asyncio.Transport] = set()
         self._numbers = count(1)
         self._conversations: set[Conversation] = set()
 
@@ -102,7 +118,7 @@ class PolicyServer:
         options = self.options
         speaks = [tongue(path, options.dialect) for path in ('/', PATH)]
         # A socket more than there are clients, and then some, so that health and metrics can be asked for.
-        kind = type('_Counted', (_Connection,), {'most': 2 * options.connections + 16})
+        kind = type('_Counted', (_Connection,), {'most': 2 * options.connections + 16, 'sockets': self._sockets})
         try:
             self._server = await serve(
                 self._converse,
@@ -145,27 +161,36 @@ class PolicyServer:
         """Clients that are connected."""
         return len(self._conversations)
 
-    async def drain(self) -> None:
-        """Take no more, finish what is under way within the time for it, and close all connections (1001)."""
+    async def drain(self, within_s: float = math.inf) -> None:
+        """Take no more, finish what is under way within the time for it, and close all connections (1001).
+
+        Args:
+            within_s: Longest time for all of it, where that is less; connections that have not ended by then are cut.
+        """
         server, self.service.stopping = self._server, True
         if server is None:
             return
+        end = asyncio.get_running_loop().time() + within_s
         server.close(close_connections=False)
         pending = [asyncio.ensure_future(talk.quiet.wait()) for talk in self._conversations]
         if pending:
-            _, late = await asyncio.wait(pending, timeout=self.options.drain_s)
+            _, late = await asyncio.wait(pending, timeout=max(0.0, min(self.options.drain_s, within_s - FAREWELL_S)))
             for task in late:
                 task.cancel()
         for talk in self._conversations:
             talk.give_up()
-        await self._hang_up(server)
-        await server.wait_closed()
+        await self._hang_up(server, end)
         self.service.close()
 
-    @staticmethod
-    async def _hang_up(server: Server) -> None:
+    async def _hang_up(self, server: Server, end: float) -> None:
+        """Close all connections, and cut at `end`, in time of the loop, those whose clients do not answer."""
         closing = [connection.close(CloseCode.GOING_AWAY, 'server is stopping') for connection in server.connections]
-        await asyncio.gather(*closing, return_exceptions=True)
+        farewell = asyncio.gather(*closing, server.wait_closed(), return_exceptions=True)
+        if math.isfinite(end):
+            await asyncio.wait({farewell}, timeout=max(0.0, end - asyncio.get_running_loop().time()))
+            for transport in list(self._sockets):
+                transport.abort()
+        await farewell
 
     def _greet(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer what is no websocket, and send away whom there is no place for; None lets the client in."""
@@ -293,8 +318,12 @@ class BackgroundServer:
 
     def __exit__(self, *_: object) -> None:
         """Drain."""
+        self.stop()
+
+    def stop(self, within_s: float = math.inf) -> None:
+        """Drain and end; `within_s` as in :meth:`PolicyServer.drain`."""
         try:
-            self._wait(self.server.drain())
+            self._wait(self.server.drain(within_s))
         finally:
             self._end()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from cosmos3_ros import server_node
 from cosmos3_ros.bringup import options_from_text, processes
 from cosmos3_ros.bringup_server import SERVER_ARGUMENTS, server_processes
 from cosmos3_ros.policy_remote import DIALECTS
+from cosmos3_ros.process import GRACE_VARIABLE
 from cosmos3_ros.runner import command, main
 from cosmos3_ros.server_node import ServerNode, quantile
 from engine.contract import load_contract
@@ -27,6 +30,10 @@ from tests.engine.serving.clients import Client, Held, Instant, views
 
 CONTRACT = load_contract('demo_joint_pos')
 KEY = 'COSMOS3_TEST_SERVER_KEY'
+HANDSHAKE = (
+    b'GET / HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n'
+    b'Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n'
+)
 
 
 @pytest.fixture
@@ -120,6 +127,27 @@ def test_a_request_that_takes_too_long_is_given_up_when_the_node_is_deactivated(
         assert node.transition('deactivate')
         assert policy.given_up.acquire(timeout=10)
         assert client.until_closed() == 1001
+
+
+@pytest.mark.parametrize('drain_s', [1.5, 600.0])
+def test_a_process_that_is_being_stopped_does_not_wait_for_clients_that_do_not_answer(
+    graph, quick, monkeypatch, drain_s
+):
+    monkeypatch.setenv(GRACE_VARIABLE, '2.0')
+    policy = Held(CONTRACT)
+    node = quick(policy, drain_s=drain_s)
+    port = node.server.server.port
+    with socket.create_connection(('127.0.0.1', port)) as deaf, socket.create_connection(('127.0.0.1', port)):
+        deaf.sendall(HANDSHAKE)
+        assert deaf.recv(4096).startswith(b'HTTP/1.1 101')
+        with Client(node.server.url) as client:
+            client.send(views())
+            graph.eventually(lambda: policy.begun.acquire(blocking=False), what='the request is under way')
+            began = time.monotonic()
+            assert node.stop()
+            assert time.monotonic() - began < 2.0, 'stopped within the grace'
+            assert client.until_closed() == 1001
+    assert policy.given_up.acquire(timeout=10)
 
 
 def test_diagnostics_say_what_is_asked_and_how_long_it_takes(graph, quick):
