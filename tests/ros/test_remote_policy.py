@@ -142,15 +142,22 @@ def test_when_the_server_is_gone_the_run_waits_says_why_and_goes_on_in_a_new_epo
         graph.eventually(lambda: reports.latest['level'] == b'\x00', what='diagnostics are at peace')
 
 
+def set_server_timeout(bench: Any, seconds: float) -> None:
+    (result,) = bench.node.set_parameters([RosParameter('server_timeout_s', value=seconds)])
+    assert result.successful, result.reason
+
+
 def test_a_server_that_does_not_come_back_ends_the_run_with_the_reason(graph, sensors, remote, port):
     sensors()
     with served(Still(CONTRACT), port):
-        bench = remote(f'ws://127.0.0.1:{port}', deadline_s=0.2, server_timeout_s=0.5).up()
+        bench = remote(f'ws://127.0.0.1:{port}', deadline_s=1.0).up()
         _, future = bench.run()
         bench.have_chunks(1)
+    set_server_timeout(bench, 0.1)  # not before: on a busy machine an answer may well take longer than its deadline
     outcome = bench.outcome(future)
     assert outcome.result.reason == Result.POLICY_ERROR
     assert re.match('gave up waiting for the policy server: ws://.* cannot be reached', outcome.result.text)
+    set_server_timeout(bench, 60.0)
     with served(Still(CONTRACT), port):
         bench.run()
         bench.have_chunks(len(bench.chunks) + 1)
@@ -160,10 +167,10 @@ def test_a_server_that_is_too_slow_for_the_deadline_is_as_good_as_gone(graph, se
     sensors()
     policy = Held(CONTRACT)
     with served(policy) as server:
-        bench = remote(server.url, deadline_s=0.3).up()
+        bench = remote(server.url, deadline_s=1.0).up()
         bench.run()
         graph.eventually(lambda: bench.statuses[-1].state == PolicyStatus.WAITING, what='the run waits')
-        assert 'did not answer within 0.3 s' in bench.statuses[-1].missing_or_stale[0]
+        assert 'did not answer within 1 s' in bench.statuses[-1].missing_or_stale[0]
         policy.go.set()
         bench.have_chunks(1)
 
@@ -227,7 +234,7 @@ def test_the_guard_holds_while_the_server_is_gone_and_follows_again_when_it_is_b
     states: list[GuardStatus] = []
     graph.node('watcher').create_subscription(GuardStatus, 'guard/status', states.append, qos.latched())
     with served(Still(CONTRACT), port):
-        bench = remote(f'ws://127.0.0.1:{port}', deadline_s=0.5).up()
+        bench = remote(f'ws://127.0.0.1:{port}', deadline_s=1.0).up()
         bench.run()
         graph.eventually(lambda: bool(states) and states[-1].state == GuardStatus.TRACKING, what='the guard follows')
     graph.eventually(lambda: states[-1].state == GuardStatus.HOLDING, what='the guard holds')
@@ -241,7 +248,7 @@ def test_the_guard_holds_while_the_server_is_gone_and_follows_again_when_it_is_b
 
 def test_configuring_waits_for_no_server_and_the_first_run_does(graph, sensors, remote, port):
     sensors()
-    bench = remote(f'ws://127.0.0.1:{port}', deadline_s=0.3).up()
+    bench = remote(f'ws://127.0.0.1:{port}', deadline_s=1.0).up()
     with served(Still(CONTRACT), port):
         bench.run()
         bench.have_chunks(1)
