@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -174,16 +174,7 @@ class Policy:
             torch.inference_mode(),
             self.runtime.turn(self.priority, watch, cancelled),
         ):
-            vision, action = self._start(observation, given, seed, watch)
-            task = Task(
-                layout,
-                self.caption(observation.instruction),
-                self.schedule,
-                self.guidance,
-                vision=vision,
-                action=action,
-                in_tokens=True,
-            )
+            task = self._task(layout, observation, given, seed, watch)
             if self._device.type != 'cpu':
                 self._draw_ahead()  # the processor has little to do while the device denoises
             video, rows = self.runtime.denoise(task, watch, cancelled, self.priority)
@@ -195,6 +186,63 @@ class Policy:
         self._draw_ahead()
         imagined = VideoTokens(video, layout.vision, self.runtime.backend.patch)
         return PolicyChunk(actions, imagined, observation.instruction, int(seed), dict(watch.seconds))
+
+    @property
+    def together(self) -> bool:
+        """Whether :meth:`infer_together` saves anything: the backend can denoise several requests at once."""
+        return self.runtime.together
+
+    def infer_together(
+        self,
+        observations: Sequence[Observation],
+        seeds: Sequence[int],
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> list[PolicyChunk]:
+        """A chunk for each of several robots, which share the passes of the network.
+
+        The chunks are those of :meth:`infer` up to the order of sums, and take all as long as the slowest.
+
+        Args:
+            observations: Of B robots.
+            seeds: Of their noise.
+            cancelled: Asked between denoising steps, and while the requests wait for others; gives all of them up.
+
+        Raises:
+            ObservationError: One of the observations does not fit the contract.
+            Cancelled: `cancelled` returned True.
+        """
+        for observation in observations:
+            check_observation(observation, self.contract)
+        given = [self._given_rows(observation, None) for observation in observations]
+        watch, item = Stopwatch(self.runtime.backend.device), self.layout.vision
+        if item is None:
+            raise CosmosError(f'a policy needs vision, got {self.layout}')
+        with (
+            watch.stage('total', with_waits=True),
+            torch.inference_mode(),
+            self.runtime.turn(self.priority, watch, cancelled),
+        ):
+            tasks = [
+                self._task(self.layout, observation, rows, seed, watch)
+                for observation, rows, seed in zip(observations, given, seeds, strict=True)
+            ]
+            found = self.runtime.denoise_together(tasks, watch, cancelled, self.priority)
+            with watch.stage('decode'):
+                actions = [self._decode(rows, one) for (_, rows), one in zip(found, observations, strict=True)]
+        self._draw_ahead()
+        seconds, patch = dict(watch.seconds), self.runtime.backend.patch
+        return [
+            PolicyChunk(rows, VideoTokens(video, item, patch), one.instruction, int(seed), seconds)
+            for rows, (video, _), one, seed in zip(actions, found, observations, seeds, strict=True)
+        ]
+
+    def _task(
+        self, layout: Layout, observation: Observation, given: NDArray[np.float32], seed: int, watch: Stopwatch
+    ) -> Task:
+        """What to denoise for an observation. To be called within a turn."""
+        vision, action = self._start(observation, given, seed, watch)
+        caption = self.caption(observation.instruction)
+        return Task(layout, caption, self.schedule, self.guidance, vision=vision, action=action, in_tokens=True)
 
     def _draw_ahead(self) -> None:
         if self._ahead is not None:

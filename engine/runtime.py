@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.backends.base import Backend, Step
+    from engine.backends.torch_reference import TorchReference
     from engine.network.transformer import Prefix
     from engine.observation.tokenizer import PromptTokenizer
     from engine.sequence import Layout
@@ -196,6 +197,47 @@ class Runtime:
         hand_out(vision)
         hand_out(action)
         return vision, action
+
+    @property
+    def together(self) -> bool:
+        """Whether the backend denoises several requests at once, see :meth:`denoise_together`."""
+        return bool(getattr(self.backend, 'together', False))
+
+    def denoise_together(
+        self,
+        tasks: Sequence[Task],
+        watch: Stopwatch,
+        cancelled: Callable[[], bool] = lambda: False,
+        priority: Priority = Priority.POLICY,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Run the sampler for several requests that differ in pictures, states, words and noise alone.
+
+        Results equal those of :meth:`denoise` up to the order of sums.
+
+        Args:
+            tasks: With the same layout, schedule and guidance, vision in tokens.
+            watch: As in :meth:`denoise`.
+            cancelled: Likewise; gives all of them up.
+            priority: Likewise.
+        """
+        first = tasks[0]
+        step_together = cast('TorchReference', self.backend).step_together
+        with self.turn(priority, watch, cancelled):
+            with watch.stage('prefix'):
+                conditional = [self.prefix(task.caption) for task in tasks]
+                guided = any(first.guidance.mask(first.schedule))
+                unconditional = [self.prefix('')] * len(tasks) if guided else []
+            with watch.stage('denoise'):
+                prompts = (conditional, unconditional)
+                steps = [step_together(prefixes, first.layout) for prefixes in prompts if prefixes]
+                parts = zip(*(_to_tokens(task, self.backend.patch) for task in tasks), strict=True)
+                sample = self._sample(first, tuple(torch.cat(part) for part in parts), steps, cancelled)
+                vision, action = ([one.clone() for one in part.chunk(len(tasks))] for part in sample)
+        found = list(zip(vision, action, strict=True))
+        for pair in found:
+            for part in pair:
+                hand_out(part)
+        return found
 
     def encode(self, video: Tensor) -> Tensor:
         """Encode a clip, [3, F, H, W] in -1..1 to latents [1, C, T, h, w]. To be called within a turn of imagination.

@@ -64,6 +64,7 @@ class TorchCompiled(TorchReference):
     """
 
     name = 'torch-compiled'
+    together = False
 
     def __init__(
         self,

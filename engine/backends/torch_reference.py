@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from engine.backends.base import Step
-from engine.network.layers import KeysValues, Layer, Rotary
-from engine.network.placement import Tokens
+from engine.errors import InvalidInput, Problem
+from engine.network.layers import KeysValues, Layer, Rotary, Sequenced
+from engine.network.placement import Tokens, place_together
 from engine.network.transformer import CosmosTransformer, Prefix
 from engine.sequence import Layout
 from engine.turns import give_way
@@ -17,6 +21,8 @@ class TorchReference:
     """Runs a loaded :class:`CosmosTransformer` as it is."""
 
     name = 'torch'
+    together = True
+    """Whether there is :meth:`step_together`."""
 
     def __init__(self, transformer: CosmosTransformer, *, offload: bool = False) -> None:
         """Wrap a transformer.
@@ -52,6 +58,39 @@ class TorchReference:
             with torch.inference_mode():
                 time = torch.full((1,), timestep, dtype=torch.float32, device=self.device)
                 return self.transformer.denoise_tokens(tokens, prefix.keys, prefix.values, placement, time, _generate)
+
+        return run
+
+    def step_together(self, prefixes: Sequence[Prefix], layout: Layout) -> Step:
+        """The denoising step of several requests of one layout, whatever their prompts.
+
+        Args:
+            prefixes: Of B requests, from :meth:`prefix`.
+            layout: Of each; without sound.
+
+        Returns:
+            A step on B times the tokens: vision of all requests, then action of all.
+        """
+        if layout.vision is None or layout.action is None or layout.sound is not None:
+            raise InvalidInput('requests together', [Problem('layout', 'needs vision and action, and no sound')])
+        vision = math.prod(layout.vision.grid(self.patch))
+        placements = [self.transformer.place(layout, prefix.length) for prefix in prefixes]
+        placement, rows = place_together(placements, (vision, layout.action.rows))
+        layers = range(len(prefixes[0].keys))
+        seen = [[KeysValues(one.keys[layer], one.values[layer]) for one in prefixes] for layer in layers]
+        sequences = [[Sequenced(*pair) for pair in zip(rows, of_layer, strict=True)] for of_layer in seen]
+
+        def run(tokens: Tokens, timestep: float) -> Tokens:
+            of_layers = iter(sequences)
+
+            def generate(layer: Layer, hidden: Tensor, rotary: Rotary, _prefix: KeysValues) -> Tensor:
+                give_way()
+                return layer.generate_together(hidden, rotary, next(of_layers))
+
+            with torch.inference_mode():
+                time = torch.full((1,), timestep, dtype=torch.float32, device=self.device)
+                first = prefixes[0]
+                return self.transformer.denoise_tokens(tokens, first.keys, first.values, placement, time, generate)
 
         return run
 

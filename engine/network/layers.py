@@ -6,6 +6,7 @@ Module and parameter names are those of the published checkpoints. Tensors carry
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,18 @@ class KeysValues(NamedTuple):
 
     keys: Tensor
     values: Tensor
+
+
+class Sequenced(NamedTuple):
+    """One of several sequences in a stream.
+
+    Attributes:
+        rows: Int64 [N], where in the stream its tokens are.
+        prefix: What they read of understanding.
+    """
+
+    rows: Tensor
+    prefix: KeysValues
 
 
 class Place(NamedTuple):
@@ -170,13 +183,27 @@ class JointAttention(nn.Module):
 
     def generate(self, x: Tensor, rotary: Rotary, prefix: KeysValues) -> Tensor:
         """Attention of the generation tokens [N, hidden_size] to the prefix and to each other, without a mask."""
-        x = read_together(x, self.add_q_proj)
-        query = rotate(self.norm_added_q(self._heads(self.add_q_proj(x))), rotary)
-        keys = rotate(self.norm_added_k(self._heads(self.add_k_proj(x))), rotary)
-        values = self._heads(self.add_v_proj(x))
+        query, keys, values = self._generated(x, rotary)
         attended = attend(query, torch.cat([prefix.keys, keys]), torch.cat([prefix.values, values]), causal=False)
         out: Tensor = self.to_add_out(attended)
         return out
+
+    def generate_together(self, x: Tensor, rotary: Rotary, sequences: Sequence[Sequenced]) -> Tensor:
+        """As :meth:`generate` for several sequences whose tokens [B * N, hidden_size] share the products alone."""
+        query, keys, values = self._generated(x, rotary)
+        attended = torch.empty(len(x), query.shape[1] * self.head_dim, dtype=query.dtype, device=query.device)
+        for rows, prefix in sequences:
+            seen = torch.cat([prefix.keys, keys[rows]]), torch.cat([prefix.values, values[rows]])
+            attended[rows] = attend(query[rows], *seen, causal=False)
+        out: Tensor = self.to_add_out(attended)
+        return out
+
+    def _generated(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of generation tokens."""
+        x = read_together(x, self.add_q_proj)
+        query = rotate(self.norm_added_q(self._heads(self.add_q_proj(x))), rotary)
+        keys = rotate(self.norm_added_k(self._heads(self.add_k_proj(x))), rotary)
+        return query, keys, self._heads(self.add_v_proj(x))
 
     def _und_keys(self, x: Tensor) -> Tensor:
         keys: Tensor = self.norm_k(self._heads(self.to_k(x)))
@@ -221,6 +248,13 @@ class Layer(nn.Module):
     def generate(self, hidden: Tensor, rotary: Rotary, prefix: KeysValues) -> Tensor:
         """Advance the generation stream [N, hidden_size]."""
         hidden = hidden + self.self_attn.generate(self.input_layernorm_moe_gen(hidden), rotary, prefix)
+        out: Tensor = hidden + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(hidden))
+        return out
+
+    def generate_together(self, hidden: Tensor, rotary: Rotary, sequences: Sequence[Sequenced]) -> Tensor:
+        """Advance the generation streams of several sequences, [B * N, hidden_size] together."""
+        attended = self.self_attn.generate_together(self.input_layernorm_moe_gen(hidden), rotary, sequences)
+        hidden = hidden + attended
         out: Tensor = hidden + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(hidden))
         return out
 

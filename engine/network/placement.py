@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,6 +88,32 @@ def make_placement(
             vision=None if layout.vision is None else _place_vision(layout.vision, config, device, dtype),
             action=None if layout.action is None else _place_action(layout.action, config, device, dtype),
         )
+
+
+def place_together(placements: Sequence[Placement], tokens: tuple[int, int]) -> tuple[Placement, list[Tensor]]:
+    """One placement for several sequences of the same layout, modality after modality.
+
+    Args:
+        placements: Of one layout without sound, after prefixes of any lengths.
+        tokens: How many tokens of vision and of action each has.
+
+    Returns:
+        The placement of all tokens, and for each sequence int64 [N] where its tokens are.
+    """
+    count = len(placements)
+    parts = [torch.split(torch.arange(count * part), part) for part in tokens]
+    offset = count * tokens[0]
+    rows = [torch.cat([vision, offset + action]) for vision, action in zip(*parts, strict=True)]
+    order = torch.argsort(torch.cat(rows)).to(placements[0].cos.device)
+    first = placements[0]
+    vision, action = first.vision, first.action
+    together = Placement(
+        cos=torch.cat([one.cos for one in placements])[order],
+        sin=torch.cat([one.sin for one in placements])[order],
+        vision=vision and VisionPlacement(vision.noisy.repeat(count, 1), vision.free.repeat(count, 1)),
+        action=action and ActionPlacement(action.noisy.repeat(count, 1), action.free.repeat(count, 1), action.domain),
+    )
+    return together, [one.to(first.cos.device) for one in rows]
 
 
 def find_misfits(config: TransformerConfig, layout: Layout, *, action: bool, sound: bool) -> Iterator[Problem]:
