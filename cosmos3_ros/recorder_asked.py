@@ -57,6 +57,30 @@ class Targets:
         return np.asarray((1.0 - share) * self.values[index] + share * self.values[index + 1])
 
 
+class Way:
+    """What plans that follow each other add up to: each counts until the first point of the next."""
+
+    def __init__(self, width: int) -> None:
+        """Nothing is planned yet; points will have `width` values."""
+        self._width = width
+        self._times: list[int] = []
+        self._values: list[Floats] = []
+
+    def add(self, times: Sequence[int], values: Sequence[Floats] | Floats) -> None:
+        """A plan: its times in ns, rising, and the values at each."""
+        # Of the plan before only what comes before this one was meant: the rest is how it would have gone on.
+        while len(times) and self._times and self._times[-1] >= times[0]:
+            self._times.pop()
+            self._values.pop()
+        self._times += [int(time_ns) for time_ns in times]
+        self._values += [np.asarray(value, np.float64) for value in values]
+
+    def targets(self, *, steady: bool = False) -> Targets:
+        """All of it; `steady` as in :class:`Targets`."""
+        values = np.array(self._values, np.float64).reshape(-1, self._width)
+        return Targets(np.array(self._times, np.int64), values, steady)
+
+
 @dataclass(frozen=True, eq=False)
 class Asked:
     """What was asked of the robot.
@@ -131,19 +155,12 @@ def _steady(events: Sequence[tuple[int, float]]) -> Targets:
 
 def _of_chunks(chunks: Sequence[Any], column: int) -> Targets:
     """What the policy asked of a gripper whose commands are not topics: of each moment by the newest chunk."""
-    times: list[int] = []
-    values: list[float] = []
+    way = Way(1)
     for chunk in chunks:
-        if not len(chunk.gripper_names):
-            continue
-        rows = np.asarray(chunk.grippers, np.float64).reshape(int(chunk.rows), -1)[:, column]
-        knots = _row_times(chunk)
-        while times and times[-1] >= knots[0]:
-            times.pop()
-            values.pop()
-        times += knots
-        values += rows.tolist()
-    return Targets(np.array(times, np.int64), np.array(values, np.float64).reshape(-1, 1), steady=True)
+        if len(chunk.gripper_names):
+            rows = np.asarray(chunk.grippers, np.float64).reshape(int(chunk.rows), -1)
+            way.add(_row_times(chunk), rows[:, column])
+    return way.targets(steady=True)
 
 
 def _row_times(chunk: Any) -> list[int]:
@@ -193,17 +210,10 @@ def _obeyed(stretches: Sequence[Stretch], tracked: Sequence[tuple[int, int]], st
 
 
 def _commanded(commands: Sequence[tuple[int, Any]], joints: tuple[str, ...]) -> Targets:
-    """The path that commands add up to: each counts until the first point of the next."""
-    times: list[int] = []
-    values: list[Floats] = []
+    """The path of the guard's commands; the end of each, which nobody saw, is how it would have braked."""
+    way = Way(len(joints))
     for start_ns, message in commands:
         order = [list(message.joint_names).index(name) for name in joints]
-        for number, point in enumerate(message.points):
-            time_ns = start_ns + int(point.time_from_start.sec) * 10**9 + int(point.time_from_start.nanosec)
-            while not number and times and times[-1] >= time_ns:
-                times.pop()
-                values.pop()
-            times.append(time_ns)
-            values.append(np.asarray(point.positions, np.float64)[order])
-    width = len(joints)
-    return Targets(np.array(times, np.int64), np.array(values, np.float64).reshape(-1, width))
+        ahead = [int(p.time_from_start.sec) * 10**9 + int(p.time_from_start.nanosec) for p in message.points]
+        way.add([start_ns + one for one in ahead], [np.asarray(p.positions)[order] for p in message.points])
+    return way.targets()

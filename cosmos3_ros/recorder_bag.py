@@ -15,7 +15,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from rosbags.interfaces import Connection, MessageDefinitionFormat
 from rosbags.rosbag2 import CompressionMode, StoragePlugin, Writer
@@ -30,7 +30,7 @@ OWN_PACKAGE = 'cosmos3_msgs'
 CUSTOM_CONTRACT = 'cosmos3.contract'
 """Under this key the contract's text is in the bag's `metadata.yaml`, too."""
 _IDL_RULE = '=' * 80 + '\n'
-VERSION = 9  # of the format of rosbag2: that of Jazzy and later
+VERSION: Final = 9  # of the format of rosbag2: that of Jazzy and later
 
 
 def typestore() -> Typestore:

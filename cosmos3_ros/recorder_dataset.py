@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from cosmos3_ros.recorder_asked import Asked, Stretch, what_was_asked
 from cosmos3_ros.recorder_reader import RunBag, observations
-from engine.actions.rotations import matrix_to_rpy, quaternion_to_matrix
 from engine.contract import Contract
-from engine.datasets.convert import ACTION, CLOSED, END_EFFECTOR, POSE_NAMES, STATE, Converted, camera_key
+from engine.datasets.adapters import as_rpy
+from engine.datasets.convert import ACTION, CLOSED, END_EFFECTOR, GRIPPER, POSE_NAMES, STATE, Converted, camera_key
 from engine.datasets.writer import DatasetWriter, Feature, Plan
 from engine.errors import InvalidInput, Problem
 from engine.policy_observation import Observation
@@ -213,18 +213,18 @@ def state_values(observation: Observation, contract: Contract) -> dict[str, Floa
     if joints is not None and np.asarray(joints).size:
         found[STATE] = np.concatenate([np.asarray(joints, np.float64).reshape(-1), grippers])
     elif grippers.size:
-        found['observation.gripper'] = grippers
+        found[GRIPPER] = grippers
     if observation.end_effector_position is not None and observation.end_effector_quaternion is not None:
         positions = np.atleast_2d(observation.end_effector_position)
-        angles = matrix_to_rpy(quaternion_to_matrix(np.atleast_2d(observation.end_effector_quaternion)))
-        for arm, position, angle in zip(contract.robot.arms, positions, angles, strict=True):
-            found[f'{END_EFFECTOR}.{arm.name}'.rstrip('.')] = np.concatenate([position, angle])
+        poses = as_rpy(np.hstack([positions, np.atleast_2d(observation.end_effector_quaternion)]))
+        for arm, pose in zip(contract.robot.arms, poses, strict=True):
+            found[f'{END_EFFECTOR}.{arm.name}'.rstrip('.')] = pose
     return found
 
 
 def features_of(contract: Contract, values: Mapping[str, Floats]) -> dict[str, Feature]:
     """Columns of such rows, with the names of the contract's joints."""
     closed = tuple(f'{arm.name}_{CLOSED}'.lstrip('_') for arm in contract.robot.arms if arm.gripper is not None)
-    named = {STATE: (*contract.robot.joints, *closed), 'observation.gripper': closed}
+    named = {STATE: (*contract.robot.joints, *closed), GRIPPER: closed}
     named[ACTION] = named[STATE] if STATE in values or len(values.get(ACTION, ())) != len(POSE_NAMES) else POSE_NAMES
     return {key: Feature(named.get(key, POSE_NAMES)) for key in values}

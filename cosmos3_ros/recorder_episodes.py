@@ -14,21 +14,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos3_ros.eval_world import SCRIPTED, SERVERS, Cast, SimulatedWorld, make_actor
+from cosmos3_ros.eval_world import SCRIPTED, Cast, SimulatedWorld, make_actor
 from cosmos3_ros.guard.guard import Command
 from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.guarded_robot import ORIGIN_NS
-from cosmos3_ros.recorder_asked import Targets
+from cosmos3_ros.recorder_asked import Targets, Way
 from cosmos3_ros.safety_expert import check_arm
-from engine.actions.rotations import matrix_to_rpy, quaternion_to_matrix
 from engine.contract import Contract, load_contract
+from engine.datasets.adapters import as_rpy
 from engine.datasets.convert import ACTION, CLOSED, END_EFFECTOR, POSE_NAMES, STATE, camera_key
 from engine.datasets.writer import DatasetWriter, Feature, Plan
 from engine.errors import InvalidInput, Problem
 from engine.evaluation.closed_loop import Actor, Camera, EpisodeRecord, LoopTerms, World, play
 from engine.evaluation.expert_paths import Rows, Seen
+from engine.evaluation.recording_signals import ARM_JOINTS
 from engine.evaluation.simulated_franka import SimulatedFranka
 from engine.evaluation.tasks import Episode
+from engine.serving.addresses import SERVERS
 
 Floats = NDArray[np.float64]
 
@@ -38,29 +40,21 @@ class RecordedWorld(SimulatedWorld):
 
     def begin(self, episode: Episode) -> None:
         """Lay everything out anew, and forget."""
-        self._told_times: list[int] = []
-        self._told_arm: list[Floats] = []
+        self._told_arm = Way(ARM_JOINTS)
         self._told_gripper: list[tuple[int, float]] = []
         super().begin(episode)
 
     def _obey(self, command: Command) -> None:
         super()._obey(command)
-        # Of each command only what comes before the next one was meant: the rest is how it would have braked.
-        times = [int(command.stamp_ns + ahead) for ahead in command.times_ns]
-        while self._told_times and self._told_times[-1] >= times[0]:
-            self._told_times.pop()
-            self._told_arm.pop()
-        self._told_times += times
-        self._told_arm += list(np.asarray(command.positions, np.float64))
+        self._told_arm.add([int(command.stamp_ns + ahead) for ahead in command.times_ns], command.positions)
         if command.gripper is not None:
             self._told_gripper.append((int(command.stamp_ns), float(command.gripper[0])))
 
     def targets(self) -> tuple[Targets, Targets]:
         """Where arm and gripper were told to be, on the clock of the stamps."""
-        arm = Targets(np.array(self._told_times, np.int64), np.array(self._told_arm, np.float64))
         moments = np.array([moment for moment, _ in self._told_gripper], np.int64)
         closed = np.array([[value] for _, value in self._told_gripper], np.float64).reshape(-1, 1)
-        return arm, Targets(moments, closed, steady=True)
+        return self._told_arm.targets(), Targets(moments, closed, steady=True)
 
 
 class EpisodeCamera:
@@ -81,8 +75,7 @@ class EpisodeCamera:
             return
         self.seen.append(world.seen(True))
         pose = world.robot.end_effector_pose()
-        angles = matrix_to_rpy(quaternion_to_matrix(np.asarray(pose.quaternion)[None]))[0]
-        self.poses.append(np.concatenate([pose.position, angles]))
+        self.poses.append(as_rpy(np.concatenate([pose.position, pose.quaternion])[None])[0])
 
 
 class RecordingRunner:
