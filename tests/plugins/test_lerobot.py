@@ -37,6 +37,8 @@ CONTRACT = 'demo_joint_pos'
 VIEWS = ('wrist', 'exterior_1', 'exterior_2')
 REST = (0.1, -0.6, 0.05, -2.4, 0.0, 1.9, 0.1, 0.25)
 ROWS = 32
+SLACK_ROWS = 3
+"""Rows that may pass between a look at our clock and LeRobot's at its own: 0.2 s."""
 SMALL = ('--env.observation_height=36', '--env.observation_width=64')
 
 
@@ -176,7 +178,11 @@ def test_with_real_time_chunking_every_chunk_continues_the_one_before(
     run('lerobot-rollout', *rollout(folder, tmp_path, rows=40), *words)
     played = np.load(tmp_path / 'played.npy')
     assert played.shape == (40, 8)
-    np.testing.assert_array_equal(played[0], made[0][2][0, 0])  # nothing is skipped before the arm has moved
+    first = made[0][2][0]
+    waited = len(first) - ROWS  # the first row once more, for each that passed while the arm stood still
+    assert waited > 0
+    # Nothing is skipped before the arm has moved, but for what a busy machine adds to LeRobot's clock.
+    assert (first[waited : waited + 1 + SLACK_ROWS] == played[0]).all(axis=1).any()
     continued = [(min(delay, 28), left, chunk) for delay, left, chunk in made if delay and left is not None]
     assert continued
     for count, left, chunk in continued:
