@@ -8,7 +8,7 @@ here needs ROS.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from engine.evaluation.franka_scene import PANDA_PAIR
 from engine.resources import config_folders
 
 PACKAGE = 'cosmos3_ros'
-_TRUTH = {'true': True, 'false': False}
+TRUTH = {'true': True, 'false': False}
+"""What a switch says, as text."""
 _SWITCHES = ('use_sim_time', 'autostart', 'dynamics', 'reasoner', 'viewer', 'server')
 REMOTE = 'remote'
 _OF_A_SERVER = ('url', 'dialect', 'api_key_variable')
@@ -207,8 +208,8 @@ def options_from_text(given: Mapping[str, str]) -> Options:
         InvalidInput: A name is unknown or a value is not among the choices; lists every fault.
     """
     values: dict[str, Any] = {**read_arguments(LAUNCH_ARGUMENTS, given)}
-    dry_run = _TRUTH.get(values.pop('dry_run'))
-    switches: dict[str, Any] = {name: _TRUTH[values.pop(name)] for name in _SWITCHES}
+    dry_run = TRUTH.get(values.pop('dry_run'))
+    switches: dict[str, Any] = {name: TRUTH[values.pop(name)] for name in _SWITCHES}
     return Options(**values, **switches, dry_run=dry_run)
 
 
@@ -465,12 +466,16 @@ def _problems(options: Options) -> list[Problem]:
     if options.calibration and not Path(options.calibration).expanduser().is_file():
         problems.append(Problem('calibration', 'is not a file', options.calibration))
     problems += _reasoner_problems(options)
-    if options.params_file and not Path(options.params_file).expanduser().is_file():
-        problems.append(Problem('params_file', 'is not a file', options.params_file))
     if options.robot == 'replay' and options.dry_run is False:
         remedy = 'leave dry_run out'
         problems.append(Problem('dry_run', 'a recording does not follow commands', 'false', 'true', remedy))
-    if not all(part.isidentifier() for part in options.namespace.strip('/').split('/') if options.namespace):
+    return [*problems, *node_problems(options.namespace, options.params_file)]
+
+
+def node_problems(namespace: str, params_file: str) -> Iterator[Problem]:
+    """What is wrong with where nodes are to be, and with the file that says how."""
+    if params_file and not Path(params_file).expanduser().is_file():
+        yield Problem('params_file', 'is not a file', params_file)
+    if not all(part.isidentifier() for part in namespace.strip('/').split('/') if namespace):
         allowed = 'letters, digits and underscores, parts separated by /'
-        problems.append(Problem('namespace', 'not a valid name', repr(options.namespace), allowed))
-    return problems
+        yield Problem('namespace', 'not a valid name', repr(namespace), allowed)

@@ -6,11 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cosmos3_ros.bringup import LAUNCH_ARGUMENTS, PACKAGE, Argument, ProcessSpec, params_file, read_arguments
+from cosmos3_ros.bringup import (
+    LAUNCH_ARGUMENTS,
+    PACKAGE,
+    TRUTH,
+    Argument,
+    ProcessSpec,
+    node_problems,
+    params_file,
+    read_arguments,
+)
 from engine.contract import load_contract
 from engine.errors import InvalidInput, Problem
 
-_TRUTH = {'true': True, 'false': False}
 _AS_EVER = (
     'contract',
     'checkpoint',
@@ -56,7 +64,7 @@ def server_processes(given: Mapping[str, str]) -> tuple[ProcessSpec, ...]:
         parameters['compiled'] = str(Path(values['compiled']).expanduser().absolute())
     if values['port']:
         parameters['port'] = int(values['port'])
-    parameters |= {'contract': values['contract'], 'checkpoint': checkpoint, 'autostart': _TRUTH[values['autostart']]}
+    parameters |= {'contract': values['contract'], 'checkpoint': checkpoint, 'autostart': TRUTH[values['autostart']]}
     return (
         ProcessSpec(
             'server',
@@ -77,11 +85,6 @@ def _problems(values: Mapping[str, str], checkpoint: str) -> list[Problem]:
     if not checkpoint:
         remedy = 'give a directory or a hub id; `cosmos3 make-tiny DIR` writes a small random one'
         problems.append(Problem('checkpoint', 'must be given: the contract names none', remedy=remedy))
-    if values['params_file'] and not Path(values['params_file']).expanduser().is_file():
-        problems.append(Problem('params_file', 'is not a file', values['params_file']))
     if values['port'] and not (values['port'].isdecimal() and int(values['port']) <= 65535):
         problems.append(Problem('port', 'is no port', repr(values['port']), '0 to 65535'))
-    if not all(part.isidentifier() for part in values['namespace'].strip('/').split('/') if values['namespace']):
-        allowed = 'letters, digits and underscores, parts separated by /'
-        problems.append(Problem('namespace', 'not a valid name', repr(values['namespace']), allowed))
-    return problems
+    return [*problems, *node_problems(values['namespace'], values['params_file'])]

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosmos3_ros.bringup import Argument
+from cosmos3_ros.bringup import TRUTH, Argument
 from engine.errors import InvalidInput, Problem
 
 ALL = 'all'
-_TRUTH = {'true': True, 'false': False}
 _SEPARATOR = ','
 
 SAFETY_ARGUMENTS = (
@@ -128,7 +127,7 @@ def _value(name: str, text: str, argument: Argument) -> Any:
         return tuple(part.strip() for part in text.split(_SEPARATOR) if part.strip())
     if name == 'output':
         return Path(text)
-    return _TRUTH[text] if argument.choices == tuple(_TRUTH) else text
+    return TRUTH[text] if argument.choices == tuple(TRUTH) else text
 
 
 def _rate(text: str) -> float:
