@@ -64,6 +64,8 @@ def _add_network(port: argparse._ArgumentGroup) -> None:
 
 def _add_requests(requests: argparse._ArgumentGroup) -> None:
     requests.add_argument('--queue', type=int, default=16, help='requests that may wait')
+    requests.add_argument('--batch', type=int, default=1, help='requests of several robots that are computed at once')
+    requests.add_argument('--batch-wait', type=float, default=0.0, help='seconds that the first waits for others')
     requests.add_argument('--rate', type=float, default=100.0, help='requests a second of one client')
     requests.add_argument('--seed', type=int, default=0, help='of the generator of seeds')
     requests.add_argument('--deterministic', action='store_true', help='the same seed for every request')
@@ -101,10 +103,14 @@ def _serve(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     contract = with_preset(load_contract(arguments.contract), arguments.preset)
     plan = _plan(arguments) if arguments.fleet else None
+    if plan is not None and arguments.batch != 1:
+        problem = Problem('--batch', 'means nothing with --fleet', str(arguments.batch), remedy='leave it out')
+        raise InvalidInput('arguments', [problem])
     logging.basicConfig(format='%(asctime)s %(levelname)s %(message)s', level=logging.WARNING)
     if plan is not None:
         return _serve_fleet(plan, arguments.fleet_address, contract, options)
     import engine
+    from engine.serving.batches import in_rounds
     from engine.serving.terms import identity
 
     model = engine.load(
@@ -118,7 +124,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     if not arguments.no_warm_up:
         policy.warm_up()
     of_policy = identity(model.checkpoint, arguments.preset, arguments.dtype, arguments.compiled)
-    _serve_policy(policy, contract, options, model.runtime.backend.name, of_policy)
+    served = in_rounds(policy, arguments.batch, arguments.batch_wait)
+    _serve_policy(served, contract, options, model.runtime.backend.name, of_policy)
     return 0
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from engine.policy import Policy
     from engine.serving.options import ServerOptions
     from engine.serving.server import BackgroundServer
+    from engine.serving.service import Infers
 
 PARAMETERS = (
     *MODEL_PARAMETERS,
@@ -40,6 +41,8 @@ PARAMETERS = (
     Parameter('seed', 0, 'Of the generator of seeds.', minimum=0, maximum=2**31 - 1),
     Parameter('deterministic', False, 'Use `seed` itself for every request.'),
     Parameter('queue', 16, 'Requests that may wait; more are told to come back.', minimum=0, maximum=10_000),
+    Parameter('batch', 1, 'Requests of several robots that are computed at once.', minimum=1, maximum=64),
+    Parameter('batch_wait_s', 0.0, 'How long the first of them waits for others.', 's', minimum=0.0, maximum=1.0),
     Parameter('connections', 64, 'Clients at a time.', minimum=1, maximum=10_000),
     Parameter('rate_hz', 100.0, 'Requests a second of one client.', 'Hz', minimum=0.01, maximum=1e6),
     Parameter('idle_s', 3600.0, 'Silence after which a client is cut; 0: never.', 's', minimum=0.0, maximum=1e8),
@@ -78,6 +81,7 @@ class ServerNode(CosmosLifecycleNode):
         super().__init__(name, **kwargs)
         self.parameters = ParameterSet(self, PARAMETERS)
         self.policy: Policy | None = None
+        self._served: Infers | None = None
         self.server: BackgroundServer | None = None
         self._contract: Contract | None = None
         self._options: ServerOptions | None = None
@@ -87,12 +91,15 @@ class ServerNode(CosmosLifecycleNode):
 
     def configure_node(self) -> None:
         """Load contract and checkpoint, build and warm up; nobody is let in yet."""
+        from engine.serving.batches import in_rounds
+
         values = self.parameters
         self._contract = contract = with_preset(load_contract(values['contract']), values['preset'])
         self._options = self._read_options()
         if not values['checkpoint']:
             raise InvalidInput('parameters of the server', [Problem('checkpoint', 'is empty')])
         self.policy = load_policy(values, contract, self.get_logger().info)
+        self._served = in_rounds(self.policy, values['batch'], values['batch_wait_s'])
         self._identity = self._find_identity()
         self.diagnostics.add('policy server', self._report)
 
@@ -101,7 +108,7 @@ class ServerNode(CosmosLifecycleNode):
         from engine.serving.server import BackgroundServer, PolicyServer
 
         contract, options = configured(self._contract), configured(self._options)
-        server = BackgroundServer(PolicyServer(configured(self.policy), contract, options, self._identity))
+        server = BackgroundServer(PolicyServer(configured(self._served), contract, options, self._identity))
         self._told.clear()
         server.__enter__()  # until the node is deactivated
         self.server = server
@@ -124,7 +131,7 @@ class ServerNode(CosmosLifecycleNode):
 
     def cleanup_node(self) -> None:
         """Release the network, unless another node of this process uses it."""
-        self.policy = self._contract = self._options = None
+        self.policy = self._served = self._contract = self._options = None
         self.diagnostics.removeByName('policy server')
 
     def _find_identity(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from numpy import uint8
 from numpy.typing import NDArray
@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 from engine.errors import CosmosError, InvalidInput, Problem
 from engine.policy_observation import Observation, PolicyChunk
 from engine.turns import Cancelled
+
+if TYPE_CHECKING:
+    from engine.policy import Policy
+    from engine.serving.service import Infers
 
 MOST = 64
 """Requests of one round at the most."""
@@ -61,6 +65,15 @@ class _Asked:
     done: threading.Event = field(default_factory=threading.Event)
     chunk: PolicyChunk | None = None
     error: Exception | None = None
+
+
+def in_rounds(policy: Policy, most: int, wait_s: float) -> Infers:
+    """The policy itself if a round has one request, else one that computes for several at once.
+
+    Raises:
+        InvalidInput: As :class:`Batches`.
+    """
+    return policy if most == 1 else Batches(policy, most, wait_s)
 
 
 class Batches:

@@ -62,6 +62,7 @@ def test_a_served_checkpoint_answers_openpis_client_and_ends_in_peace(tmp_path: 
         (['--port', '99999'], 'port: is out of range'),
         (['--dialect', 'grpc'], "dialect: is not known, got 'grpc'"),
         (['--queue', '-1'], 'queue: is out of range'),
+        (['--fleet', '2', '--batch', '4'], '--batch: means nothing with --fleet'),
         (['--idle', 'nan'], 'idle_s: is out of range'),
         (['--preset', 'faster'], 'preset: is not known'),
         (['--contract', 'nosuch'], 'droid_joint_pos'),

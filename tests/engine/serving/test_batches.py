@@ -14,6 +14,9 @@ import engine
 from engine.errors import CosmosError, InvalidInput
 from engine.policy_observation import Observation, PolicyChunk
 from engine.serving.batches import Batches
+from engine.serving.client import RemotePolicy
+from engine.serving.options import ServerOptions
+from engine.serving.server import BackgroundServer, PolicyServer
 from engine.turns import Cancelled
 
 WORDS = ('open the drawer', 'put every block that you can find into the box', 'wave')
@@ -139,3 +142,24 @@ def test_together_robots_get_the_chunks_that_each_gets_alone(
         np.testing.assert_allclose(other.actions, one.actions, atol=1e-5)
         np.testing.assert_allclose(other.latents.numpy(), one.latents.numpy(), atol=1e-5)
         assert (other.instruction, other.seed) == (one.instruction, one.seed)
+
+
+@pytest.mark.slow
+def test_behind_a_server_no_answers_of_a_round_are_crossed(tiny_checkpoint, robots: list[Observation]) -> None:
+    contract = engine.load_contract('demo_joint_pos')
+    contract = replace(contract, timing=replace(contract.timing, chunk_rows=4))
+    policy = engine.Policy(engine.load(tiny_checkpoint, backend='torch').runtime, contract)
+    batches = Batches(policy, 4, wait_s=0.5)
+    with BackgroundServer(PolicyServer(batches, contract, ServerOptions(port=0))) as server:
+
+        def robot(number: int) -> list[np.ndarray]:
+            with RemotePolicy(server.url, contract, deadline_s=60.0) as remote:
+                return [remote.infer(robots[number], seed=10 * number + turn).actions for turn in range(3)]
+
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(robot, range(4)))
+    assert max(batches.rounds) > 1, 'they were computed together'
+    for number, found in enumerate(answers):
+        for turn, actions in enumerate(found):
+            alone = policy.infer(robots[number], 10 * number + turn).actions
+            np.testing.assert_allclose(actions, alone, atol=1e-5)
