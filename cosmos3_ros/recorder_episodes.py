@@ -6,6 +6,7 @@ episode comes out the same with and without it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ from engine.contract import Contract, load_contract
 from engine.datasets.adapters import as_rpy
 from engine.datasets.convert import ACTION, CLOSED, END_EFFECTOR, POSE_NAMES, STATE, camera_key
 from engine.datasets.writer import DatasetWriter, Feature, Plan
-from engine.errors import InvalidInput, Problem
+from engine.errors import CosmosError, InvalidInput, Problem
 from engine.evaluation.closed_loop import Actor, Camera, EpisodeRecord, LoopTerms, World, play
 from engine.evaluation.expert_paths import Rows, Seen
 from engine.evaluation.recording_signals import ARM_JOINTS
@@ -96,16 +97,21 @@ class RecordingRunner:
         self._terms, self._actor = cast.terms, make_actor(cast, contract)
         robot = SimulatedFranka(render_views=None, zone=True)
         self.world = RecordedWorld(robot, load_limits(contract.robot.description), contract)
-        self._writer = DatasetWriter(root, episode_plan(contract, robot, _player(cast)), go_on=True)
-        self._done = _recorded(root, self._writer.notes)
+        try:
+            self._writer = DatasetWriter(root, episode_plan(contract, robot, _player(cast)), go_on=True)
+            self._done = _recorded(root, self._writer.notes)
+        except CosmosError:
+            robot.close()
+            raise
 
     def run(self, episode: Episode, camera: Camera | None = None) -> EpisodeRecord:
         """Run one episode and keep it, unless the data set has it already."""
         kept = EpisodeCamera(camera)
         record = play(self.world, self._actor, episode, self._terms, kept)
-        if episode.key not in self._done:
+        name = (*episode.key, _setting(episode))
+        if name not in self._done:
             self._keep(episode, record, kept)
-            self._done.add(episode.key)
+            self._done.add(name)
         return record
 
     def close(self) -> None:
@@ -114,7 +120,8 @@ class RecordingRunner:
 
     def _keep(self, episode: Episode, record: EpisodeRecord, kept: EpisodeCamera) -> None:
         arm, gripper = self.world.targets()
-        notes = {'suite_task': episode.task, 'seed': episode.seed, 'success': record.success}
+        notes: dict[str, str | float | bool] = {'suite_task': episode.task, 'seed': episode.seed}
+        notes |= {'setting': _setting(episode), 'success': record.success}
         with self._writer.episode(episode.instruction, **notes) as target:
             for seen, pose in zip(kept.seen, kept.poses, strict=True):
                 later = seen.stamp_ns + self.world.step_ns
@@ -129,8 +136,13 @@ class RecordingRunner:
                 target.add(values, {camera_key(view): picture for view, picture in seen.views.items()})
 
 
-def _recorded(root: Path, notes: Sequence[Mapping[str, Any]]) -> set[tuple[str, int]]:
-    """Task and seed of the episodes that are there.
+def _setting(episode: Episode) -> str:
+    """How the scene was at the beginning: with another jitter the same seed makes another episode."""
+    return json.dumps(asdict(episode.setting), sort_keys=True)
+
+
+def _recorded(root: Path, notes: Sequence[Mapping[str, Any]]) -> set[tuple[str, int, str]]:
+    """Task, seed and setting of the episodes that are there.
 
     Raises:
         InvalidInput: An episode does not say.
@@ -138,12 +150,12 @@ def _recorded(root: Path, notes: Sequence[Mapping[str, Any]]) -> set[tuple[str, 
     problems = [
         Problem(f'episode {number}', f'does not say its {name}', remedy='name another folder')
         for number, one in enumerate(notes)
-        for name in ('suite_task', 'seed')
+        for name in ('suite_task', 'seed', 'setting')
         if one.get(name) is None
     ]
     if problems:
         raise InvalidInput(f'data set {root}', problems)
-    return {(str(one['suite_task']), int(one['seed'])) for one in notes}
+    return {(str(one['suite_task']), int(one['seed']), str(one['setting'])) for one in notes}
 
 
 def _player(cast: Cast) -> dict[str, Any]:

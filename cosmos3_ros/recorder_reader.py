@@ -143,7 +143,7 @@ class RunBag:
 
 def _opened(path: Path) -> Reader:
     if path.is_dir() and not is_complete(path) and any(path.glob('*.mcap')):
-        what, remedy = 'is incomplete: its recorder was killed', f'cosmos3 dataset recover {path}'
+        what, remedy = 'is incomplete: its recorder runs, or was killed', f'cosmos3 dataset recover {path}'
         raise InvalidInput(f'bag {path}', [Problem(str(path), what, '', '', remedy)])
     try:
         reader = Reader(path)

@@ -83,7 +83,7 @@ def test_recorded_simulated_episodes_load_and_their_actions_bring_the_simulator_
     pytest.importorskip('mujoco', reason='the simulator is not installed')
     from cosmos3_ros.eval_world import Cast, WorldRunner
     from cosmos3_ros.recorder_episodes import RecordingRunner, replay
-    from engine.evaluation.tasks import make_episode
+    from engine.evaluation.tasks import Jitter, make_episode
 
     contract = load_contract('demo_joint_pos')
     runner = RecordingRunner(Cast('expert'), tmp_path / 'set')
@@ -109,6 +109,9 @@ def test_recorded_simulated_episodes_load_and_their_actions_bring_the_simulator_
     again = RecordingRunner(Cast('expert'), tmp_path / 'set')
     again.run(make_episode('reach', 0))
     assert again._writer.episodes == 2, 'an episode that is there already is not recorded twice'
+    again.run(make_episode('reach', 0, Jitter(start_rad=0.0)))
+    assert again._writer.episodes == 3, 'the same seed with another jitter is another episode'
+    assert load(tmp_path / 'set').num_episodes == 3
 
 
 def test_a_run_recorded_from_ros_loads(load, tmp_path):
