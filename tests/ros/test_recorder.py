@@ -213,7 +213,7 @@ def test_a_full_disk_ends_the_bag_and_nothing_waits_for_it_any_more(contract, tm
     assert recover(tmp_path / 'bag').messages == 1, 'the file is let go, and what was on the disk is there'
 
 
-def test_diagnostics_and_the_log_say_that_nothing_is_written_any_more(graph, contract, tmp_path):
+def test_diagnostics_and_the_log_say_that_nothing_is_written_any_more(graph, tmp_path, capfd):
     node = recorder(graph, tmp_path, sync_period_s=0.05)
     fill_disk(node._thread._bag)
     drivers = Drivers(graph)
@@ -221,6 +221,9 @@ def test_diagnostics_and_the_log_say_that_nothing_is_written_any_more(graph, con
     assert node.transition('deactivate')
     stat = node._report(DiagnosticStatusWrapper())
     assert (stat.level, 'nothing is written any more' in stat.message) == (ERROR, True), 'also afterwards'
+    told = capfd.readouterr().err
+    assert 'the rest of the run is lost:\nTraceback' in told
+    assert 'cosmos3 dataset recover' in told
     assert node.transition('activate'), 'another bag can be tried'
     assert node._report(DiagnosticStatusWrapper()).level == OK
 
