@@ -313,7 +313,8 @@ def test_a_replica_that_is_killed_takes_no_request_with_it_and_sessions_stay_whe
 ) -> None:
     pytest.importorskip('ray')
     contract = with_preset(demo_contract, 'fast')
-    robots = [Robot(number, model.policy(contract), observe) for number in range(ROBOTS)]
+    local = model.policy(contract)
+    robots = [Robot(number, local, observe) for number in range(ROBOTS)]
     plan = FleetPlan(str(tiny_checkpoint), contract.name, preset='fast', replicas=2, cpus=0.5)
     with (
         fleet.local_ray(1, folder=ray_folder),
@@ -323,12 +324,13 @@ def test_a_replica_that_is_killed_takes_no_request_with_it_and_sessions_stay_whe
         threads = [threading.Thread(target=robot.live, args=(server.url,)) for robot in robots]
         for thread in threads:
             thread.start()
-        _until(lambda: all(len(robot.answers) >= 3 for robot in robots))
+        _until(lambda: all(robot.answers for robot in robots))
         homes = dict(policy.sessions)
         victim = min(set(homes.values()), key=list(homes.values()).count)
         before = [len(robot.answers) for robot in robots]
         os.kill(int(victim.partition('@')[0]), signal.SIGKILL)
-        _until(lambda: all(len(r.answers) >= n + 3 for r, n in zip(robots, before, strict=True)))
+        # Of these the first may have been under way when the replica died; the second was asked for afterwards.
+        _until(lambda: all(len(r.answers) >= n + 2 for r, n in zip(robots, before, strict=True)))
         after = dict(policy.sessions)
         for robot in robots:
             robot.stop.set()
