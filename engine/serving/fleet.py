@@ -44,6 +44,8 @@ ATTEMPTS: Final = 2
 """That a request has: the second one, after the replica that had it died."""
 IN_HAND: Final = 4
 """Requests that a replica takes at a time: one is computed, the others wait beside it; more go to another one."""
+LOOPBACK: Final = '127.0.0.2'
+"""Where a Ray of our own is found. Ray takes 127.0.0.1 for a mistake, and puts the machine's address in its place."""
 _ROUTER: Final = 'ray.serve.experimental.consistent_hash_router.ConsistentHashRouter'
 
 
@@ -411,7 +413,10 @@ def _as(default: Any, text: str) -> Any:
 
 @contextmanager
 def local_ray(cpus: int, *, folder: Path | None = None, address: str | None = None) -> Iterator[None]:
-    """A Ray of this machine's own for the block, that nothing outside reaches; or a cluster that runs already.
+    """A Ray of this machine's own for the block; or a cluster that runs already.
+
+    Processes of one of our own tell each other loopback addresses, but Ray opens ports on all interfaces. Nobody is let
+    in there without the token that Ray keeps in the user's home (`RAY_AUTH_MODE`).
 
     A cluster that runs already is left as it was found: whatever else is served there goes on.
 
@@ -430,7 +435,7 @@ def local_ray(cpus: int, *, folder: Path | None = None, address: str | None = No
     if address is None:
         here = None if folder is None else str(folder)
         own = {'address': 'local', 'num_cpus': cpus}  # never one that RAY_ADDRESS names: it is shut down in the end
-        terms = {**own, 'include_dashboard': False, '_node_ip_address': '127.0.0.1', '_temp_dir': here}
+        terms = {**own, 'include_dashboard': False, '_node_ip_address': LOOPBACK, '_temp_dir': here}
     ray.init(log_to_driver=False, logging_level=logging.WARNING, **terms)
     try:
         logging.getLogger('ray.serve').setLevel(logging.WARNING)
