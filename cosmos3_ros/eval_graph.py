@@ -121,7 +121,7 @@ class GraphRunner:
         here = {'checkpoint': cast.policy, 'device': cast.device, 'compiled': cast.compiled}
         options = Options(
             contract=cast.contract,
-            **({'backend': 'remote', 'url': cast.policy} if cast.policy.startswith(SERVERS) else here),
+            **(_server(cast) if cast.policy.startswith(SERVERS) else here),
             robot='none',
             namespace=self._namespace,
             dry_run=False,
@@ -278,6 +278,12 @@ class GraphRunner:
                 rclpy.try_shutdown()
             if self._throws_away and not self._failed:
                 shutil.rmtree(self._logs, ignore_errors=True)
+
+
+def _server(cast: Cast) -> dict[str, str]:
+    """Options of a policy that runs elsewhere."""
+    server = {'url': cast.policy, 'dialect': cast.dialect, 'api_key_variable': cast.api_key_variable}
+    return {'backend': 'remote', **server}
 
 
 def _spin(executor: NodeExecutor) -> None:

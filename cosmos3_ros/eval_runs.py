@@ -204,11 +204,6 @@ def _check(options: EvalOptions) -> None:
     if options.record is not None and (options.workers > 1 or options.cast.graph):
         remedy = 'leave --workers and --graph out, or record a run with the recorder node'
         problems.append(Problem('record', 'episodes are recorded by one process, in which they run', remedy=remedy))
-    if options.cast.graph and (options.cast.dialect, options.cast.api_key_variable) != (Cast.dialect, ''):
-        remedy = 'leave --graph out'
-        problems.append(
-            Problem('dialect, api_key_variable', 'are not handed to the processes of a graph', '', '', remedy)
-        )
     if problems:
         raise InvalidInput('closed-loop evaluation', problems)
 

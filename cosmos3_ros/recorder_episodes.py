@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos3_ros.eval_world import SCRIPTED, Cast, SimulatedWorld, make_actor
+from cosmos3_ros.eval_world import SCRIPTED, Cast, RemoteActor, SimulatedWorld, make_actor
 from cosmos3_ros.guard.guard import Command
 from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.guarded_robot import ORIGIN_NS
@@ -117,6 +117,8 @@ class RecordingRunner:
     def close(self) -> None:
         """Free the cameras."""
         self.world.robot.close()
+        if isinstance(self._actor, RemoteActor):
+            self._actor.close()
 
     def _keep(self, episode: Episode, record: EpisodeRecord, kept: EpisodeCamera) -> None:
         arm, gripper = self.world.targets()
