@@ -86,10 +86,10 @@ class Run:
         instruction: Words.
         started_ns: When it began; moves along if the clock is set back.
         limit_ns: Length after which it ends by itself; 0 means never.
-        phase: What it is doing.
+        doing: What it is doing, and the inputs that it waits for, or the policy server, each with the reason; both at
+            once, so that nobody reads the one of now with the other of a moment ago.
         text: Why it ended.
         chunks: Chunks handed over so far.
-        missing: Inputs that it waits for, or the policy server, each with the reason.
         end: Why it ended, or None.
         ended: Set together with `end`.
         seeds: Seeds of the chunks to come.
@@ -100,15 +100,24 @@ class Run:
     instruction: str
     started_ns: int
     limit_ns: int
-    phase: Phase = Phase.WAITING
+    doing: tuple[Phase, tuple[str, ...]] = (Phase.WAITING, ())
     text: str = ''
     chunks: int = 0
-    missing: tuple[str, ...] = ()
     end: End | None = None
     ended: threading.Event = field(default_factory=threading.Event)
     seeds: Iterator[int] = field(default_factory=request_seeds)
     greeted: bool = False
     gone_since_ns: int | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """What it is doing."""
+        return self.doing[0]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What it waits for."""
+        return self.doing[1]
 
 
 @dataclass(frozen=True)
@@ -382,7 +391,7 @@ class PolicyLoop:
             self.sequence += 1
             self.chunks += 1
             run.chunks += 1
-            run.phase = Phase.EXECUTING
+            run.doing = Phase.EXECUTING, ()
             timed = TimedChunk(
                 snapshot.reference_ns,
                 self.epoch,
@@ -402,7 +411,7 @@ class PolicyLoop:
     ) -> PolicyChunk | None:
         """What the policy answers; None if it was given up, or runs elsewhere and cannot be reached."""
         # While a server is gone the run waits for it: a policy that only tries is none that is running.
-        run.phase, run.missing = (Phase.NO_SERVER, (self.outage,)) if self.outage else (Phase.INFERRING, ())
+        run.doing = (Phase.NO_SERVER, (self.outage,)) if self.outage else (Phase.INFERRING, ())
         seed = self.options.seed if self.options.fixed_seed else next(run.seeds)
 
         def given_up() -> bool:
@@ -417,7 +426,7 @@ class PolicyLoop:
             self._wait_for_server(run, error)
             return None
         self.outage, run.gone_since_ns = '', None
-        run.phase, run.missing = Phase.INFERRING, ()
+        run.doing = Phase.INFERRING, ()
         return chunk
 
     def _greet(self, run: Run, cancelled: Callable[[], bool]) -> None:
@@ -434,7 +443,7 @@ class PolicyLoop:
         if not self.outage:
             self._on_error(f'the policy server is gone, and is asked again: {error}', error)
         self.outage = f'policy server: {error}'
-        run.phase, run.missing = Phase.NO_SERVER, (self.outage,)
+        run.doing = Phase.NO_SERVER, (self.outage,)
         if now - run.gone_since_ns > self.options.server_timeout_ns:
             self.finish(End.POLICY_ERROR, f'gave up waiting for the {self.outage}')
 
@@ -465,7 +474,7 @@ class PolicyLoop:
 
     def _wait_for_inputs(self, run: Run, missing: tuple[Missing, ...], since_ns: int) -> None:
         """Waiting is measured on the steady clock: a stopped simulation clock must not make it endless."""
-        run.phase, run.missing = Phase.WAITING, tuple(self.inputs.explain(item) for item in missing)
+        run.doing = Phase.WAITING, tuple(self.inputs.explain(item) for item in missing)
         if time.monotonic_ns() - since_ns > self.options.input_timeout_ns:
             self.finish(End.STALE_INPUT, f'gave up waiting for {"; ".join(run.missing)}')
             return

@@ -348,13 +348,13 @@ class PolicyNode(CosmosLifecycleNode):
         return self._conclude(handle, run)
 
     def _feedback(self, run: Run, loop: PolicyLoop) -> RunPolicy.Feedback:
-        latest = loop.latencies.latest
+        latest, (phase, missing) = loop.latencies.latest, run.doing
         return RunPolicy.Feedback(
-            phase=run.phase.value,
+            phase=phase.value,
             chunks=run.chunks,
             last_latency_s=latest,
             elapsed=_duration(max(0, self.now_ns() - run.started_ns)),
-            text='; '.join(run.missing),
+            text='; '.join(missing),
         )
 
     def _conclude(self, handle: ServerGoalHandle, run: Run) -> RunPolicy.Result:
@@ -470,12 +470,13 @@ def status_message(loop: PolicyLoop, now_ns: int, state: int | None = None) -> P
     """What the loop is doing, as a message; `state` overrides what the loop says."""
     run = loop.run
     running = run is not None and run.end is None
+    phase, missing = run.doing if run is not None else (Phase.WAITING, ())
     if state is None:
         state = PolicyStatus.IDLE
         if run is not None and run.end is End.POLICY_ERROR:
             state = PolicyStatus.FAILED
         elif running:
-            state = PolicyStatus.WAITING if run.phase in _WAITS else PolicyStatus.RUNNING
+            state = PolicyStatus.WAITING if phase in _WAITS else PolicyStatus.RUNNING
     stages = loop.latencies.percentiles()
     message = PolicyStatus(
         state=state,
@@ -487,7 +488,7 @@ def status_message(loop: PolicyLoop, now_ns: int, state: int | None = None) -> P
         stage_names=list(stages),
         stage_p50_s=[p50 for p50, _ in stages.values()],
         stage_p95_s=[p95 for _, p95 in stages.values()],
-        missing_or_stale=list(run.missing) if running else [],
+        missing_or_stale=list(missing) if running else [],
         text=run.text if run is not None else '',
     )
     message.header.stamp = ns_to_stamp(now_ns)
