@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 import signal
 import threading
 import time
@@ -20,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from cosmos3_ros.bringup import Options, ProcessSpec, processes
 from cosmos3_ros.run_record import RunRecord, closest_to_limits
 from cosmos3_ros.run_report import plot_joints, summary_table, video_frames
-from cosmos3_ros.runner import Runner
+from cosmos3_ros.runner import Runner, keep_to_ourselves
 from engine.contract import Contract, load_contract
 from engine.errors import CosmosError
 
@@ -62,7 +60,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
     checkpoint = options.checkpoint or _tiny_checkpoint(options, console)
     latents = options.output / 'latents'
     _empty(latents)
-    _keep_to_ourselves()
+    keep_to_ourselves()
     launch = Options(
         contract=contract.source,
         checkpoint=checkpoint,
@@ -93,12 +91,6 @@ def _empty(directory: Path) -> None:
     """Remove what an earlier run recorded."""
     for file in directory.glob('chunk_*.npz'):
         file.unlink()
-
-
-def _keep_to_ourselves() -> None:
-    """A demonstration must not reach a robot that happens to be on the network, nor be disturbed by one."""
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-    os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(60, 100)))
 
 
 def _with_splice(specs: Sequence[ProcessSpec], splice: str) -> list[ProcessSpec]:

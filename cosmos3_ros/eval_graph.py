@@ -8,7 +8,6 @@ Scripted policies have no process of their own: what they make is published as a
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import tempfile
 import threading
@@ -32,7 +31,7 @@ from cosmos3_ros.graph_world import CLOCK_TOPIC, GraphWorld
 from cosmos3_ros.lifecycle_client import LifecycleClient
 from cosmos3_ros.middleware_events import QuietEvents
 from cosmos3_ros.node_base import NodeExecutor
-from cosmos3_ros.runner import Runner
+from cosmos3_ros.runner import Runner, keep_to_ourselves
 from cosmos3_ros.safety_expert import check_arm
 from engine.contract import load_contract
 from engine.errors import CosmosError
@@ -48,12 +47,6 @@ GRACE_S = 15.0
 PATIENT_S = 10.0
 _CHECK_S = 0.5
 _LINGER_NS = NS // 2  # how long an episode goes on after its run has ended by itself
-
-
-def keep_to_ourselves() -> None:
-    """An evaluation must not reach a robot that happens to be on the network, nor be disturbed by one."""
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-    os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(60, 100)))
 
 
 class GraphRunner:
@@ -100,10 +93,8 @@ class GraphRunner:
         self.runner = Runner(self._specs(cast), log_directory=self._logs, grace_s=GRACE_S).__enter__()
         self._open.callback(self.runner.stop)
         node = QuietEvents('robot', namespace=self._namespace)
-        self._goals, self._parameters = (
-            ActionClient(node, RunPolicy, 'run_policy'),
-            AsyncParameterClient(node, 'policy'),
-        )
+        self._goals = ActionClient(node, RunPolicy, 'run_policy')
+        self._parameters = AsyncParameterClient(node, 'policy')
         self.world = GraphWorld(node, robot, contract, scripted=self._actor is not None, draws=draws)
         executor = NodeExecutor(num_threads=2)
         executor.add_node(node)
@@ -127,8 +118,7 @@ class GraphRunner:
             dry_run=False,
             use_sim_time=True,
         )
-        wanted = ('guard',) if self._actor is not None else ('guard', 'policy')
-        found = {spec.name: spec for spec in processes(options) if spec.name in wanted}
+        found = {spec.name: spec for spec in processes(options) if spec.name in self._managed}
         clock = ('/clock', f'/{self._namespace}/{CLOCK_TOPIC}')
         # The ages of heartbeats are for robots. Here time stands still for whoever is late.
         patient = {'heartbeat_max_age_s': PATIENT_S, 'policy_max_age_s': PATIENT_S}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.guarded_robot import GuardedRobot
@@ -26,13 +26,21 @@ PATIENCE_S = 60.0
 """For an answer of a server: simulated time stands still meanwhile."""
 
 
-class SimulatedWorld(GuardedRobot):
-    """The guarded robot as episodes want it: laid out for a task, and honest about everything."""
+class Simulated(Protocol):
+    """A simulated robot whose time passes by control periods, and who is honest about everything."""
 
-    def begin(self, episode: Episode) -> None:
-        """Lay everything out anew and come to rest."""
-        self.robot.arrange(episode.setting)
-        self.start()
+    robot: SimulatedFranka
+
+    @property
+    def now_ns(self) -> int:
+        """Time on the clock of the stamps."""
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the episode began."""
+
+    def tick(self) -> None:
+        """Let one control period pass."""
 
     def truth(self) -> Truth:
         """What the simulator says of this instant."""
@@ -45,6 +53,15 @@ class SimulatedWorld(GuardedRobot):
             if each():
                 return True
         return False
+
+
+class SimulatedWorld(GuardedRobot, Simulated):
+    """The guarded robot as episodes want it: laid out for a task."""
+
+    def begin(self, episode: Episode) -> None:
+        """Lay everything out anew and come to rest."""
+        self.robot.arrange(episode.setting)
+        self.start()
 
 
 @dataclass(frozen=True)

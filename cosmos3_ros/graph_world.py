@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock as ClockMessage
@@ -24,15 +22,15 @@ from trajectory_msgs.msg import JointTrajectory
 from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, PolicyStatus
 from cosmos3_ros import qos
 from cosmos3_ros.conversions import ImageWriter, JointReader, joint_state, ns_to_stamp, stamp_to_ns
-from cosmos3_ros.guarded_robot import NS, ORIGIN_NS, SETTLE_S, TICK_NS
-from cosmos3_ros.sim_robot import read_trajectory
+from cosmos3_ros.eval_world import Simulated
+from cosmos3_ros.guarded_robot import NS, ORIGIN_NS, SETTLE_S, TICK_NS, seen_of, views_of
+from cosmos3_ros.sim_robot import HAND, read_trajectory
 from engine.contract import Contract
 from engine.errors import CosmosError, InvalidInput
 from engine.evaluation import franka_scene as scene
 from engine.evaluation.expert_paths import Rows, Seen
 from engine.evaluation.simulated_franka import SimulatedFranka
 from engine.evaluation.tasks import Episode
-from engine.evaluation.tasks_watch import Truth, truth_of
 
 CLOCK_TOPIC = 'clock'
 """Within the namespace, so that several graphs have times of their own; `/clock` of the nodes is remapped to it."""
@@ -44,13 +42,12 @@ CHUNK_PATIENCE_S = 60.0
 CHECK_PERIOD_S = 0.5
 READY_S = 30.0
 BEAT_S = 0.05
-_ARM = len(scene.ARM_JOINTS)
 _READY = (GuardStatus.WAITING, GuardStatus.HOLDING)
 _MOVING = (GuardStatus.TRACKING, GuardStatus.BRAKING)
 _STOPPED = (GuardStatus.BRAKING, GuardStatus.HOLDING, GuardStatus.FAULT)
 
 
-class GraphWorld:
+class GraphWorld(Simulated):
     """A :class:`~engine.evaluation.closed_loop.World` whose guard is a node elsewhere.
 
     Its own thread is that of the caller, who also owns the OpenGL context; messages arrive in those of an executor that
@@ -153,7 +150,8 @@ class GraphWorld:
 
     def _on_decision(self, message: ChunkDecision) -> None:
         def change() -> None:
-            self._decisions[message.epoch, message.sequence] = message
+            if self._scripted:  # nobody else asks for one of them
+                self._decisions[message.epoch, message.sequence] = message
             if self._attentive and not message.accepted:
                 self.refusals.append((self.now_s, message.reason_name))
 
@@ -227,26 +225,8 @@ class GraphWorld:
 
     def seen(self, with_pictures: bool) -> Seen:
         """What is to be seen now."""
-        state = self.robot.joint_state()
-        closed = 1.0 - float(state.positions[_ARM]) / scene.FINGER_TRAVEL
-        views = self._views() if with_pictures else {}
-        return Seen(self.now_ns, views, state.positions[:_ARM].copy(), min(max(closed, 0.0), 1.0), self.robot.objects())
-
-    def _views(self) -> Mapping[str, NDArray[np.uint8]]:
-        pictures = self.robot.render()
-        return {view: pictures[view] for view in self._contract.views.streams}
-
-    def truth(self) -> Truth:
-        """What the simulator says of this instant."""
-        return truth_of(self.robot, self.now_s)
-
-    def until(self, time_ns: int, each: Callable[[], bool]) -> bool:
-        """Let control periods pass; whether `each` said that this is the end."""
-        while self.now_ns < time_ns:
-            self.tick()
-            if each():
-                return True
-        return False
+        views = views_of(self.robot, self._contract) if with_pictures else {}
+        return seen_of(self.robot, self.now_ns, views)
 
     def offer(self, stamp_ns: int, rows: Rows) -> str:
         """Publish a chunk as a policy does, and wait for the guard's word: 'ACCEPTED', or why not."""
@@ -288,7 +268,7 @@ class GraphWorld:
         stamp, state = ns_to_stamp(now), self.robot.joint_state()
         if self._draws and now >= self._picture_due_ns:
             self._picture_due_ns = max(self._picture_due_ns + PICTURE_PERIOD_NS, now)
-            for view, picture in self._views().items():
+            for view, picture in views_of(self.robot, self._contract).items():
                 publisher, writer = self._cameras[view]
                 publisher.publish(writer.fill(picture, stamp))
         self._states.publish(joint_state(state.names, state.positions, stamp, state.velocities, state.efforts))
@@ -344,4 +324,4 @@ class GraphWorld:
                     self.refusals.append((self.now_s, 'COMMAND_LATE'))
         for grip in grips:
             finger_m = float(self._fingers.read(grip).positions[0])
-            self.robot.set_gripper(float(np.clip(1.0 - finger_m / scene.FINGER_TRAVEL, 0.0, 1.0)))
+            self.robot.set_gripper(float(HAND.closed_fraction(finger_m)))

@@ -5,6 +5,8 @@ chunk --> guard, asked at 100 Hz --> joint trajectory --> simulated arm --> meas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +28,19 @@ ORIGIN_NS = NS
 SETTLE_S = 0.3
 """How long loose objects have to come to rest before an episode begins."""
 _ARM = len(scene.ARM_JOINTS)
+
+
+def views_of(robot: SimulatedFranka, contract: Contract) -> dict[str, NDArray[np.uint8]]:
+    """Pictures of the views that a contract names, uint8 [H, W, 3]."""
+    pictures = robot.render()
+    return {view: pictures[view] for view in contract.views.streams}
+
+
+def seen_of(robot: SimulatedFranka, stamp_ns: int, views: Mapping[str, NDArray[np.uint8]]) -> Seen:
+    """What is to be seen of a simulated robot now, at `stamp_ns` of its episodes' clock."""
+    positions = robot.joint_state().positions
+    closed = 1.0 - float(positions[_ARM]) / scene.FINGER_TRAVEL
+    return Seen(stamp_ns, views, positions[:_ARM].copy(), min(max(closed, 0.0), 1.0), robot.objects())
 
 
 class GuardedRobot:
@@ -65,13 +80,8 @@ class GuardedRobot:
 
     def seen(self, with_pictures: bool) -> Seen:
         """What is to be seen now."""
-        state = self.robot.joint_state()
-        closed = 1.0 - float(state.positions[_ARM]) / scene.FINGER_TRAVEL
-        views = self.robot.render() if with_pictures else {}
-        wanted = {view: views[view] for view in self._contract.views.streams} if views else {}
-        return Seen(
-            self.now_ns, wanted, state.positions[:_ARM].copy(), min(max(closed, 0.0), 1.0), self.robot.objects()
-        )
+        views = views_of(self.robot, self._contract) if with_pictures else {}
+        return seen_of(self.robot, self.now_ns, views)
 
     def offer(self, stamp_ns: int, rows: Rows) -> str:
         """Hand a chunk to the guard: 'ACCEPTED', or why not."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -28,6 +29,12 @@ STOP_GRACE_S = 4.0
 OWN_GRACE_SHARE = 0.75  # of a runner's grace: when a process ends by itself whatever is still in its way
 _ROOT = Path(__file__).resolve().parents[1]
 _ASSIGNMENT = re.compile(r'(\w+):=(.*)', re.DOTALL)
+
+
+def keep_to_ourselves() -> None:
+    """What is run as a trial must not reach a robot that happens to be on the network, nor be disturbed by one."""
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    os.environ.setdefault('ROS_DOMAIN_ID', str(random.SystemRandom().randint(60, 100)))
 
 
 def command(spec: ProcessSpec) -> list[str]:

@@ -81,7 +81,8 @@ PARAMETERS = (
     ),
 )
 # Commands computed in float32 may overshoot the ends of travel by a rounding error; a millimetre is more than one.
-_HAND = GripperTravel(open=scene.FINGER_TRAVEL, closed=0.0, slack=0.025)
+HAND = GripperTravel(open=scene.FINGER_TRAVEL, closed=0.0, slack=0.025)
+"""Positions of a finger, m."""
 
 
 class SimRobotNode(CosmosLifecycleNode):
@@ -227,7 +228,7 @@ class SimRobotNode(CosmosLifecycleNode):
             return
         try:
             finger_m = reader.read(message).positions[0]
-            self.robot.set_gripper(float(_HAND.closed_fraction(finger_m)), arm)
+            self.robot.set_gripper(float(HAND.closed_fraction(finger_m)), arm)
         except CosmosError as error:
             self._refuse(topic, error)
 

@@ -201,7 +201,7 @@ class Runtime:
     @property
     def together(self) -> bool:
         """Whether the backend denoises several requests at once, see :meth:`denoise_together`."""
-        return bool(getattr(self.backend, 'together', False))
+        return self.backend.together
 
     def denoise_together(
         self,

@@ -44,6 +44,8 @@ class Backend(Protocol):
     """Runs the two towers. Inputs and outputs live on `device`; samples stay float32 outside."""
 
     name: str
+    together: bool
+    """Whether it denoises several requests at once, by `step_together`; see :class:`TorchReference`."""
 
     @property
     def device(self) -> torch.device:

@@ -50,6 +50,8 @@ class StackedPrefix(Prefix):
 class CompiledBackend:
     """Runs the two towers as compiled parts; see :class:`engine.backends.base.Backend`."""
 
+    together = False
+
     def __init__(
         self,
         name: str,

@@ -154,39 +154,39 @@ class Batches:
         return taken
 
     def _compute(self, asked: list[_Asked]) -> None:
-        wanted = []
-        for one in asked:
-            if one.cancelled():
-                self._settle(one, error=Cancelled('nobody waits for it any more'))
-            else:
-                wanted.append(one)
-        if wanted:
-            self.rounds[len(wanted)] = self.rounds.get(len(wanted), 0) + 1
-            self._compute_wanted(wanted)
+        try:
+            wanted = [one for one in asked if not one.cancelled()]
+            if wanted:
+                self.rounds[len(wanted)] = self.rounds.get(len(wanted), 0) + 1
+                self._compute_wanted(wanted)
+        finally:  # nobody of a round may wait for an outcome that never comes
+            for one in asked:
+                if not one.done.is_set():
+                    self._settle(one, error=Cancelled('nobody waits for it any more'))
 
     def _compute_wanted(self, wanted: list[_Asked]) -> None:
-        if len(wanted) > 1:
+        try:
+            chunks = self._together(wanted) if len(wanted) > 1 else [None]
+        except Exception as error:
+            for one in wanted:
+                self._settle(one, error=error)
+            return
+        for one, chunk in zip(wanted, chunks, strict=True):
             try:
-                chunks = self._policy.infer_together(
-                    [one.observation for one in wanted],
-                    [one.seed for one in wanted],
-                    lambda: all(one.cancelled() for one in wanted),
-                )
-            except InvalidInput:  # of one of them: each for itself, then, so that it alone is told
-                pass
-            except Exception as error:
-                for one in wanted:
-                    self._settle(one, error=error)
-                return
-            else:
-                for one, chunk in zip(wanted, chunks, strict=True):
-                    self._settle(one, chunk)
-                return
-        for one in wanted:
-            try:
-                self._settle(one, self._policy.infer(one.observation, one.seed, one.cancelled))
+                self._settle(one, chunk or self._policy.infer(one.observation, one.seed, one.cancelled))
             except Exception as error:
                 self._settle(one, error=error)
+
+    def _together(self, wanted: list[_Asked]) -> Sequence[PolicyChunk | None]:
+        """A chunk for each; None for each if one observation is faulty: that one alone is to hear of it."""
+        try:
+            return self._policy.infer_together(
+                [one.observation for one in wanted],
+                [one.seed for one in wanted],
+                lambda: all(one.cancelled() for one in wanted),
+            )
+        except InvalidInput:
+            return [None] * len(wanted)
 
     @staticmethod
     def _settle(one: _Asked, chunk: PolicyChunk | None = None, error: Exception | None = None) -> None:

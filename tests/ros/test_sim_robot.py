@@ -21,23 +21,11 @@ pytest.importorskip('mujoco', reason='MuJoCo is not installed')
 from cosmos3_ros import qos
 from cosmos3_ros.conversions import JointReader, image_to_rgb, message_to_pose, ns_to_stamp, stamp_to_ns
 from cosmos3_ros.sim_robot import SimRobotNode
-from engine.errors import CosmosError
 from engine.evaluation.franka_scene import ARM_JOINTS, CAMERAS, FINGER_JOINTS, HOME
-from engine.evaluation.simulated_franka import SimulatedFranka
+from tests.ros.system_bench import can_draw
 
 TARGET = np.array(HOME) + np.array([0.1, -0.05, 0.08, 0.06, -0.1, 0.05, 0.1])
 HOLDING = 0.03  # rad; the servo sags a little under load
-
-
-def can_draw() -> str:
-    """Why pictures cannot be drawn here; empty if they can."""
-    try:
-        robot = SimulatedFranka(image_size=(16, 16), render_views=('wrist',))
-        robot.render()
-        robot.close()
-    except CosmosError as error:
-        return str(error)
-    return ''
 
 
 WHY_NOT = can_draw()

@@ -57,9 +57,6 @@ class Gate:
         rows = [np.full((2, 8), seed, np.float32) for seed in seeds]
         return [PolicyChunk(row, None, one.instruction, 0, {}) for row, one in zip(rows, observations, strict=True)]
 
-    def imagined_video(self, chunk: PolicyChunk) -> np.ndarray:
-        raise NotImplementedError
-
 
 def ask(batches: Batches, count: int, gate: Gate, words: Sequence[str] = ()) -> list[PolicyChunk | Exception]:
     """Let a first robot be computed for, and `count` others come meanwhile."""
