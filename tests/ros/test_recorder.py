@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,15 @@ def test_a_killed_recorder_leaves_a_bag_that_can_be_completed(graph, program, tm
     drivers = Drivers(graph)
     graph.eventually(lambda: all(p.get_subscription_count() for p in (*drivers.cameras.values(), drivers.joints)))
     drivers.publish()
-    graph.eventually(lambda: bool(drivers.publish()) and file.stat().st_size > 2_000_000, what='two megabytes on disk')
+    sizes = [0]
+
+    def grows() -> bool:
+        drivers.publish()
+        sizes.append(file.stat().st_size)
+        return sum(2_000_000 < before < size for before, size in pairwise(sizes)) >= 2
+
+    # And then more: of the piece that is being written a kill leaves nothing to be had.
+    graph.eventually(grows, what='two megabytes on disk')
     process.end(signal.SIGKILL)
     with pytest.raises(InvalidInput, match='cosmos3 dataset recover'):
         RunBag(path)
