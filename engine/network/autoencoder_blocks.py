@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 _SHORTEST = 1e-12
 """What `F.normalize` takes a shorter vector's length to be."""
 
