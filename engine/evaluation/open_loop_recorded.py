@@ -114,8 +114,13 @@ def read_track(path: Path, episode: int, joints_of: Callable[[Poses], Floats] | 
     found = read_episode(path, episode)
     for camera in found.cameras.values():
         camera.close()
+    return track_of(f'{path.name}/{episode}', found, joints_of)
+
+
+def track_of(name: str, found: Episode, joints_of: Callable[[Poses], Floats] | None = None) -> Track:
+    """The same of an episode that is open already."""
     signals = read_signals(found.columns, found.schema)
-    track = _with_future(_measured(f'{path.name}/{episode}', found, signals), found)
+    track = _with_future(_measured(name, found, signals), found)
     if track.joints is not None or track.poses is None or joints_of is None:
         return track
     joints = joints_of(track.poses)

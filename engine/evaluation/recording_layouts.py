@@ -7,8 +7,9 @@ a file is missing, and it refuses a whole data set for one missing camera. The l
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,14 +148,32 @@ def _lerobot_info(root: Path) -> Mapping[str, Any]:
 def _lerobot_entry(root: Path, index: int) -> Mapping[str, Any]:
     """What meta/episodes says of episode `index`."""
     files = sorted((root / 'meta' / 'episodes').glob('*/*.parquet'))
-    known: list[int] = []
-    for file in files:
-        found, episodes = _read_parquet(file, index)
+    where, damaged = _episode_files(tuple((file, (found := file.stat()).st_mtime_ns, found.st_size) for file in files))
+    for file in [where[index]] if index in where else damaged:
+        found, _ = _read_parquet(file, index)
         if len(found):
             entry: Mapping[str, Any] = found.slice(0, 1).to_pylist()[0]
             return entry
-        known += episodes
-    raise InvalidInput(f'recording {root}', [_no_such_episode(f'{root}/meta/episodes', index, known)])
+    raise InvalidInput(f'recording {root}', [_no_such_episode(f'{root}/meta/episodes', index, list(where))])
+
+
+@lru_cache(maxsize=4)
+def _episode_files(files: tuple[tuple[Path, int, int], ...]) -> tuple[Mapping[int, Path], Sequence[Path]]:
+    """Which file of meta/episodes speaks of which episode, and which cannot be read.
+
+    Remembered, so that thousands of files are not opened for each of thousands of episodes.
+
+    Args:
+        files: With time and size: files that change are read again.
+    """
+    found, damaged = dict[int, Path](), list[Path]()
+    for file, *_ in files:
+        try:
+            for episode in _episodes_in(file):
+                found.setdefault(episode, file)
+        except (OSError, pa.ArrowException):
+            damaged.append(file)
+    return found, damaged
 
 
 def _lerobot_rows(root: Path, info: Mapping[str, Any], entry: Mapping[str, Any], index: int) -> pa.Table:
@@ -266,10 +285,16 @@ def _read_parquet(file: Path, episode: int) -> tuple[pa.Table, list[int]]:
         if 'episode_index' not in names:
             table = pq.read_table(file, columns=names)
             return table.slice(0, len(table) if episode == 0 else 0), [0] if len(table) else []
-        known = pc.unique(pq.read_table(file, columns=['episode_index'])['episode_index']).to_pylist()
-        return pq.read_table(file, columns=names, filters=[('episode_index', '==', episode)]), known
+        return pq.read_table(file, columns=names, filters=[('episode_index', '==', episode)]), _episodes_in(file)
     except (OSError, pa.ArrowException) as error:
         raise InvalidInput(f'recording {file}', [Problem(str(file), f'cannot be read as Parquet: {error}')]) from error
+
+
+def _episodes_in(file: Path) -> list[int]:
+    if 'episode_index' not in pq.read_schema(file).names:
+        return [0] if pq.read_metadata(file).num_rows else []
+    known: list[int] = pc.unique(pq.read_table(file, columns=['episode_index'])['episode_index']).to_pylist()
+    return known
 
 
 def _columns(table: pa.Table) -> dict[str, npt.NDArray[np.generic]]:

@@ -20,21 +20,22 @@ _FROM_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and the flag of renameat2(2),
 
 
 @contextmanager
-def workshop(folder: Path) -> Iterator[Path]:
+def workshop(folder: Path, card: str = CARD) -> Iterator[Path]:
     """A folder beside the one that is wanted, which takes its place in the end, or is gone if something goes wrong.
 
     Two that make the same folder at the same time do not see each other; the later one replaces the earlier one's.
     What a killed process has left behind is cleared away.
 
     Args:
-        folder: What is wanted. An earlier compilation there is replaced; anything else is left alone and refused.
+        folder: What is wanted. An earlier one of its kind there is replaced; anything else is left alone and refused.
+        card: File by which its kind is known, that of compilations by default.
 
     Raises:
         InvalidInput: The folder holds something else, or cannot be made.
         CosmosError: Files cannot be written while the context lasts.
     """
     folder = folder.absolute()
-    _check(folder)
+    _check(folder, card)
     with ExitStack() as held:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,14 +50,14 @@ def workshop(folder: Path) -> Iterator[Path]:
             yield shop
             shop.chmod(0o755)  # temporary folders are private
             with _locked(folder.parent):
-                _put(shop, folder)
+                _put(shop, folder, card)
         except OSError as error:
-            raise CosmosError(f'compilation into {folder} failed: {error}') from error
+            raise CosmosError(f'making {folder} failed: {error}') from error
 
 
-def _check(folder: Path) -> None:
-    """Do nothing if the folder may be replaced: it is not there, empty, or holds an engine card."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CARD).is_file())):
+def _check(folder: Path, card: str) -> None:
+    """Do nothing if the folder may be replaced: it is not there, empty, or holds such a card."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / card).is_file())):
         remedy = 'name a folder that is not there yet'
         raise InvalidInput('output', [Problem(str(folder), 'holds something else', remedy=remedy)])
 
@@ -78,9 +79,9 @@ def _clear_away(folder: Path) -> None:
             os.close(lock)
 
 
-def _put(shop: Path, folder: Path) -> None:
+def _put(shop: Path, folder: Path, card: str) -> None:
     """Put the finished folder in place of an earlier one, which is left in the workshop."""
-    _check(folder)
+    _check(folder, card)
     if not folder.exists():
         shop.replace(folder)
     elif not _exchange(shop, folder):
