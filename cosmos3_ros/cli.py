@@ -13,6 +13,7 @@ from cosmos3_ros.cli_ask import add_ask, add_plan
 from cosmos3_ros.cli_dataset import add_dataset
 from cosmos3_ros.cli_eval import add_eval
 from cosmos3_ros.cli_imagine import add_imagine, add_infer_actions
+from cosmos3_ros.cli_make_dataset import add_make_dataset
 from cosmos3_ros.cli_safety import add_calibrate, add_safety_sim
 from cosmos3_ros.cli_serve import add_serve
 from engine.errors import CosmosError, InvalidInput, Problem
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add_calibrate(commands, _bars)
     add_safety_sim(commands, _bars)
     add_dataset(commands, _bars)
+    add_make_dataset(commands, _bars)
     add_eval(commands, _bars)
     add_serve(commands)
     return parser
@@ -299,9 +301,10 @@ def _check_positive(arguments: argparse.Namespace, *names: str) -> None:
 @contextmanager
 def _bars() -> Iterator[Callable[[str, float], None]]:
     """A progress bar for each stage that is reported."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    with Progress(TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn()) as progress:
+    columns = TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns) as progress:
         bars: dict[str, Any] = {}
 
         def report(what: str, share: float) -> None:

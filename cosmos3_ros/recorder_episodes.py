@@ -98,7 +98,7 @@ class RecordingRunner:
         robot = SimulatedFranka(render_views=None, zone=True)
         self.world = RecordedWorld(robot, load_limits(contract.robot.description), contract)
         try:
-            self._writer = DatasetWriter(root, episode_plan(contract, robot, _player(cast)), go_on=True)
+            self._writer = DatasetWriter(root, episode_plan(contract, robot.image_size, _player(cast)), go_on=True)
             self._done = _recorded(root, self._writer.notes)
         except CosmosError:
             robot.close()
@@ -108,7 +108,7 @@ class RecordingRunner:
         """Run one episode and keep it, unless the data set has it already."""
         kept = EpisodeCamera(camera)
         record = play(self.world, self._actor, episode, self._terms, kept)
-        name = (*episode.key, _setting(episode))
+        name = (*episode.key, setting_of(episode))
         if name not in self._done:
             self._keep(episode, record, kept)
             self._done.add(name)
@@ -123,22 +123,31 @@ class RecordingRunner:
     def _keep(self, episode: Episode, record: EpisodeRecord, kept: EpisodeCamera) -> None:
         arm, gripper = self.world.targets()
         notes: dict[str, str | float | bool] = {'suite_task': episode.task, 'seed': episode.seed}
-        notes |= {'setting': _setting(episode), 'success': record.success}
+        notes |= {'setting': setting_of(episode), 'success': record.success}
         with self._writer.episode(episode.instruction, **notes) as target:
             for seen, pose in zip(kept.seen, kept.poses, strict=True):
-                later = seen.stamp_ns + self.world.step_ns
-                # Before the first command arm and gripper rest where they are.
-                joints, closed = arm.at(later), gripper.at(later)
-                action = [*(seen.joints if joints is None else joints), seen.gripper if closed is None else closed[0]]
-                values = {
-                    STATE: np.array([*seen.joints, seen.gripper]),
-                    END_EFFECTOR: pose,
-                    ACTION: np.array(action),
-                }
+                values = row_values(seen, pose, arm, gripper, self.world.step_ns)
                 target.add(values, {camera_key(view): picture for view, picture in seen.views.items()})
 
 
-def _setting(episode: Episode) -> str:
+def row_values(seen: Seen, pose: Floats, arm: Targets, gripper: Targets, step_ns: int) -> dict[str, Floats]:
+    """The numbers of a row: what was measured, and where arm and gripper were told to be one row later.
+
+    Args:
+        seen: What was to be seen.
+        pose: [6] of the end effector then.
+        arm: What the arm was told, as :meth:`RecordedWorld.targets` has it.
+        gripper: What the gripper was told.
+        step_ns: From row to row.
+    """
+    later = seen.stamp_ns + step_ns
+    # Before the first command arm and gripper rest where they are.
+    joints, closed = arm.at(later), gripper.at(later)
+    action = [*(seen.joints if joints is None else joints), seen.gripper if closed is None else closed[0]]
+    return {STATE: np.array([*seen.joints, seen.gripper]), END_EFFECTOR: pose, ACTION: np.array(action)}
+
+
+def setting_of(episode: Episode) -> str:
     """How the scene was at the beginning: with another jitter the same seed makes another episode."""
     return json.dumps(asdict(episode.setting), sort_keys=True)
 
@@ -173,13 +182,16 @@ def _player(cast: Cast) -> dict[str, Any]:
     return found | {'dtype': cast.dtype, 'compiled': Path(cast.compiled).name}
 
 
-def episode_plan(contract: Contract, robot: SimulatedFranka, player: Mapping[str, Any]) -> Plan:
-    """What a data set of simulated episodes holds; `player` says who plays, and becomes part of where it is from."""
+def episode_plan(contract: Contract, picture: tuple[int, int], player: Mapping[str, Any]) -> Plan:
+    """What a data set of simulated episodes holds.
+
+    Args:
+        contract: Names joints and views.
+        picture: Height and width of the pictures, pixels.
+        player: Says who plays, and becomes part of where it is from.
+    """
     joints = Feature((*contract.robot.joints, CLOSED), 'float64')
-    views = robot.render()
-    sizes = {
-        camera_key(view): (int(views[view].shape[0]), int(views[view].shape[1])) for view in contract.views.streams
-    }
+    sizes = {camera_key(view): picture for view in contract.views.streams}
     text = Path(contract.source).read_text(encoding='utf-8')
     origin = {'made_by': 'cosmos3 eval closed-loop --record', **player, 'contract': contract.name}
     origin |= {'fingerprint': contract.fingerprint, 'actions': 'commanded'}

@@ -15,6 +15,7 @@ QUANTILES = {'q01': 0.01, 'q10': 0.10, 'q50': 0.50, 'q90': 0.90, 'q99': 0.99}
 PICTURES_SAMPLED = 64
 """Pictures of an episode and camera that count; neighbours look alike."""
 _PIXELS = 48  # of each side of a picture that count
+_VALUES = 256  # of a byte
 
 
 def of_rows(values: NDArray[np.generic]) -> Stats:
@@ -25,11 +26,55 @@ def of_rows(values: NDArray[np.generic]) -> Stats:
 
 def of_pictures(pictures: Sequence[NDArray[np.uint8]]) -> Stats:
     """Statistics of pictures, each uint8 [H, W, 3]: of each channel between 0 and 1, [3, 1, 1]; the count [1]."""
-    sampled = [_thinned(picture).reshape(-1, 3) for picture in pictures]
-    found = _of(np.concatenate(sampled).astype(np.float64) / 255.0)
-    return {key: value if key == 'count' else value.reshape(3, 1, 1) for key, value in found.items()} | {
-        'count': np.array([float(len(pictures))])
-    }
+    tally = PictureTally()
+    for picture in pictures:
+        tally.add(picture)
+    return tally.stats()
+
+
+class PictureTally:
+    """Pictures counted one by one, for whoever does not keep them.
+
+    A byte has 256 values, so that how often each occurred says all that statistics ask for, and sooner than a sort.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is counted yet."""
+        self._counts = np.zeros((3, _VALUES), np.int64)
+        self._pictures = 0
+
+    def add(self, picture: NDArray[np.uint8]) -> None:
+        """Count one more, uint8 [H, W, 3]."""
+        thinned = _thinned(picture).reshape(-1, 3)
+        for channel in range(3):
+            self._counts[channel] += np.bincount(thinned[:, channel], minlength=_VALUES)
+        self._pictures += 1
+
+    def stats(self) -> Stats:
+        """Statistics of what was counted, as :func:`of_pictures` has them; there was at least one picture."""
+        levels = np.arange(_VALUES) / (_VALUES - 1)
+        total = self._counts.sum(axis=1)
+        mean = self._counts @ levels / total
+        spread = (self._counts * (levels - mean[:, None]) ** 2).sum(axis=1) / total
+        found = {
+            'min': np.array([np.flatnonzero(counts)[0] for counts in self._counts]) / (_VALUES - 1),
+            'max': np.array([np.flatnonzero(counts)[-1] for counts in self._counts]) / (_VALUES - 1),
+            'mean': mean,
+            'std': np.sqrt(spread),
+        }
+        for name, share in QUANTILES.items():
+            found[name] = np.array([_quantile(counts, share) for counts in self._counts]) / (_VALUES - 1)
+        return {key: value.reshape(3, 1, 1) for key, value in found.items()} | {
+            'count': np.array([float(self._pictures)])
+        }
+
+
+def _quantile(counts: NDArray[np.int64], share: float) -> float:
+    """A quantile of bytes that occurred so often [256], as `np.quantile` has it: straight between neighbours."""
+    up_to = np.cumsum(counts)
+    place = share * (up_to[-1] - 1)
+    before, after = np.searchsorted(up_to, [np.floor(place), np.ceil(place)], side='right')
+    return float(before + (after - before) * (place - np.floor(place)))
 
 
 def sampled_indices(length: int) -> NDArray[np.intp]:

@@ -116,8 +116,13 @@ class _Kept:
     tasks: dict[str, int] = field(default_factory=dict)
     episodes: int = 0
     frames: int = 0
-    stats: list[dict[str, Stats]] = field(default_factory=list)
+    stats: dict[str, Stats] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)
+
+    def count(self, stats: Mapping[str, Stats]) -> None:
+        """Add an episode's statistics: one by one, or a large data set would spend its time on adding them all up."""
+        for key, found in stats.items():
+            self.stats[key] = together([self.stats[key], found]) if key in self.stats else found
 
 
 class DatasetWriter:
@@ -209,7 +214,7 @@ class DatasetWriter:
             if name.startswith('stats/'):
                 feature, _, key = name.removeprefix('stats/').rpartition('/')
                 stats.setdefault(feature, {})[key] = np.asarray(value, np.float64)
-        kept.stats.append(stats)
+        kept.count(stats)
         kept.notes.append({name: value for name, value in entry.items() if '/' not in name})
 
     def _write_meta(self) -> None:
@@ -222,8 +227,7 @@ class DatasetWriter:
         }
         if kept.tasks:
             _write_tasks(self.root / TASKS, kept.tasks)
-            every = {key: together([one[key] for one in kept.stats]) for key in kept.stats[0]}
-            _write_json(self.root / STATS, as_document(every))
+            _write_json(self.root / STATS, as_document(kept.stats))
         _write_json(self.root / INFO, info)
 
 
@@ -238,6 +242,7 @@ class EpisodeWriter:
         self._rows: dict[str, list[NDArray[np.float64]]] = {key: [] for key in owner.plan.features}
         self._films: dict[str, VideoWriter] = {}
         self._copied: dict[str, Path] = {}
+        self._known: dict[str, Stats] = {}
 
     @property
     def length(self) -> int:
@@ -261,8 +266,13 @@ class EpisodeWriter:
         for key, picture in pictures.items():
             self._film(key).write(picture)
 
-    def copy_video(self, key: str, path: Path) -> None:
+    def copy_video(self, key: str, path: Path, stats: Stats | None = None) -> None:
         """Use a video file as it is, in place of pictures; it must have one frame for each row, at the rate.
+
+        Args:
+            key: Of the camera.
+            path: The file.
+            stats: Of its pictures, from whoever made it; None: they are looked at here.
 
         Raises:
             InvalidInput: There is no such camera.
@@ -270,6 +280,8 @@ class EpisodeWriter:
         if key not in self._owner.plan.cameras:
             raise InvalidInput('episode', [Problem(key, 'no such camera', '', ', '.join(self._owner.plan.cameras))])
         self._copied[key] = path
+        if stats is not None:
+            self._known[key] = stats
 
     def _row_problems(self, values: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[Problem]:
         plan, problems = self._owner.plan, []
@@ -314,7 +326,7 @@ class EpisodeWriter:
         _write_table(owner.root / EPISODES_PATH.format(**self._place), {k: pa.array([v]) for k, v in entry.items()})
         owner._kept.episodes += 1
         owner._kept.frames += self.length
-        owner._kept.stats.append(stats)
+        owner._kept.count(stats)
         owner._kept.notes.append(dict(self._notes))
         owner._write_meta()
 
@@ -359,6 +371,9 @@ class EpisodeWriter:
     def _picture_stats(self) -> dict[str, Stats]:
         found = {}
         for key in self._owner.plan.cameras:
+            if key in self._known:
+                found[key] = self._known[key]
+                continue
             reader = VideoReader(self._owner.root / VIDEO_PATH.format(video_key=key, **self._place))
             found[key] = of_pictures([reader.frame(int(index)) for index in sampled_indices(reader.length)])
             reader.close()

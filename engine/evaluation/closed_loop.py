@@ -162,7 +162,14 @@ class Runner(Protocol):
 Camera = Callable[[World], None]
 
 
-def play(world: World, actor: Actor, episode: Episode, terms: LoopTerms, camera: Camera | None = None) -> EpisodeRecord:
+def play(
+    world: World,
+    actor: Actor,
+    episode: Episode,
+    terms: LoopTerms,
+    camera: Camera | None = None,
+    linger_s: float = 0.0,
+) -> EpisodeRecord:
     """Run one episode, up to success or to the end of its time.
 
     Args:
@@ -171,16 +178,20 @@ def play(world: World, actor: Actor, episode: Episode, terms: LoopTerms, camera:
         episode: Which one.
         terms: How the loop is closed.
         camera: Called at the beginning and after every control period.
+        linger_s: How long it goes on after success.
     """
     world.begin(episode)
     actor.begin(episode)
     watch = Watch(episode, world.truth())
+    done_ns: list[int] = []
 
     def look() -> bool:
         watch.look(world.truth())
         if camera is not None:
             camera(world)
-        return watch.done
+        if watch.done and not done_ns:
+            done_ns.append(world.now_ns)
+        return bool(done_ns) and world.now_ns >= done_ns[0] + round(linger_s * NS)
 
     if camera is not None:
         camera(world)

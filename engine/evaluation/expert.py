@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
-from engine.errors import InvalidInput
+from engine.errors import InvalidInput, Problem
 from engine.evaluation import franka_scene as scene
-from engine.evaluation.expert_kinematics import DOWN, downwards, place, solve
+from engine.evaluation.expert_kinematics import DOWN, Placement, downwards, place, solve
 from engine.evaluation.expert_paths import CLOSING_S, Plan, Rows, Seen, quintic
 from engine.evaluation.tasks import BOWL, TOPS, Episode
 
@@ -42,6 +42,8 @@ PUSH_M = {'red_cube': 0.02, 'blue_disc': 0.02}
 _AHEAD_M = {'red_cube': 0.034, 'blue_disc': 0.043}
 # From the tool to the middle of an object that is pushed: two fingers some way apart lie against it.
 _RADIUS = {thing.name: thing.radius for thing in scene.OBJECTS}
+_HEIGHT = {thing.name: thing.height for thing in scene.OBJECTS}
+_RAISED_M, _NEAR_M = 0.01, 0.03  # an object that is so far up, and so near to the tool, is in the hand
 _PUSH_GRIP = 0.6
 _ABOVE_M, _LIFT_M, _HOVER_M, _DESCENT_M = 0.10, 0.14, 0.03, 0.05
 _FREE_M = 0.13  # height at which the tool may go anywhere
@@ -162,6 +164,21 @@ class Expert:
         apart = seen.joints - course.at(np.array([now]))[0]
         return Rows(course.at(times) + np.exp(-numbers / _FADE_ROWS)[:, None] * apart, course.grip(times))
 
+    @property
+    def end_s(self) -> float:
+        """When the plan is done, on the clock of the stamps; there is one as soon as a chunk was made."""
+        return 0.0 if self._course is None else self._course.end_s
+
+    def moving(self, time_s: float) -> State:
+        """Where the plan has the joints at a time, and how fast; there is one as soon as a chunk was made."""
+        if self._course is None:
+            raise InvalidInput('the scripted hand', [Problem('plan', 'there is none before the first chunk')])
+        return self._course.moving(time_s)
+
+    def look_again(self) -> None:
+        """Forget the plan: the next chunk begins at rest, where the arm is seen to be."""
+        self._course = None
+
     # Planning
 
     def _attend(self, seen: Seen) -> Course:
@@ -190,9 +207,9 @@ class Expert:
         here = place(state[0])
         legs, touch = _LEGS[self._episode.task](self._episode, seen)
         if here.position[2] < _FREE_M:  # up first, whatever lies around
-            turned = here.rotation @ DOWN.T
             up = np.array([*here.position[:2], _FREE_M])
-            legs, touch = [Leg('fly', up, math.atan2(turned[1, 0], turned[0, 0]), 0.6), *legs], touch + 1
+            grip = 1.0 if _in_hand(self._episode.target, seen) else 0.0
+            legs, touch = [Leg('fly', up, _turn_of_hand(here), 0.6, grip), *legs], touch + 1
         new = self._within_reach(begin, state, legs, touch)
         before: Floats = np.linspace(
             now, begin, math.ceil(self._latency_s / _TABLE_S), endpoint=False, dtype=np.float64
@@ -292,6 +309,9 @@ def _legs_of_lift(episode: Episode, seen: Seen) -> tuple[list[Leg], int]:
     at = np.array([*pose.position[:2], GRASP_M[target]])
     up = np.array([0.0, 0.0, 1.0])
     lifted = at + _LIFT_M * up
+    if _in_hand(target, seen):
+        turn = _turn_of_hand(place(seen.joints))
+        return [Leg('line', lifted, turn, 0.8, 1.0), Leg('wait', lifted, turn, 0.8, 1.0)], 0
     return [
         Leg('fly', at + _ABOVE_M * up, turn, 0.8),
         Leg('line', at, turn, 0.7),
@@ -299,6 +319,19 @@ def _legs_of_lift(episode: Episode, seen: Seen) -> tuple[list[Leg], int]:
         Leg('line', lifted, turn, 0.8, 1.0),
         Leg('wait', lifted, turn, 0.8, 1.0),
     ], 2
+
+
+def _in_hand(target: str, seen: Seen) -> bool:
+    """Whether the hand has the object and has begun to lift it: then it only has to go on."""
+    where = seen.objects[target].position
+    raised = where[2] > _HEIGHT[target] + _RAISED_M
+    return bool(raised and np.linalg.norm(place(seen.joints).position - where) < _NEAR_M)
+
+
+def _turn_of_hand(here: Placement) -> float:
+    """Turn of a hand that points downwards about the vertical, rad; the opposite of :func:`downwards`."""
+    turned = here.rotation @ DOWN.T
+    return math.atan2(turned[1, 0], turned[0, 0])
 
 
 def _turn_of(quaternion: Floats) -> float:

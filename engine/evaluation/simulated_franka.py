@@ -224,6 +224,11 @@ class SimulatedFranka:
         self.reset(seed)
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures, pixels."""
+        return self._size
+
+    @property
     def time_ns(self) -> int:
         """Simulated time since construction, ns; a multiple of 1 ms that never goes back, not even at a reset."""
         return self._steps * scene.PHYSICS_STEP_NS

@@ -32,13 +32,14 @@ class VideoWriter:
     column twice.
     """
 
-    def __init__(self, path: str | Path, fps: float, size: tuple[int, int]) -> None:
+    def __init__(self, path: str | Path, fps: float, size: tuple[int, int], threads: int = 0) -> None:
         """Open the file.
 
         Args:
             path: Where the video shall be; its directory must exist.
             fps: Frames per second.
             size: Height and width of the frames that will come, pixels.
+            threads: Of the encoder, 0 for as many as it likes. The same number makes the same file of the same frames.
 
         Raises:
             InvalidInput: The directory is not there, or the rate or the size is not positive.
@@ -52,6 +53,7 @@ class VideoWriter:
         self._stream.height, self._stream.width = (side + side % 2 for side in self._size)
         self._stream.pix_fmt = 'yuv420p'
         self._stream.options = {'crf': '18', 'preset': 'veryfast'}
+        self._stream.codec_context.thread_count = threads
 
     def write(self, frame: Picture) -> None:
         """Append one frame, u8 [H, W, 3] RGB.
