@@ -20,8 +20,9 @@ FLOORS = (
     {'policy', 'dynamics', 'reasoner', 'generator'},
     {'cosmos3'},
     {'engine'},
-    {'serving', 'evaluation', 'training', 'export', 'monitors', 'calibration'},
+    {'serving', 'evaluation', 'export', 'monitors', 'calibration'},
     {'datasets'},
+    {'training'},
     {'cosmos3_ros'},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

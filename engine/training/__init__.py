@@ -1,0 +1,1 @@
+"""Trains models of this architecture: recordings to arrays, the video autoencoder, the transformer."""
