@@ -202,10 +202,17 @@ _DEMONSTRATORS: list[Demonstrator | CosmosError] = []  # the one of this process
 def _begin(terms: Terms, folder: Path) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _DEMONSTRATORS[:] = [demonstrator := Demonstrator(terms, folder)]
-        atexit.register(demonstrator.close)
+        _DEMONSTRATORS[:] = [Demonstrator(terms, folder)]
+        atexit.register(_finish)
     except CosmosError as error:  # told by the first episode: a pool says of its beginning only that it broke
         _DEMONSTRATORS[:] = [error]
+
+
+def _finish() -> None:
+    for one in _DEMONSTRATORS:
+        if isinstance(one, Demonstrator):
+            one.close()
+    _DEMONSTRATORS.clear()
 
 
 def _end_with_parent() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +34,6 @@ Floats = NDArray[np.float64]
 
 DISTURBED = 'disturbed'
 """Column of the data set: 1 where the action is part of a displacement, else 0."""
-
-_ENCODER_THREADS = 1  # the bytes of a video depend on it, and every worker has a core to itself anyway
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class FilmingCamera:
         self.seen: list[Seen] = []
         self.poses: list[Floats] = []
         self._tallies = {view: PictureTally() for view in paths}
-        self._films = {view: VideoWriter(path, fps, size, _ENCODER_THREADS) for view, path in paths.items()}
+        self._films = {view: VideoWriter(path, fps, size, repeatable=True) for view, path in paths.items()}
 
     def __call__(self, world: World) -> None:
         """A control period has passed."""
@@ -110,8 +108,7 @@ class FilmingCamera:
             film.write(found.views[view])
             self._tallies[view].add(found.views[view])
         self.seen.append(Seen(found.stamp_ns, {}, found.joints, found.gripper, found.objects))
-        pose = world.robot.end_effector_pose()
-        self.poses.append(as_rpy(np.concatenate([pose.position, pose.quaternion])[None])[0])
+        self.poses.append(np.concatenate(world.robot.end_effector_pose()))
 
     def close(self) -> dict[str, Stats]:
         """Finish the films; statistics of their pictures by view."""
@@ -151,6 +148,7 @@ class Demonstrator:
         self._actor = Disturbed(expert, limits, contract.timing, terms.loop, terms.disturbed)
         robot = SimulatedFranka(image_size=terms.picture, render_views=self._views, zone=True)
         self.world = RecordedWorld(robot, limits, contract)
+        robot.render()  # better to hear now that it does not work
 
     def take(self, episode: Episode) -> Take:
         """Run one episode.
@@ -168,7 +166,7 @@ class Demonstrator:
             camera.discard()
             raise
         return Take(
-            record,
+            replace(record, act_s=0.0),  # what a chunk took is of this machine and this moment
             self._columns(camera),
             {camera_key(view): path for view, path in paths.items()},
             {camera_key(view): found for view, found in stats.items()},
@@ -182,7 +180,8 @@ class Demonstrator:
     def _columns(self, camera: FilmingCamera) -> dict[str, Floats]:
         arm, gripper = self.world.targets()
         step = self.world.step_ns
-        rows = [row_values(*one, arm, gripper, step) for one in zip(camera.seen, camera.poses, strict=True)]
+        poses = as_rpy(np.stack(camera.poses))
+        rows = [row_values(*one, arm, gripper, step) for one in zip(camera.seen, poses, strict=True)]
         stamps = np.array([seen.stamp_ns for seen in camera.seen], np.int64)
         pushed = np.zeros((len(stamps), 1))
         for begin, end in self._actor.spans:

@@ -49,16 +49,22 @@ class JointPath:
 
     def sample(self, times_ns: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
         """Desired positions and velocities, each [N, J], at `times_ns` [N] not before the first knot."""
-        positions = np.broadcast_to(self.end, (len(times_ns), len(self.end))).copy()
-        velocities = np.zeros_like(positions)
         moving = times_ns < self.times_ns[-1]
+        if moving.all():  # as a rule
+            return self._sample(times_ns)
+        positions = np.tile(self.end, (len(times_ns), 1))
+        velocities = np.zeros_like(positions)
         if moving.any():
-            segment = np.searchsorted(self.times_ns, times_ns[moving], side='right') - 1
-            t = ((times_ns[moving] - self.times_ns[segment]) * 1e-9)[:, None]
-            a, b, c, d = np.moveaxis(self.coefficients[segment], 1, 0)
-            positions[moving] = a + t * (b + t * (c + t * d))
-            velocities[moving] = b + t * (2 * c + t * 3 * d)
+            positions[moving], velocities[moving] = self._sample(times_ns[moving])
         return positions, velocities
+
+    def _sample(self, times_ns: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """The same at times before the last knot."""
+        segment = np.searchsorted(self.times_ns, times_ns, side='right') - 1
+        t = ((times_ns - self.times_ns[segment]) * 1e-9)[:, None]
+        found = self.coefficients[segment]
+        a, b, c, d = found[:, 0], found[:, 1], found[:, 2], found[:, 3]
+        return a + t * (b + t * (c + t * d)), b + t * (2 * c + t * 3 * d)
 
 
 def in_the_past(end_ns: int, now_ns: int) -> Problem:
@@ -99,6 +105,8 @@ def _time_problems(times: Floats) -> list[Problem]:
 def _table_problems(name: str, table: Floats, rows: int, joints: Sequence[str]) -> list[Problem]:
     if table.shape != (rows, len(joints)):
         return [Problem(name, 'wrong shape', str(table.shape), f'({rows}, {len(joints)})')]
+    if np.isfinite(table).all():
+        return []
     bad = np.argwhere(~np.isfinite(table))
     return [
         Problem(f'{name}[{row}]', 'not a finite number', str(table[row, joint]), '', joints[joint])

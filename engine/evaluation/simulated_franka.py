@@ -37,6 +37,7 @@ _OF_ARM = _FIRST_FINGER + len(scene.FINGER_JOINTS)
 _START_X = (0.36, 0.62)
 _START_Y = (-0.26, 0.26)
 _START_GAP = 0.02
+_XYZW = np.array([4, 5, 6, 3])  # of the state of a free joint: MuJoCo's quaternions begin with w
 
 
 class JointState(NamedTuple):
@@ -212,6 +213,7 @@ class SimulatedFranka:
         self._picture_data = self._mujoco.MjData(self._model)
         self._has_zone = zone
         self._plain = _Looks.of(self._model)
+        self._free = {thing.name: int(self._model.joint(thing.name).qposadr[0]) for thing in scene.OBJECTS}
         self._tools = [self._model.site(arm.prefix + scene.TOOL).id for arm in robot.arms]
         self._studio: _Studio | None = None
         self._lock = threading.Lock()
@@ -420,8 +422,8 @@ class SimulatedFranka:
     def objects(self) -> dict[str, Pose]:
         """Pose of each loose object by name: 'red_cube', 'blue_disc', 'green_ball', 'yellow_bowl'."""
         with self._lock:
-            states = {thing.name: self._data.joint(thing.name).qpos.copy() for thing in scene.OBJECTS}
-        return {name: Pose(state[:3], np.roll(state[3:], -1)) for name, state in states.items()}
+            qpos = self._data.qpos.copy()
+        return {name: Pose(qpos[at : at + 3], qpos[at + _XYZW]) for name, at in self._free.items()}
 
     def render(self) -> dict[str, Picture]:
         """Pictures of the present moment, u8 [H, W, 3] RGB by view name.
