@@ -32,10 +32,10 @@ _KEPT = 0.9
 _LOW_M, _ABOVE_M = 0.05, 0.075  # where the tool must begin and end, so that no finger comes down on what lies there
 _SINK_M = 0.003
 _MARGIN_RAD = 0.1  # to the ends of every joint
-_EARLY, _LATE = 0.05, 0.95  # of the planned time, when one may happen
+_EARLY, _LATE = 0.05, 0.85  # of the planned time, when one may happen; the rest is for the goal
 _SECOND = 0.4  # share of the disturbed episodes that have a second one
 _TRIES = 40  # at each observation; if all are out of bounds, the next one will do
-_INSTANT_S = 1e-6
+_INSTANT_S = 0.011  # more than a control period, by which observations come early or late
 _PEAK = 10 / math.sqrt(3)  # highest acceleration of a motion of least jerk, as a multiple of way / time²
 
 
@@ -82,12 +82,11 @@ class Disturbed:
         """The seed decides whether, how often, and at which share of the plan."""
         self._expert.begin(episode)
         self._rng = np.random.default_rng([episode.seed, 5])
-        pushed, twice, *shares = self._rng.uniform(size=4)
-        count = 0 if pushed >= self._share else 2 if twice < _SECOND else 1
-        self._shares = [_EARLY + (_LATE - _EARLY) * share for share in shares[:count]]
-        self._due_s, self._grip = math.inf, 0.0
+        pushed, twice = self._rng.uniform(size=2)
+        self._left = 0 if pushed >= self._share else 2 if twice < _SECOND else 1
+        self._due_s: float | None = None
         self._away: _Displacement | None = None
-        self._fresh = True
+        self._grip = 0.0
         self.spans = []
 
     def act(self, seen: Seen) -> Rows:
@@ -95,13 +94,12 @@ class Disturbed:
         now = seen.stamp_ns * 1e-9
         if self._away is not None and now >= self._away.end_s - _INSTANT_S:
             self.spans[-1] = self.spans[-1][0], round((now + self._delay_s) * NS)
-            self._away, self._fresh = None, True
+            self._away = self._due_s = None
             self._expert.look_again()
         if self._away is None:
             own = self._expert.act(seen)
-            if self._fresh:
-                self._due_s = now + self._shares[0] * (self._expert.end_s - now) if self._shares else math.inf
-                self._fresh = False
+            if self._due_s is None:
+                self._due_s = self._moment(now) if self._left else math.inf
             self._away = self._push(now + self._delay_s) if now >= self._due_s else None
             if self._away is None:
                 return own
@@ -109,18 +107,26 @@ class Disturbed:
         times = now + self._step_s * np.arange(1, self._rows + 1, dtype=np.float64)
         return Rows(self._away.at(times), np.full(self._rows, self._grip))
 
+    def _moment(self, now: float) -> float:
+        """A time within the plan at which the hand is not down at the table."""
+        for _ in range(_TRIES):
+            time_s = now + float(self._rng.uniform(_EARLY, _LATE)) * (self._expert.end_s - now)
+            if place(self._expert.moving(time_s)[0]).position[2] >= _LOW_M:
+                break
+        return time_s
+
     def _push(self, begin_s: float) -> _Displacement | None:
         """A displacement from a time on, if one was found that may be."""
         state = self._expert.moving(begin_s)
         if place(state[0]).position[2] < _LOW_M:
             return None
         for _ in range(_TRIES):
-            seconds = math.ceil(self._rng.choice(_SECONDS) / self._every_s - _INSTANT_S) * self._every_s
+            seconds = math.ceil(self._rng.choice(_SECONDS) / self._every_s - 0.1) * self._every_s
             most = np.minimum(FARTHEST_RAD, _SHARE * self._limits.acceleration * seconds**2 / _PEAK)
             goal = state[0] + state[1] * seconds / 2 + self._rng.uniform(-most, most)
             path = Plan(np.array([0.0, seconds]), quintic(state, goal, seconds)[None], math.inf)
             if self._may_be(path):
-                self._shares.pop(0)
+                self._left, self._due_s = self._left - 1, math.inf
                 self.spans.append((round(begin_s * NS), round((begin_s + seconds) * NS)))
                 return _Displacement(begin_s, path)
         return None
@@ -128,7 +134,8 @@ class Disturbed:
     def _may_be(self, path: Plan) -> bool:
         """Whether it keeps to the limits of the joints, and well above the table."""
         limits = self._limits
-        positions, velocities, accelerations = path.state(np.linspace(0.0, path.end_s, 13))
+        times: Floats = np.linspace(0.0, path.end_s, 13, dtype=np.float64)
+        positions, velocities, accelerations = path.state(times)
         inside = (positions > limits.lower + _MARGIN_RAD) & (positions < limits.upper - _MARGIN_RAD)
         slow = (np.abs(velocities) < _KEPT * limits.velocity) & (np.abs(accelerations) < _KEPT * limits.acceleration)
         if not (inside.all() and slow.all()):
