@@ -16,6 +16,7 @@ from cosmos3_ros.cli_imagine import add_imagine, add_infer_actions
 from cosmos3_ros.cli_make_dataset import add_make_dataset
 from cosmos3_ros.cli_safety import add_calibrate, add_safety_sim
 from cosmos3_ros.cli_serve import add_serve
+from cosmos3_ros.cli_train import add_train
 from engine.errors import CosmosError, InvalidInput, Problem
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add_calibrate(commands, _bars)
     add_safety_sim(commands, _bars)
     add_dataset(commands, _bars)
+    add_train(commands, _bars)
     add_make_dataset(commands, _bars)
     add_eval(commands, _bars)
     add_serve(commands)
@@ -114,10 +116,12 @@ def _add_make_tiny(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     tiny.add_argument('--real-ids', action='store_true', help='vocabulary with the published ids; adds tens of MB')
     tiny.add_argument(
         '--weights',
-        choices=('reflex', 'random'),
+        choices=('reflex', 'random', 'fresh'),
         default='reflex',
-        help='reflex: random, but a DROID chunk starts where the arm is and drifts; random: nothing but noise',
+        help='reflex: random, but a DROID chunk starts where the arm is and drifts; random: nothing but noise; fresh: '
+        'what a training begins with',
     )
+    tiny.add_argument('--size', choices=('tiny', 'micro'), default='tiny', help='micro can be trained (default: tiny)')
     tiny.set_defaults(run=_make_tiny)
 
 
@@ -131,10 +135,22 @@ def _make_tiny(arguments: argparse.Namespace) -> int:
         sound=not arguments.no_sound and arguments.variant == 'nano',
         weights=arguments.weights,
         real_ids=arguments.real_ids,
+        size=arguments.size,
+        sentences=_words() if arguments.size == 'micro' else (),
     )
     size = sum(file.stat().st_size for file in path.rglob('*') if file.is_file())
     print(f'{path}: {arguments.variant}, {arguments.weights} weights, seed {arguments.seed}, {size / 1e6:.1f} MB')
     return 0
+
+
+def _words() -> tuple[str, ...]:
+    """What is asked for in simulation, as a prompt has it: Cosmos3-micro reads it in few tokens."""
+    from engine.evaluation.tasks import TASKS, wordings
+    from engine.observation.prompts import DROID_DESCRIPTION, Clip, plain_prompt
+
+    asked = dict.fromkeys(text for name, task in TASKS.items() for it in task.targets for text in wordings(name, it))
+    clip = Clip(17, 15, 256, 320)
+    return tuple(plain_prompt(it, clip, viewpoint='concat_view', description=DROID_DESCRIPTION) for it in asked)
 
 
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

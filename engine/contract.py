@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from engine.actions import GripperTravel, Method
+from engine.actions import GripperTravel, Method, Normalizer, Statistics, normalizer, parse_statistics
 from engine.contract_checks import cross_check, repeated_names
 from engine.contract_reader import Reader
 from engine.contract_sampler import PRESETS, SamplerTerms, read_sampler
@@ -57,6 +57,10 @@ class EmbodimentTerms:
         normalization: How rows were scaled in training; `none` means physical units.
         state_row: Whether row 0 of the action tensor is the measured state, kept clean.
         history_rows: Executed rows put before it, oldest first, kept clean.
+        offsets: Whether the joints of action rows are offsets from the measured state. Chunks that leave the policy are
+            absolute all the same.
+        statistics: Of action rows as they are written, before scaling; None for the published ones.
+        state_statistics: Of state rows, where action rows are offsets.
     """
 
     domain: str
@@ -65,6 +69,19 @@ class EmbodimentTerms:
     normalization: str
     state_row: bool
     history_rows: int
+    offsets: bool = False
+    statistics: Statistics | None = None
+    state_statistics: Statistics | None = None
+
+    @property
+    def normalizer(self) -> Normalizer | None:
+        """Scale of action rows by the contract's own statistics; None if it has none."""
+        return None if self.statistics is None else normalizer(self.normalization, self.statistics)
+
+    @property
+    def state_normalizer(self) -> Normalizer | None:
+        """Scale of state rows, likewise."""
+        return None if self.state_statistics is None else normalizer(self.normalization, self.state_statistics)
 
     @property
     def clean_rows(self) -> int:
@@ -239,9 +256,30 @@ def _embodiment(reader: Reader) -> EmbodimentTerms:
         normalization=reader.text('normalization', NORMALIZATIONS),
         state_row=bool(reader.take('state_row', bool, True)),
         history_rows=reader.integer('history_rows', 0, 64),
+        offsets=bool(reader.take('offsets', bool, False, optional=True)),
+        statistics=_statistics(reader, 'statistics'),
+        state_statistics=_statistics(reader, 'state_statistics'),
     )
     reader.finish()
     return terms
+
+
+def _statistics(reader: Reader, name: str) -> Statistics | None:
+    """Statistics of rows, written into the contract itself: what a checkpoint was trained with goes where it goes."""
+    document = reader.take(name, dict, None, optional=True)
+    method = reader.data.get('normalization')
+    if document is None or method not in NORMALIZATIONS:
+        return None
+    try:
+        found = parse_statistics(document, Method(method), reader.key(name))
+        normalizer(method, found)
+    except InvalidInput as error:
+        reader.problems.extend(error.problems)
+        return None
+    width = reader.data.get('raw_action_dim')
+    if found.dim != width:
+        reader.problem(reader.key(name), 'have another width than a row', str(found.dim), str(width))
+    return found
 
 
 def _gripper(reader: Reader) -> GripperTerms | None:

@@ -51,6 +51,12 @@ def cross_check(contract: Contract, note: Callable[[Problem], None]) -> None:
         note(Problem('state.joint_states', 'is needed by action_space joint_position', 'null'))
     if terms.action_space == 'ee_delta' and not contract.state.end_effectors:
         note(Problem('state.end_effector', 'is needed by action_space ee_delta', 'null'))
+    if terms.offsets and (terms.action_space != 'joint_position' or not terms.state_row):
+        what, allowed = 'are from the measured joints', 'action_space joint_position and state_row true'
+        note(Problem('embodiment.offsets', what, terms.action_space, allowed))
+    if terms.offsets and terms.normalization != 'none' and terms.state_statistics is None:
+        what = 'are needed: offsets and states have different scales'
+        note(Problem('embodiment.state_statistics', what, 'null', 'as embodiment.statistics, of measured states'))
     if terms.history_rows and not terms.state_row:
         note(Problem('embodiment.history_rows', 'needs state_row: true', str(terms.history_rows)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from engine.actions import (
     MODEL_WIDTH,
-    Embodiment,
+    NO_NORMALIZATION,
     JointCodec,
     PoseCodec,
     Poses,
@@ -89,7 +90,7 @@ class Policy:
         self.contract = contract
         self.priority = Priority.POLICY
         self.embodiment = embodiment(contract.embodiment.domain)
-        self.codec = _policy_codec(self.embodiment, contract)
+        self.codec = policy_codec(contract)
         self.canvas = canvas_of(contract)
         self.layout = layout_of(contract)
         sampler = contract.sampler
@@ -351,7 +352,7 @@ class Policy:
         if gripper.shape[1] == 1:
             gripper = gripper[:, 0]
         if not isinstance(self.codec, PoseCodec):
-            return self.codec.encode(rows, gripper)
+            return self.codec.encode(rows, gripper, self._joints(observation))
         start = self._poses(observation)[-1:]
         poses = rows.reshape(*(len(rows), *start.shape[1:]), POSE_COLUMNS)
         path = Poses(
@@ -375,8 +376,14 @@ class Policy:
             decoded = self.codec.decode(raw, self._poses(observation)[-1])
             poses = np.concatenate([decoded.poses.position, matrix_to_quaternion(decoded.poses.rotation)], axis=-1)
             return np.column_stack([poses.reshape(len(raw), -1), decoded.gripper]).astype(np.float32)
-        actions = self.codec.decode(raw)
+        actions = self.codec.decode(raw, self._joints(observation))
         return np.column_stack([actions.joint_positions, actions.gripper]).astype(np.float32)
+
+    def _joints(self, observation: Observation) -> NDArray[np.float64] | None:
+        """Measured joints [J], rad, newest; None if the policy does without."""
+        if not self.contract.embodiment.offsets:
+            return None
+        return np.asarray(observation.joint_positions, np.float64).reshape(-1, len(self.contract.robot.joints))[-1]
 
     def _poses(self, observation: Observation) -> Poses:
         """Measured end-effector poses, leading shape [rows], with several arms [rows, B]; newest last."""
@@ -409,12 +416,20 @@ def layout_of(contract: Contract, committed: int = 0) -> Layout:
     )
 
 
-def _policy_codec(of: Embodiment, contract: Contract) -> JointCodec | PoseCodec:
+def policy_codec(contract: Contract) -> JointCodec | PoseCodec:
+    """What writes and reads the rows of a contract's policy.
+
+    Raises:
+        ContractError: Its embodiment has no rows that a policy could ask for.
+    """
     terms = contract.embodiment
+    of = embodiment(terms.domain)
     try:
-        found = codec(of, terms.action_space, terms.normalization)
+        found = codec(of, terms.action_space, terms.normalizer or terms.normalization)
     except InvalidInput as error:
         raise ContractError(f'contract {contract.name}', error.problems) from error
+    if isinstance(found, JointCodec) and terms.offsets:
+        return replace(found, offsets=True, state_normalizer=terms.state_normalizer or NO_NORMALIZATION)
     if not isinstance(found, JointCodec | PoseCodec):
         problem = Problem('embodiment.domain', 'has no policy: its rows are neither joints nor poses', terms.domain)
         raise ContractError(f'contract {contract.name}', [problem])

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,6 +26,7 @@ from engine.network.config import TransformerConfig
 from engine.tiny_tokenizer import TinyTokenizer, build_tokenizer
 from engine.tiny_weights import (
     Tensors,
+    fresh_transformer_tensors,
     random_sound_tensors,
     random_transformer_tensors,
     random_vae_tensors,
@@ -32,7 +34,8 @@ from engine.tiny_weights import (
 )
 
 Variant = Literal['nano', 'edge']
-Weights = Literal['reflex', 'random']
+Weights = Literal['reflex', 'random', 'fresh']
+Size = Literal['tiny', 'micro']
 
 _CREATED_BY = 'cosmos3 make-tiny'
 _SINGLE = 'diffusion_pytorch_model.safetensors'
@@ -54,6 +57,8 @@ def make_tiny(
     sound: bool = True,
     weights: Weights = 'reflex',
     real_ids: bool = False,
+    size: Size = 'tiny',
+    sentences: tuple[str, ...] = (),
 ) -> Path:
     """Write a random checkpoint of a few megabytes; the same arguments give the same bytes.
 
@@ -66,8 +71,10 @@ def make_tiny(
         seed: Seed of all random weights, >= 0.
         sound: Whether to include the sound head and the sound tokenizer; Edge never has them.
         weights: 'random' draws everything; 'reflex' then replaces part of the generation tower by constructed weights
-            with which the policy reacts to what it is shown.
+            with which the policy reacts to what it is shown; 'fresh' is what a training begins with.
         real_ids: Use the public vocabulary's size and token ids: the embeddings then take tens of megabytes.
+        size: 'tiny', or 'micro', which can be trained to something.
+        sentences: What the tokenizer shall read in few tokens.
 
     Returns:
         The absolute path of the checkpoint.
@@ -76,14 +83,14 @@ def make_tiny(
         InvalidInput: `variant`, `seed` or `weights` is not one of those allowed (all faults at once).
         CheckpointError: `directory` holds something else.
     """
-    _check_arguments(variant, seed, weights)
+    _check_arguments(variant, seed, weights, size)
     target = Path(directory).expanduser().resolve()
     _check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
     try:
-        tokenizer = build_tokenizer(edge=variant == 'edge', real_ids=real_ids)
-        _write(staging, tokenizer, seed, sound and variant == 'nano', weights)
+        tokenizer = build_tokenizer(edge=variant == 'edge', real_ids=real_ids, sentences=sentences)
+        _write(staging, tokenizer, _Draw(seed, sound and variant == 'nano', weights, size))
         staging.chmod(0o755)
         _replace(target, staging)
     finally:
@@ -91,12 +98,31 @@ def make_tiny(
     return target
 
 
-def _check_arguments(variant: str, seed: int, weights: str) -> None:
+@dataclass(frozen=True)
+class _Draw:
+    """What is drawn; see :func:`make_tiny`."""
+
+    seed: int
+    sound: bool
+    weights: Weights
+    size: Size
+
+    @property
+    def sizes(self) -> tiny_configs.Sizes:
+        """Of the towers."""
+        return tiny_configs.MICRO if self.size == 'micro' else tiny_configs.Sizes.tiny()
+
+
+def _check_arguments(variant: str, seed: int, weights: str, size: str) -> None:
     problems = []
     if variant not in get_args(Variant):
         problems.append(Problem('variant', 'is unknown', repr(variant), ', '.join(get_args(Variant))))
     if weights not in get_args(Weights):
         problems.append(Problem('weights', 'is unknown', repr(weights), ', '.join(get_args(Weights))))
+    if size not in get_args(Size):
+        problems.append(Problem('size', 'is unknown', repr(size), ', '.join(get_args(Size))))
+    if weights == 'reflex' and size != 'tiny':
+        problems.append(Problem('weights', 'are constructed for the tiny size alone', weights, 'random, fresh'))
     if seed < 0:
         problems.append(Problem('seed', 'is negative', str(seed), 'an integer >= 0'))
     if problems:
@@ -127,17 +153,19 @@ def _replace(target: Path, staging: Path) -> None:
         os.replace(staging, target)
 
 
-def _write(root: Path, tokenizer: TinyTokenizer, seed: int, sound: bool, weights: Weights) -> None:
-    edge = tokenizer.edge
+def _write(root: Path, tokenizer: TinyTokenizer, draw: _Draw) -> None:
+    edge, sound = tokenizer.edge, draw.sound
     # One stream for each part: leaving a part out does not change the others.
-    for_transformer, for_vae, for_vision, for_sound = np.random.default_rng(seed).spawn(4)
-    config = tiny_configs.transformer(edge=edge, sound=sound, vocab_size=tokenizer.vocab_size)
-    vision = random_vision_tensors(tiny_configs.root(tokenizer), for_vision)
-    shards = _write_transformer(root / 'transformer', config, for_transformer, weights)
-    _write_root(root, tokenizer, sound, tiny_configs.provenance(edge=edge, seed=seed, weights=weights))
+    for_transformer, for_vae, for_vision, for_sound = np.random.default_rng(draw.seed).spawn(4)
+    config = tiny_configs.transformer(edge=edge, sound=sound, vocab_size=tokenizer.vocab_size, sizes=draw.sizes)
+    described = tiny_configs.root(tokenizer, draw.sizes)
+    vision = random_vision_tensors(described, for_vision)
+    shards = _write_transformer(root / 'transformer', config, for_transformer, draw.weights)
+    origin = tiny_configs.provenance(edge=edge, seed=draw.seed, weights=draw.weights, size=draw.size)
+    _write_root(root, tokenizer, described, sound, origin)
     vae, audio = tiny_configs.vae(), tiny_configs.sound_tokenizer()
     _write_part(root / 'vae', vae, random_vae_tensors(vae, for_vae))
-    _write_part(root / 'vision_encoder', tiny_configs.root(tokenizer)['vision_config'], vision, 'model.safetensors')
+    _write_part(root / 'vision_encoder', described['vision_config'], vision, 'model.safetensors')
     _write_json(root / 'scheduler' / 'scheduler_config.json', tiny_configs.scheduler(edge=edge))
     for name, content in tokenizer.files().items():
         _write_text(root / 'text_tokenizer' / name, content)
@@ -146,10 +174,12 @@ def _write(root: Path, tokenizer: TinyTokenizer, seed: int, sound: bool, weights
     _write_root_index(root, edge, shards, vision)
 
 
-def _write_root(root: Path, tokenizer: TinyTokenizer, sound: bool, provenance: Mapping[str, Any]) -> None:
+def _write_root(
+    root: Path, tokenizer: TinyTokenizer, described: Mapping[str, Any], sound: bool, provenance: Mapping[str, Any]
+) -> None:
     """The documents beside the parts: what the whole is, and the assets of the reasoner."""
     edge = tokenizer.edge
-    _write_json(root / 'config.json', tiny_configs.root(tokenizer))
+    _write_json(root / 'config.json', described)
     _write_json(root / 'checkpoint.json', provenance)
     _write_json(root / 'model_index.json', tiny_configs.model_index(edge=edge, sound=sound))
     _write_json(root / 'generation_config.json', tiny_configs.generation(tokenizer))
@@ -164,7 +194,8 @@ def _write_transformer(
 ) -> dict[str, Tensors]:
     """Write configuration, shards and index; return the shards by file name."""
     config = TransformerConfig.from_dict(document)
-    tensors = random_transformer_tensors(config, generator)
+    draw = fresh_transformer_tensors if weights == 'fresh' else random_transformer_tensors
+    tensors = draw(config, generator)
     if weights == 'reflex':
         from engine import tiny_reflex
 

@@ -6,6 +6,7 @@ which works here meets nothing new in a real checkpoint. The VAE's latent statis
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from engine.tiny_tokenizer import TinyTokenizer
@@ -15,6 +16,34 @@ Json = dict[str, Any]
 HIDDEN, INTERMEDIATE, LAYERS = 128, 256, 2
 HEADS, KEY_VALUE_HEADS, HEAD_DIM, MROPE_SECTION = 4, 2, 16, [4, 2, 2]
 _VISION_HIDDEN, _VISION_INTERMEDIATE, _VISION_HEADS = 32, 64, 2
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Dimensions of both towers, under their public names but for the last, `rope_scaling.mrope_section`."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    mrope_section: tuple[int, int, int]
+
+    @classmethod
+    def tiny(cls) -> Sizes:
+        """As small as can be: nothing could be learned with them, everything can be tried."""
+        first, second, third = MROPE_SECTION
+        return cls(HIDDEN, INTERMEDIATE, LAYERS, HEADS, KEY_VALUE_HEADS, HEAD_DIM, (first, second, third))
+
+    def document(self) -> Json:
+        """The public keys, without `mrope_section`."""
+        names = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads')
+        return {name: getattr(self, name) for name in (*names, 'num_key_value_heads', 'head_dim')}
+
+
+MICRO = Sizes(192, 512, 6, 6, 3, 32, (8, 4, 4))
+"""Of Cosmos3-micro: what two processor cores train in an hour or two."""
 
 # Statistics of Wan 2.2's 48 latent channels, as published in the configuration of diffusers' Wan2.2-TI2V-5B VAE.
 _LATENTS_MEAN = [
@@ -31,8 +60,9 @@ _LATENTS_STD = [
 ]  # fmt: skip
 
 
-def transformer(*, edge: bool, sound: bool, vocab_size: int) -> Json:
+def transformer(*, edge: bool, sound: bool, vocab_size: int, sizes: Sizes | None = None) -> Json:
     """`transformer/config.json`."""
+    sizes = sizes or Sizes.tiny()
     return {
         '_class_name': 'Cosmos3OmniTransformer',
         '_diffusers_version': '0.37.1',
@@ -43,26 +73,21 @@ def transformer(*, edge: bool, sound: bool, vocab_size: int) -> Json:
         'base_fps': 24,
         'dtype': 'bfloat16',
         'enable_fps_modulation': True,
-        'head_dim': HEAD_DIM,
-        'hidden_size': HIDDEN,
-        'intermediate_size': INTERMEDIATE,
         'latent_channel': 48,
         'latent_patch_size': 2,
         'max_action_dim': 64,
-        'num_attention_heads': HEADS,
         'num_embodiment_domains': 32,
-        'num_hidden_layers': LAYERS,
-        'num_key_value_heads': KEY_VALUE_HEADS,
         'patch_latent_dim': 192,
         'timestep_scale': 0.001,
         'unified_3d_mrope_reset_spatial_ids': True,
         'unified_3d_mrope_temporal_modality_margin': 15000,
         'vocab_size': vocab_size,
-        **(_edge_transformer() if edge else _nano_transformer(sound)),
+        **sizes.document(),
+        **(_edge_transformer(sizes) if edge else _nano_transformer(sound, sizes)),
     }
 
 
-def _nano_transformer(sound: bool) -> Json:
+def _nano_transformer(sound: bool, sizes: Sizes) -> Json:
     return {
         'freeze_und': False,
         'hidden_act': 'silu',
@@ -76,7 +101,7 @@ def _nano_transformer(sound: bool) -> Json:
         'qk_norm_for_diffusion': True,
         'qk_norm_for_text': True,
         'rms_norm_eps': 1e-6,
-        'rope_scaling': {'mrope_interleaved': True, 'mrope_section': MROPE_SECTION, 'rope_type': 'default'},
+        'rope_scaling': {'mrope_interleaved': True, 'mrope_section': list(sizes.mrope_section), 'rope_type': 'default'},
         'rope_theta': 5000000,
         'sound_dim': 64 if sound else None,
         'sound_gen': sound,
@@ -88,13 +113,13 @@ def _nano_transformer(sound: bool) -> Json:
     }
 
 
-def _edge_transformer() -> Json:
+def _edge_transformer(sizes: Sizes) -> Json:
     return {
         'backbone_type': 'cosmos3_edge_nemotron_dense',
         'hidden_act': 'relu2',
         'qk_norm_for_text': False,
         'rms_norm_eps': 1e-5,
-        'rope_scaling': {'mrope_section': MROPE_SECTION},
+        'rope_scaling': {'mrope_section': list(sizes.mrope_section)},
         'rope_theta': 100000000.0,
         'sound_dim': None,
         'sound_gen': False,
@@ -103,8 +128,10 @@ def _edge_transformer() -> Json:
     }
 
 
-def root(tokenizer: TinyTokenizer) -> Json:
+def root(tokenizer: TinyTokenizer, sizes: Sizes | None = None) -> Json:
     """`config.json`: what transformers reads to load the understanding tower and the vision encoder."""
+    sizes = sizes or Sizes.tiny()
+    edge = tokenizer.edge
     return {
         'allow_patterns_overrides': ['*/*.safetensors'],
         'architectures': [f'Cosmos3{"Edge" if tokenizer.edge else ""}ForConditionalGeneration'],
@@ -112,50 +139,45 @@ def root(tokenizer: TinyTokenizer) -> Json:
         'image_token_id': tokenizer.id_of('<|image_pad|>'),
         'model': {'resolution': '480' if tokenizer.edge else '720', 'use_system_prompt': False},
         'model_type': 'cosmos3_edge' if tokenizer.edge else 'cosmos3_omni',
-        'text_config': _edge_text(tokenizer) if tokenizer.edge else _nano_text(tokenizer),
+        'text_config': _edge_text(tokenizer, sizes) if edge else _nano_text(tokenizer, sizes),
         'tie_word_embeddings': False,
         'video_token_id': tokenizer.id_of('<|video_pad|>'),
-        'vision_config': _edge_vision() if tokenizer.edge else _nano_vision(),
+        'vision_config': _edge_vision() if edge else _nano_vision(sizes),
         'vision_end_token_id': tokenizer.id_of('<|vision_end|>'),
         'vision_start_token_id': tokenizer.id_of('<|vision_start|>'),
-        **(_edge_projector() if tokenizer.edge else {}),
+        **(_edge_projector(sizes) if edge else {}),
     }
 
 
-def _text(tokenizer: TinyTokenizer) -> Json:
+def _text(tokenizer: TinyTokenizer, sizes: Sizes) -> Json:
     return {
         'attention_bias': False,
         'attention_dropout': 0.0,
         'dtype': 'bfloat16',
-        'head_dim': HEAD_DIM,
-        'hidden_size': HIDDEN,
         'initializer_range': 0.02,
-        'intermediate_size': INTERMEDIATE,
-        'num_attention_heads': HEADS,
-        'num_hidden_layers': LAYERS,
-        'num_key_value_heads': KEY_VALUE_HEADS,
         'use_cache': True,
         'vocab_size': tokenizer.vocab_size,
+        **sizes.document(),
     }
 
 
-def _nano_text(tokenizer: TinyTokenizer) -> Json:
+def _nano_text(tokenizer: TinyTokenizer, sizes: Sizes) -> Json:
     return {
-        **_text(tokenizer),
+        **_text(tokenizer, sizes),
         'bos_token_id': tokenizer.id_of('<|endoftext|>'),
         'eos_token_id': tokenizer.id_of('<|im_end|>'),
         'hidden_act': 'silu',
         'max_position_embeddings': 262144,
         'model_type': 'qwen3_vl_text',
         'rms_norm_eps': 1e-6,
-        'rope_scaling': {'mrope_interleaved': True, 'mrope_section': MROPE_SECTION, 'rope_type': 'default'},
+        'rope_scaling': {'mrope_interleaved': True, 'mrope_section': list(sizes.mrope_section), 'rope_type': 'default'},
         'rope_theta': 5000000,
     }
 
 
-def _edge_text(tokenizer: TinyTokenizer) -> Json:
+def _edge_text(tokenizer: TinyTokenizer, sizes: Sizes) -> Json:
     return {
-        **_text(tokenizer),
+        **_text(tokenizer, sizes),
         'bos_token_id': tokenizer.id_of('<s>'),
         'eos_token_id': tokenizer.id_of('<|im_end|>'),
         'hidden_act': 'relu2',
@@ -164,11 +186,15 @@ def _edge_text(tokenizer: TinyTokenizer) -> Json:
         'model_type': 'cosmos3_edge_text',
         'pad_token_id': tokenizer.id_of('<unk>'),
         'rms_norm_eps': 1e-5,
-        'rope_parameters': {'rope_type': 'default', 'rope_theta': 100000000.0, 'mrope_section': MROPE_SECTION},
+        'rope_parameters': {
+            'rope_type': 'default',
+            'rope_theta': 100000000.0,
+            'mrope_section': list(sizes.mrope_section),
+        },
     }
 
 
-def _nano_vision() -> Json:
+def _nano_vision(sizes: Sizes) -> Json:
     return {
         # One tap for each decoder layer there is; the public model has three taps and dozens of layers.
         'deepstack_visual_indexes': [0, 1],
@@ -181,7 +207,7 @@ def _nano_vision() -> Json:
         'model_type': 'qwen3_vl_vision',
         'num_heads': _VISION_HEADS,
         'num_position_embeddings': 2304,
-        'out_hidden_size': HIDDEN,
+        'out_hidden_size': sizes.hidden_size,
         'patch_size': 16,
         'spatial_merge_size': 2,
         'temporal_patch_size': 2,
@@ -205,16 +231,16 @@ def _edge_vision() -> Json:
     }
 
 
-def _edge_projector() -> Json:
+def _edge_projector(sizes: Sizes) -> Json:
     return {
         'projector_config': {
             'hidden_size': _VISION_HIDDEN,
-            'intermediate_size': 5 * HIDDEN,
-            'out_hidden_size': HIDDEN,
+            'intermediate_size': 5 * sizes.hidden_size,
+            'out_hidden_size': sizes.hidden_size,
             'spatial_merge_size': 2,
             'use_deepstack': False,
         },
-        'projector_hidden_size': 5 * HIDDEN,
+        'projector_hidden_size': 5 * sizes.hidden_size,
     }
 
 
@@ -304,11 +330,11 @@ def model_index(*, edge: bool, sound: bool) -> Json:
     return document
 
 
-def provenance(*, edge: bool, seed: int, weights: str) -> Json:
+def provenance(*, edge: bool, seed: int, weights: str, size: str = 'tiny') -> Json:
     """`checkpoint.json`: says plainly where these weights come from."""
     document: Json = {
         'created_by': 'cosmos3 make-tiny',
-        'name': f'tiny-{"edge" if edge else "nano"}',
+        'name': f'{size}-{"edge" if edge else "nano"}',
         'seed': seed,
         'weights': weights,
     }

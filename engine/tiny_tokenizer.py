@@ -197,7 +197,7 @@ class TinyTokenizer:
         }
 
 
-def build_tokenizer(*, edge: bool, real_ids: bool) -> TinyTokenizer:
+def build_tokenizer(*, edge: bool, real_ids: bool, sentences: tuple[str, ...] = ()) -> TinyTokenizer:
     """Learn the small vocabulary and give every piece its id.
 
     Args:
@@ -205,8 +205,9 @@ def build_tokenizer(*, edge: bool, real_ids: bool) -> TinyTokenizer:
             (special tokens last).
         real_ids: Place special tokens, roles and line ends where the public vocabulary has them and fill the rest, so
             that rendered prompts have the public ids. The embedding tables then have the public number of rows.
+        sentences: What shall be read in few tokens, beside sentences about robots.
     """
-    pieces, merges = _learn()
+    pieces, merges = _learn(sentences)
     if edge:
         return _edge(pieces, merges, real_ids)
     return _qwen(pieces, merges, real_ids)
@@ -241,7 +242,7 @@ def _place(pieces: list[str], end: int, *, first: int, pinned: Mapping[str, int]
     return {placed.get(index, f'<filler_{index}>'): index for index in range(first, end)}
 
 
-def _learn() -> tuple[list[str], tuple[tuple[str, str], ...]]:
+def _learn(sentences: tuple[str, ...]) -> tuple[list[str], tuple[tuple[str, str], ...]]:
     """Pieces in order of id (the 256 bytes, then merges) and the merges that build them."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _pre_tokenizer()
@@ -252,7 +253,7 @@ def _learn() -> tuple[list[str], tuple[tuple[str, str], ...]]:
         show_progress=False,
     )
     # Repeated roles are merged first and whole: a turn opens with two tokens and a line end, as it does in public.
-    tokenizer.train_from_iterator([*_ROLES * 100, *_SENTENCES], trainer)
+    tokenizer.train_from_iterator([*_ROLES * 100, *sentences * 10, *_SENTENCES], trainer)
     model = json.loads(tokenizer.to_str())['model']
     vocabulary: dict[str, int] = model['vocab']
     merges = tuple((left, right) for left, right in model['merges'])

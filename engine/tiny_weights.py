@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from engine.network.config import TransformerConfig
 
+_PREDICTIONS = ('proj_out.', 'action_proj_out.', 'audio_proj_out.')
+_ADDED = ('to_out.weight', 'to_add_out.weight', 'down_proj.weight')
+
 Shapes = dict[str, tuple[int, ...]]
 Tensors = dict[str, torch.Tensor]
 
@@ -38,6 +41,25 @@ def random_transformer_tensors(config: TransformerConfig, generator: np.random.G
     # A row of these tables is the flattened [in, out] matrix of one embodiment, so its length is not the fan-in.
     fan_in = {'action_proj_in.fc.weight': config.action_dim, 'action_proj_out.fc.weight': config.hidden_size}
     return {name: _draw(name, shapes[name], generator, fan_in.get(name)) for name in sorted(shapes)}
+
+
+def fresh_transformer_tensors(config: TransformerConfig, generator: np.random.Generator) -> Tensors:
+    """Weights that a training begins with: matrices by their fan-in, all else neutral, nothing predicted yet.
+
+    What is added to the residual stream begins small, the smaller the more layers add to it.
+    """
+    tensors = random_transformer_tensors(config, generator)
+    depth = math.sqrt(2 * config.num_hidden_layers)
+    for name, tensor in tensors.items():
+        if name.startswith(_PREDICTIONS):
+            tensor.zero_()
+        elif name.endswith('.weight') and tensor.ndim == 1:
+            tensor.fill_(1.0)
+        elif name.endswith(('bias', 'bias.weight', 'modality_embed')):
+            tensor.zero_()
+        elif name.endswith(_ADDED):
+            tensor.div_(depth)
+    return tensors
 
 
 def random_vae_tensors(config: Mapping[str, Any], generator: np.random.Generator) -> Tensors:

@@ -74,6 +74,17 @@ class Statistics:
             problem = Problem(self.name, 'needs statistics of one length', shapes, ', '.join(CHANNELS))
             raise InvalidInput('action statistics', [problem])
 
+    def __eq__(self, other: object) -> bool:
+        """Whether these are the same figures, whatever they are called."""
+        return isinstance(other, Statistics) and self._figures == other._figures
+
+    def __hash__(self) -> int:
+        return hash(self._figures)
+
+    @property
+    def _figures(self) -> tuple[tuple[str, tuple[float, ...]], ...]:
+        return tuple(sorted((key, tuple(map(float, array))) for key, array in self.values.items()))
+
     @property
     def dim(self) -> int:
         """Number of channels D."""

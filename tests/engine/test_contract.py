@@ -24,6 +24,7 @@ from engine.observation.views import COMPOSITIONS
 from engine.resources import config_names, find_config
 
 SHIPPED = config_names('contracts')
+GUIDED = [name for name in SHIPPED if load_contract(name).sampler.guidance != 1.0]
 ABSENT = Enum('Absent', 'ABSENT').ABSENT  # by name, so that tests are called the same in every process
 
 
@@ -298,7 +299,7 @@ def test_guidance_is_limited_by_steps_or_by_an_interval_and_not_by_both() -> Non
     assert faults(changed(both)) == ['sampler.guidance_steps']
 
 
-@pytest.mark.parametrize('name', SHIPPED)
+@pytest.mark.parametrize('name', GUIDED)
 def test_the_fast_preset_is_two_guided_steps_and_changes_nothing_else(name: str) -> None:
     contract = load_contract(name)
     fast = with_preset(contract, 'fast')
@@ -439,3 +440,32 @@ def test_a_policy_is_refused_where_statistics_are_not_public(
     terms = replace(demo_contract.embodiment, normalization='quantile')
     with pytest.raises(ContractError, match='statistics'):
         model.policy(replace(demo_contract, embodiment=terms))
+
+
+SCALE = {'mean': [0.0] * 8, 'std': [0.5] * 8}
+OFFSETS = {
+    'embodiment.normalization': 'meanstd',
+    'embodiment.statistics': SCALE,
+    'embodiment.offsets': True,
+    'embodiment.state_statistics': SCALE,
+}
+
+
+def test_a_contract_may_hold_the_statistics_of_its_own_checkpoint() -> None:
+    contract = parse_contract(changed(OFFSETS), 'test.yaml')
+    assert contract == parse_contract(changed(OFFSETS), 'test.yaml')
+    other = parse_contract(changed({**OFFSETS, 'embodiment.statistics': {**SCALE, 'std': [0.6] * 8}}), 'test.yaml')
+    assert other.embodiment != contract.embodiment
+    assert other.fingerprint != contract.fingerprint
+
+
+@pytest.mark.parametrize(('changes', 'where'), [
+    ({'embodiment.statistics': {'mean': [0.0] * 7, 'std': [1.0] * 7}}, 'embodiment.statistics'),
+    ({'embodiment.statistics': {'q01': [0.0] * 8}}, 'embodiment.statistics'),
+    ({'embodiment.statistics': {'mean': ['a'] * 8}}, 'embodiment.statistics: mean'),
+    ({'embodiment.statistics': 7}, 'embodiment.statistics'),
+    ({'embodiment.state_statistics': None}, 'embodiment.state_statistics'),
+    ({'embodiment.state_row': False}, 'embodiment.offsets'),
+])  # fmt: skip
+def test_statistics_that_do_not_fit_are_named(changes: dict[str, Any], where: str) -> None:
+    assert where in faults(changed(OFFSETS | changes))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from engine.actions import (
     Method,
     PoseCodec,
     Poses,
+    Statistics,
     codec,
     compose,
     embodiment,
@@ -123,6 +126,33 @@ def test_a_joint_state_comes_back_from_its_row(rows, seed):
     actions = of.decode(of.encode_state(joints, gripper))
     np.testing.assert_array_equal(actions.joint_positions, joints)
     np.testing.assert_allclose(actions.gripper, gripper, atol=1e-15)
+
+
+@given(st.integers(1, 33), st.integers(0, 99))
+@settings(max_examples=20)
+def test_rows_of_offsets_come_back_as_the_absolute_targets_they_were(rows, seed):
+    absolute = codec('droid_lerobot', 'joint_position', scale([0.1] * 7 + [0.5], [0.2] * 7 + [0.5]))
+    states = scale([0.5] * 8, [2.0] * 8)
+    of = replace(absolute, offsets=True, state_normalizer=states)
+    rng = np.random.default_rng(seed)
+    joints, gripper, state = rng.normal(size=(rows, 7)), rng.uniform(size=rows), rng.normal(size=7)
+    encoded = of.encode(joints, gripper, state)
+    np.testing.assert_allclose(encoded, absolute.encode(joints - state, gripper), atol=1e-12)
+    actions = of.decode(encoded, state)
+    np.testing.assert_allclose(actions.joint_positions, joints, atol=1e-12)
+    np.testing.assert_allclose(actions.gripper, gripper, atol=1e-12)
+    np.testing.assert_allclose(of.encode_state(state, 0.0), states.forward([*state, 1.0]))
+
+
+def test_rows_of_offsets_are_not_read_without_the_state_they_are_from():
+    of = replace(codec('droid_lerobot', 'joint_position', 'none'), offsets=True)
+    with pytest.raises(InvalidInput, match='state: is missing: these rows are offsets from it'):
+        of.decode(np.zeros((1, 8)))
+
+
+def scale(mean, std):
+    """A standard score."""
+    return normalizer('meanstd', Statistics('here', {'mean': np.array(mean), 'std': np.array(std)}))
 
 
 def test_two_arms_give_their_joints_and_grippers_apart():

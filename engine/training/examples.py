@@ -1,0 +1,361 @@
+"""Batches for every task out of encoded recordings: windows of pictures, states and actions, and the words around them.
+
+    recordings --corpus--> numbers and pictures --autoencoder--> latents --(this)--> batches
+
+Windows are drawn anew for every batch, so that each frame in which one can begin is a sample of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.actions import MODEL_WIDTH, JointCodec, PoseCodec, Poses, quaternion_to_matrix
+from engine.contract import Contract
+from engine.dynamics import DynamicsTerms
+from engine.errors import CosmosError, InvalidInput, Problem
+from engine.observation.prompts import action_prompt
+from engine.observation.tokenizer import PromptTokenizer
+from engine.policy import canvas_of, layout_of, policy_codec
+from engine.sequence import (
+    Layout,
+    VisionItem,
+    forward_dynamics_layout,
+    inverse_dynamics_layout,
+)
+from engine.training.flow import Batch
+
+Floats = NDArray[np.float64]
+HELD_OUT = 20
+"""Every so many-th episode is kept for validation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """What is known of N frames of E episodes, frame after frame.
+
+    Attributes:
+        joints: [N, J] rad, measured.
+        gripper: [N] closed fraction, measured.
+        commanded: [N, J] rad, where the joints were to be one row later.
+        commanded_gripper: [N] closed fraction, likewise.
+        position: [N, 3] m, of the end effector.
+        quaternion: [N, 4], x, y, z, w.
+        episode: [N], ascending.
+        disturbed: [N], whether something else than the policy moved the arm.
+        instructions: Of each episode.
+        first: [N, C, h, w], the latents of each picture by itself.
+        clips: [M, C, T, h, w], the latents of clips.
+        starts: [M], frame with which each clip begins.
+    """
+
+    joints: Floats
+    gripper: Floats
+    commanded: Floats
+    commanded_gripper: Floats
+    position: Floats
+    quaternion: Floats
+    episode: NDArray[np.int64]
+    disturbed: NDArray[np.bool_]
+    instructions: tuple[str, ...]
+    first: NDArray[np.floating]
+    clips: NDArray[np.floating]
+    starts: NDArray[np.int64]
+
+
+class Examples:
+    """Draws batches. For one thread at a time."""
+
+    def __init__(self, recorded: Recorded, contract: Contract, tokenizer: PromptTokenizer, patch: int = 2) -> None:
+        """Prepare.
+
+        Args:
+            recorded: What there is; at least one episode for training and one for validation.
+            contract: Whose rows, views and prompt.
+            tokenizer: Of the checkpoint that is trained.
+            patch: Edge of a token of vision, in latent cells.
+
+        Raises:
+            InvalidInput: Recordings and contract do not fit, or no window fits into an episode.
+        """
+        self.contract, self._recorded = contract, recorded
+        self.chunk, self._patch = contract.timing.chunk_rows, patch
+        self._terms = _dynamics_terms(contract)
+        self._codec = policy_codec(contract)
+        self._check()
+        last = np.append(np.nonzero(np.diff(recorded.episode))[0], len(recorded.episode) - 1)
+        self._last = last[np.searchsorted(last, np.arange(len(recorded.episode)))]
+        self._motion = self._deltas()
+        self._first, self._clips = cut(recorded.first[:, :, None], patch), cut(recorded.clips, patch)
+        self._ids = [tuple(tokenizer.encode(self._caption(text))) for text in recorded.instructions]
+        self._no_ids = tuple(tokenizer.encode(''))
+        self._windows = self._find_windows()
+
+    def windows(self, task: str, *, held_out: bool = False) -> NDArray[np.int64]:
+        """Where windows of a task may begin: frames for 'action', clips for the others."""
+        return self._windows[task, held_out]
+
+    def draw(
+        self,
+        task: str,
+        count: int,
+        rng: np.random.Generator,
+        *,
+        captions: int = 8,
+        condition_dropout: float = 0.0,
+        committed: int = 0,
+        held_out: bool = False,
+    ) -> Batch:
+        """A batch.
+
+        Args:
+            task: Of :data:`engine.training.recipe.TASKS`.
+            count: Sequences.
+            rng: Source of all that is drawn.
+            captions: Different prompts at most.
+            condition_dropout: Share of sequences without one.
+            committed: First rows of the chunk that are given; for 'action' and 'policy'.
+            held_out: From the episodes that are kept for validation.
+        """
+        windows = self.windows(task, held_out=held_out)
+        chosen = self._by_caption(task, windows, count, captions, rng)
+        texts = [self._ids[self._recorded.episode[self._frame(task, one)]] for one in chosen]
+        dropped = rng.random(count) < condition_dropout
+        ids, which = _shared([self._no_ids if none else text for none, text in zip(dropped, texts, strict=True)])
+        return self.batch(task, chosen, ids, which, committed=committed)
+
+    def batch(
+        self,
+        task: str,
+        windows: NDArray[np.int64],
+        ids: tuple[tuple[int, ...], ...] | None = None,
+        which: Tensor | None = None,
+        *,
+        committed: int = 0,
+    ) -> Batch:
+        """The batch of chosen windows, by default each with the prompt of its episode."""
+        frames = np.array([self._frame(task, one) for one in windows], np.int64)
+        if ids is None or which is None:
+            ids, which = _shared([self._ids[self._recorded.episode[frame]] for frame in frames])
+        layout = self.layout(task, committed)
+        count = layout.split(self._patch)[0]
+        # A latent frame depends on its own and earlier pictures alone, so the first ones of a clip are a shorter clip.
+        vision = self._first[frames] if task == 'action' else self._clips[windows, :count]
+        action = self.chunks(frames) if task in ('action', 'policy') else self.motions(frames)
+        padded = torch.zeros(*action.shape[:2], MODEL_WIDTH)
+        padded[..., : action.shape[-1]] = torch.from_numpy(action.astype(np.float32))
+        return Batch(task, layout, ids, which, torch.from_numpy(vision).float(), padded)
+
+    def layout(self, task: str, committed: int = 0) -> Layout:
+        """The tokens of a task."""
+        whole = layout_of(self.contract, committed)
+        if task == 'policy':
+            return whole
+        if task == 'action' and whole.vision is not None:
+            seen = whole.vision
+            return Layout(VisionItem(1, seen.height, seen.width, seen.fps, clean=(0,)), whole.action)
+        item = whole.vision
+        if item is None or self._terms is None:
+            raise InvalidInput('layout', [Problem('task', 'cannot be made of this contract', task)])
+        make = {'forward': forward_dynamics_layout, 'inverse': inverse_dynamics_layout}[task]
+        domain, width = self._terms.embodiment.domain_id, self._terms.raw_dim
+        rows = self._terms.chunk
+        return make(chunk=rows, height=item.height, width=item.width, fps=item.fps, domain_id=domain, raw_dim=width)
+
+    @property
+    def rest(self) -> Floats:
+        """The row of dynamics that stands still, [D]."""
+        if self._terms is None:
+            return np.empty(0)
+        still = Poses(np.zeros((2, 3)), np.tile(np.eye(3), (2, 1, 1)))
+        return self._terms.codec().encode_trajectory(still, np.zeros(1))[0]
+
+    def chunks(self, frames: NDArray[np.int64]) -> Floats:
+        """State (and history) rows and the chunks that follow, [B, rows, D], in the model's space."""
+        found, terms, of = self._recorded, self.contract.embodiment, self._codec
+        ahead = np.minimum(frames[:, None] + np.arange(self.chunk), self._last[frames][:, None])
+        begin = self._begin(frames)
+        back = np.maximum(frames[:, None] - np.arange(terms.history_rows, -1, -1), begin[:, None])
+        if isinstance(of, PoseCodec):
+            rows = self._policy_deltas[ahead]
+            state = of.encode_state(self._poses(frames), found.gripper[frames])[:, None]
+            history = self._policy_deltas[back[:, :-1]]
+            given = np.concatenate([history, state], axis=1) if terms.state_row else history
+            return np.concatenate([given, rows], axis=1)
+        rows = of.encode(found.commanded[ahead], found.commanded_gripper[ahead], found.joints[frames][:, None])
+        if not terms.clean_rows:
+            return rows
+        return np.concatenate([of.encode_state(found.joints[back], found.gripper[back]), rows], axis=1)
+
+    def motions(self, frames: NDArray[np.int64]) -> Floats:
+        """Rows of measured motion from frames on, [B, rows, D], as dynamics takes them."""
+        rows = 0 if self._terms is None else self._terms.chunk
+        return self._motion[np.minimum(frames[:, None] + np.arange(rows), self._last[frames][:, None])]
+
+    # What there is
+
+    def _check(self) -> None:
+        terms, found = self.contract.embodiment, self._recorded
+        problems = []
+        if len(self.contract.robot.arms) != 1:
+            problems.append(Problem('robot.arms', 'are more than one', remedy='train with a contract for one arm'))
+        if found.joints.shape[1] != len(self.contract.robot.joints):
+            given, allowed = str(found.joints.shape[1]), str(len(self.contract.robot.joints))
+            problems.append(Problem('joints', 'are not those of the contract', given, allowed))
+        item = layout_of(self.contract).vision
+        grid = None if item is None else (item.height, item.width)
+        if found.first.shape[-2:] != grid or (len(found.clips) and found.clips.shape[-2:] != grid):
+            given = f'{found.first.shape[-2:]}, clips {found.clips.shape[-2:]}'
+            problems.append(Problem('latents', 'have another size than the contract', given, str(grid)))
+        if len(set(found.episode.tolist())) < 2:
+            problems.append(Problem('episodes', 'are too few', '', '2 or more', 'record more of them'))
+        if isinstance(self._codec, JointCodec) and terms.action_space != 'joint_position':
+            problems.append(Problem('action_space', 'is not known here', terms.action_space))
+        if problems:
+            raise InvalidInput(f'training with contract {self.contract.name}', problems)
+
+    def _begin(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
+        """First frame of each frame's episode."""
+        return np.searchsorted(self._recorded.episode, self._recorded.episode[frames])
+
+    def _poses(self, frames: NDArray[np.int64]) -> Poses:
+        found = self._recorded
+        return Poses(found.position[frames], quaternion_to_matrix(found.quaternion[frames]))
+
+    def _deltas(self) -> Floats:
+        """Row k: the motion from frame k to the next, as dynamics takes it; at rest in the last frame of an episode."""
+        count, found = len(self._recorded.episode), self._recorded
+        path = Poses(found.position, quaternion_to_matrix(found.quaternion))
+
+        def along(of: PoseCodec) -> Floats:
+            rest = of.encode_trajectory(Poses(path.position[[0, 0]], path.rotation[[0, 0]]), np.zeros(1))[0]
+            rows = np.vstack([of.encode_trajectory(path, found.commanded_gripper[:-1]), rest])
+            still = np.tile(rest, (count, 1))
+            still[:, -1] = rows[:, -1]  # the gripper is wherever it was told to be
+            ends = self._last == np.arange(count)
+            return np.where(ends[:, None], still, rows)
+
+        self._policy_deltas = along(self._codec) if isinstance(self._codec, PoseCodec) else np.empty((0, 0))
+        return np.empty((0, 0)) if self._terms is None else along(self._terms.codec())
+
+    def _caption(self, instruction: str) -> str:
+        prompt, timing = self.contract.prompt, self.contract.timing
+        return action_prompt(
+            prompt.format,
+            instruction,
+            viewpoint=prompt.viewpoint,
+            description=prompt.description,
+            frames=timing.frames,
+            fps=timing.fps,
+            canvas=canvas_of(self.contract),
+            idle_frames=prompt.idle_frames,
+            action_rows=self.chunk + self.contract.embodiment.clean_rows,
+        )
+
+    def _frame(self, task: str, window: int) -> int:
+        return int(window if task == 'action' else self._recorded.starts[window])
+
+    def _find_windows(self) -> Mapping[tuple[str, bool], NDArray[np.int64]]:
+        found = self._recorded
+        disturbed = np.concatenate([[0], np.cumsum(found.disturbed)])
+
+        def calm(frames: NDArray[np.int64], rows: int) -> NDArray[np.bool_]:
+            ends = np.minimum(frames + rows, self._last[frames] + 1)
+            return disturbed[ends] == disturbed[frames]
+
+        frames, clips = np.arange(len(found.episode)), np.arange(len(found.starts))
+        by_task = {'action': frames[calm(frames, self.chunk)]}
+        by_task['policy'] = clips[calm(found.starts, self.chunk)] if len(clips) else clips
+        # What moved the arm does not matter to what is seen of it.
+        by_task['forward'] = by_task['inverse'] = clips if self._terms is not None else clips[:0]
+        held: dict[tuple[str, bool], NDArray[np.int64]] = {}
+        for task, windows in by_task.items():
+            episodes = found.episode[windows if task == 'action' else found.starts[windows]]
+            kept = (
+                episodes % HELD_OUT == HELD_OUT - 1
+                if found.episode[-1] >= HELD_OUT - 1
+                else episodes == found.episode[-1]
+            )
+            held[task, True], held[task, False] = windows[kept], windows[~kept]
+        if not len(held['action', False]):
+            what = 'leave no window without a disturbance'
+            raise InvalidInput('training', [Problem('episodes', what, str(len(found.instructions)), 'longer ones')])
+        return held
+
+    def _by_caption(
+        self, task: str, windows: NDArray[np.int64], count: int, captions: int, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Windows of few different instructions, because each has to be read once; no window is favoured for it."""
+        if not len(windows):
+            problem = Problem('windows', 'are none', task, remedy='encode clips, or leave the task out')
+            raise InvalidInput('training', [problem])
+        episodes = self._recorded.episode[windows if task == 'action' else self._recorded.starts[windows]]
+        texts = self._text_numbers[episodes]
+        leaders = texts[rng.integers(len(windows), size=captions)]
+        groups = [windows[texts == leader] for leader in leaders]
+        shares = [len(part) for part in np.array_split(np.arange(count), captions)]
+        picked = [rng.choice(group, share) for group, share in zip(groups, shares, strict=True)]
+        return np.concatenate(picked).astype(np.int64)
+
+    @property
+    def _text_numbers(self) -> NDArray[np.int64]:
+        """Number of each episode's text among all different ones."""
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(self._recorded.instructions))}
+        return np.array([numbers[text] for text in self._recorded.instructions], np.int64)
+
+
+def cut(latents: NDArray[np.floating], patch: int) -> NDArray[np.float16]:
+    """Latents [B, C, T, h, w] as tokens [B, T * rows * columns, patch * patch * C], as `patchify` cuts them."""
+    batch, channels, frames, height, width = latents.shape
+    rows, columns = -(-height // patch), -(-width // patch)
+    tokens = np.empty((batch, frames * rows * columns, patch * patch * channels), np.float16)
+    for begin in range(0, batch, 1024):  # latents of a large corpus are twice the memory of their tokens
+        part = np.asarray(latents[begin : begin + 1024], np.float16)
+        filled = np.pad(part, [(0, 0)] * 3 + [(0, rows * patch - height), (0, columns * patch - width)])
+        parted = filled.reshape(len(part), channels, frames, rows, patch, columns, patch)
+        tokens[begin : begin + len(part)] = parted.transpose(0, 2, 3, 5, 4, 6, 1).reshape(len(part), *tokens.shape[1:])
+    return tokens
+
+
+def _dynamics_terms(contract: Contract) -> DynamicsTerms | None:
+    """Terms of the contract's dynamics; None if its embodiment has none."""
+    try:
+        return DynamicsTerms.of_contract(contract)
+    except CosmosError:
+        return None
+
+
+def _shared(texts: Sequence[tuple[int, ...]]) -> tuple[tuple[tuple[int, ...], ...], Tensor]:
+    """Each text once, and which one each sequence has."""
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    return tuple(numbers), torch.tensor([numbers[text] for text in texts], dtype=torch.int64)
+
+
+def row_statistics(recorded: Recorded, contract: Contract) -> Iterator[tuple[str, dict[str, list[float]]]]:
+    """Mean and standard deviation of state rows and of offsets, by the contract's keys, for a contract to hold.
+
+    Spreads have a floor (joints 0.02, grippers 0.25): a channel that hardly moves is not blown up to noise.
+    """
+    plain = replace(contract.embodiment, normalization='none', statistics=None, state_statistics=None)
+    of = policy_codec(replace(contract, embodiment=plain))
+    if not isinstance(of, JointCodec):
+        raise InvalidInput('statistics', [Problem('action_space', 'has published ones', plain.action_space)])
+    last = np.append(np.nonzero(np.diff(recorded.episode))[0], len(recorded.episode) - 1)
+    frames = np.arange(len(recorded.episode))
+    ends = last[np.searchsorted(last, frames)]
+    ahead = np.minimum(frames[:, None] + np.arange(contract.timing.chunk_rows), ends[:, None])
+    rows = of.encode(recorded.commanded[ahead], recorded.commanded_gripper[ahead], recorded.joints[:, None])
+    of_states = of.encode_state(recorded.joints, recorded.gripper)
+    for name, table in (('statistics', rows.reshape(-1, rows.shape[-1])), ('state_statistics', of_states)):
+        floor = np.full(table.shape[1], 0.02)
+        floor[len(contract.robot.joints) :] = 0.25
+        spread = np.maximum(table.std(axis=0), floor)
+        yield (
+            name,
+            {'mean': [round(float(x), 4) for x in table.mean(axis=0)], 'std': [round(float(x), 4) for x in spread]},
+        )

@@ -1,0 +1,388 @@
+"""Runs a training: steps, a learning rate that follows the run, averaged weights, what is kept, and how it goes on.
+
+A run is a folder:
+
+    recipe.yaml      how
+    journal.jsonl    one line for every hundred steps: losses, time, learning rate; validations
+    state.pt         weights, averaged weights, optimizer; replaced as a whole
+    curves.png
+
+What is drawn in a step depends on the seed and the number of the step alone, so a run that was interrupted goes on as
+if nothing had happened (the learning rate of a run that is measured in minutes follows the clock).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from engine.errors import CosmosError, InvalidInput, Problem
+from engine.network.layers import GENERATION
+from engine.network.placement import make_placement
+from engine.network.transformer import CosmosTransformer
+from engine.training.examples import Examples
+from engine.training.flow import Loss, flow_loss
+from engine.training.network import BatchedTransformer
+from engine.training.recipe import Recipe
+
+STATE, JOURNAL, RECIPE = 'state.pt', 'journal.jsonl', 'recipe.yaml'
+EVERY = 100
+"""Steps of one line of the journal."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: steps, or minutes of work, whichever is given.
+
+    Attributes:
+        steps: Steps altogether; 0 if time decides.
+        minutes: Minutes altogether, those before an interruption included; 0 if steps decide.
+    """
+
+    steps: int = 0
+    minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise InvalidInput unless exactly one is given."""
+        if (self.steps > 0) == (self.minutes > 0) or self.steps < 0 or not math.isfinite(self.minutes):
+            given = f'{self.steps} steps, {self.minutes} minutes'
+            raise InvalidInput('training', [Problem('length', 'is not one length', given, 'steps or minutes')])
+
+    def share(self, step: int, seconds: float) -> float:
+        """How much of it is done, 0 to 1."""
+        return min(1.0, step / self.steps if self.steps else seconds / (60.0 * self.minutes))
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        step: Steps done.
+        seconds: Of work, those before an interruption included.
+        share: Of the whole run, 0 to 1.
+        losses: Mean of each task's losses since the last line of the journal: 'policy/action', ...
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    share: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+Validate = Callable[[CosmosTransformer], Mapping[str, float]]
+
+
+class Trainer:
+    """One run over examples."""
+
+    def __init__(
+        self,
+        transformer: CosmosTransformer,
+        examples: Examples,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        """Begin a run, or go on with the one in the folder.
+
+        Args:
+            transformer: In float32 (or the precision of its optimizer), on its device; is trained in place.
+            examples: What it learns from.
+            recipe: How.
+            folder: Of the run.
+            autocast: Type of the matrix products, if another.
+
+        Raises:
+            InvalidInput: The folder holds a run with another recipe; lists every difference.
+            CosmosError: What was kept there cannot be read.
+        """
+        self.transformer, self.examples, self.recipe, self.folder = transformer, examples, recipe, folder
+        self.network = BatchedTransformer(transformer, recompute=recipe.recompute)
+        self._autocast = autocast
+        self._names = trained_names(transformer, recipe.trained)
+        for name, parameter in transformer.named_parameters():
+            parameter.requires_grad_(name in self._names)
+        self._called = self._spread()
+        self._parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            _groups(transformer, self._names, recipe), lr=recipe.learning_rate, betas=recipe.betas, fused=_can_fuse()
+        )
+        self.averaged: dict[str, Tensor] = {}
+        if recipe.ema:
+            self.averaged = {name: p.detach().clone() for name, p in _named(transformer, self._names)}
+        self.progress = Progress()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._take_up()
+
+    def run(
+        self,
+        length: Length,
+        *,
+        report: Callable[[Progress], None] = lambda _progress: None,
+        validate: Validate | None = None,
+        validate_minutes: float = 5.0,
+        keep_minutes: float = 2.0,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Progress:
+        """Train to the end of the run, or until asked to stop; what is reached is kept.
+
+        Args:
+            length: Of the whole run.
+            report: Told after every step.
+            validate: What to measure with the averaged weights now and then, and at the end.
+            validate_minutes: How often.
+            keep_minutes: How often the state is kept.
+            stopped: Asked after every step.
+        """
+        here, self.transformer_mode = self.progress, self.transformer.train()
+        began, before = time.monotonic(), here.seconds
+        kept = validated = began
+        sums: dict[str, list[float]] = {}
+        here.share = length.share(here.step, here.seconds)
+        while here.share < 1.0 and not stopped():
+            for name, value in self._step(here).items():
+                sums.setdefault(name, []).append(value)
+            here.step += 1
+            here.seconds = before + time.monotonic() - began
+            here.share = self._agreed(length.share(here.step, here.seconds))
+            if here.step % EVERY == 0 or here.share >= 1.0:
+                here.losses = {name: float(np.mean(values)) for name, values in sums.items()}
+                sums.clear()
+                self._write(self._line())
+            report(here)
+            now = time.monotonic()
+            if validate is not None and now - validated > 60.0 * validate_minutes:
+                self._validate(validate)
+                validated = time.monotonic()
+                before -= validated - now  # measuring is no work of the run
+            if now - kept > 60.0 * keep_minutes:
+                self.keep()
+                kept = now
+        if validate is not None:
+            self._validate(validate)
+        self.keep()
+        return here
+
+    def keep(self) -> None:
+        """Write the state, whole or not at all."""
+        if not _leads():
+            return
+        state = {
+            'weights': {name: p.detach() for name, p in _named(self.transformer, self._names)},
+            'averaged': self.averaged,
+            'optimizer': self._optimizer.state_dict(),
+            'step': self.progress.step,
+            'seconds': self.progress.seconds,
+        }
+        unfinished = self.folder / f'.{STATE}'
+        torch.save(state, unfinished)
+        os.replace(unfinished, self.folder / STATE)
+
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """Every tensor of the transformer, trained ones averaged."""
+        return {**self.transformer.state_dict(), **self.averaged}
+
+    # One step
+
+    def _step(self, here: Progress) -> dict[str, float]:
+        recipe = self.recipe
+        rng = np.random.default_rng([recipe.seed, here.step, _rank()])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        # Every process draws the same task, so that all of them wait for each other in the same places.
+        shared = np.random.default_rng([recipe.seed, here.step])
+        task = str(shared.choice(list(recipe.tasks), p=_normal(recipe.tasks.values())))
+        committed = 0
+        if task in ('action', 'policy') and shared.random() < recipe.committed:
+            committed = int(shared.integers(1, min(recipe.most_committed, self.examples.chunk - 1) + 1))
+        batch = self.examples.draw(
+            task,
+            recipe.batch[task],
+            rng,
+            captions=recipe.captions,
+            condition_dropout=recipe.condition_dropout if task != 'inverse' else 0.5,
+            committed=committed,
+        ).to(self.transformer.device)
+        place = make_placement(self.transformer.config, batch.layout, 1, self.transformer.device, torch.float32)
+        rate = learning_rate(recipe, here.share)
+        for group in self._optimizer.param_groups:
+            group['lr'] = rate
+        with torch.autocast(self.transformer.device.type, self._autocast) if self._autocast else nullcontext():
+            loss: Loss = flow_loss(self._called, batch, place, recipe, generator)
+        total = loss.total(recipe.action_weight)
+        if not bool(torch.isfinite(total)):
+            remedy = 'lower learning_rate, or go on from an earlier state'
+            problem = Problem(f'step {here.step}', 'has a loss that is no number', task, remedy=remedy)
+            raise InvalidInput('training', [problem])
+        total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._parameters, recipe.clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._average(here.step)
+        parts = (('vision', loss.vision), ('action', loss.action))
+        return {f'{task}/{name}': float(part.detach()) for name, part in parts if part is not None}
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        if not self.averaged:
+            return
+        keep = min(self.recipe.ema, (1.0 + step) / (10.0 + step))  # the first weights are worth nothing
+        now = dict(_named(self.transformer, self._names))
+        old = list(self.averaged.values())
+        torch._foreach_lerp_(old, [now[name].detach() for name in self.averaged], 1.0 - keep)
+
+    # Several processes
+
+    def _spread(self) -> nn.Module:
+        """The network as it is called: by itself, or wrapped for as many processes as there are."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return self.network
+        if self.transformer.device.type == 'cuda':
+            from torch.distributed.fsdp import fully_shard
+
+            for layer in self.transformer.layers:
+                fully_shard(layer)
+            fully_shard(self.network)
+            return self.network
+        unused = 'understanding' in self.recipe.trained or self.transformer.lm_head is not None
+        return nn.parallel.DistributedDataParallel(self.network, find_unused_parameters=unused)
+
+    def _agreed(self, share: float) -> float:
+        """The share that the first process has reached: clocks differ, and all must stop at the same step."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return share
+        told = torch.tensor([share], dtype=torch.float64, device=self.transformer.device)
+        dist.broadcast(told, 0)
+        return float(told)
+
+    # What is kept
+
+    def _line(self) -> dict[str, Any]:
+        here = self.progress
+        rate = learning_rate(self.recipe, here.share)
+        return {'step': here.step, 'seconds': round(here.seconds, 1), 'rate': rate, **here.losses}
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if _leads():
+            with (self.folder / JOURNAL).open('a', encoding='utf-8') as journal:
+                journal.write(json.dumps(line) + '\n')
+
+    def _validate(self, validate: Validate) -> None:
+        if not _leads():
+            return
+        trained = {name: p.detach().clone() for name, p in _named(self.transformer, self.averaged)}
+        self._put(self.averaged)
+        try:
+            found = validate(self.transformer)
+        finally:
+            self._put(trained)
+        here = self.progress
+        self._write(
+            {'step': here.step, 'seconds': round(here.seconds, 1), **{f'valid/{k}': v for k, v in found.items()}}
+        )
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in _named(self.transformer, weights):
+            parameter.copy_(weights[name])
+
+    def _take_up(self) -> None:
+        import yaml
+
+        recipe, state = self.folder / RECIPE, self.folder / STATE
+        if recipe.is_file():
+            old, new = Recipe.read(recipe).document(), self.recipe.document()
+            differ = [
+                Problem(key, 'is another in this run', str(old[key]), str(new[key]), 'name another folder')
+                for key in new
+                if old[key] != new[key]
+            ]
+            if differ:
+                raise InvalidInput(f'training run {self.folder}', differ)
+        elif _leads():
+            recipe.write_text(yaml.safe_dump(self.recipe.document(), sort_keys=False), encoding='utf-8')
+        if not state.is_file():
+            return
+        try:
+            found = torch.load(state, map_location=self.transformer.device, weights_only=True)
+            self._put(found['weights'])
+            self.averaged = found['averaged']
+            self._optimizer.load_state_dict(found['optimizer'])
+            self.progress = Progress(int(found['step']), float(found['seconds']))
+        except (OSError, RuntimeError, LookupError, ValueError) as error:
+            raise CosmosError(f'{state} cannot be gone on with: {error} -> name another folder') from error
+
+
+def learning_rate(recipe: Recipe, share: float) -> float:
+    """Learning rate after a share of the run: up in a straight line, then down along half a cosine."""
+    if share < recipe.warmup:
+        return recipe.learning_rate * max(share, 1e-3) / recipe.warmup
+    along = (share - recipe.warmup) / max(1e-9, 1.0 - recipe.warmup)
+    fall = 0.5 * (1.0 + math.cos(math.pi * min(1.0, along)))
+    return recipe.learning_rate * (recipe.final + (1.0 - recipe.final) * fall)
+
+
+def trained_names(transformer: CosmosTransformer, groups: Iterable[str]) -> frozenset[str]:
+    """Names of the parameters of some groups; see :data:`engine.training.recipe.GROUPS`."""
+    wanted = set(groups)
+    return frozenset(name for name, _ in transformer.named_parameters() if wanted & set(_groups_of(name)))
+
+
+def _groups_of(name: str) -> Iterator[str]:
+    if name.startswith('lm_head'):
+        return  # words are not what is trained here
+    if not name.startswith(('layers.', 'norm', 'embed_tokens')):
+        yield 'heads'
+        return
+    if not any(part in name for part in (*GENERATION, 'norm_moe_gen', 'k_norm_und_for_gen')):
+        yield 'understanding'
+        return
+    yield 'generation'
+    if '.self_attn.' in name:
+        yield 'attention'
+    if '.mlp_moe_gen.' in name:
+        yield 'mlp'
+
+
+def _groups(transformer: nn.Module, names: Iterable[str], recipe: Recipe) -> list[dict[str, Any]]:
+    matrices, others = [], []
+    for name, parameter in _named(transformer, names):
+        plain = parameter.ndim < 2 or 'embed' in name or name.startswith('action_proj')
+        (others if plain else matrices).append(parameter)
+    decays = ((matrices, recipe.weight_decay), (others, 0.0))
+    return [{'params': some, 'weight_decay': decay} for some, decay in decays if some]
+
+
+def _named(transformer: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, nn.Parameter]]:
+    wanted = set(names)
+    return ((name, parameter) for name, parameter in transformer.named_parameters() if name in wanted)
+
+
+def _normal(shares: Iterable[float]) -> Any:
+    found = np.array(list(shares), np.float64)
+    return found / found.sum()
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _leads() -> bool:
+    return _rank() == 0
+
+
+def _can_fuse() -> bool:
+    return not (dist.is_initialized() and dist.get_world_size() > 1)

@@ -1,0 +1,112 @@
+"""What a network that is being trained can do with episodes that it has not seen, next to doing nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.actions import JointCodec
+from engine.errors import CosmosError
+from engine.network.placement import make_placement
+from engine.network.transformer import CosmosTransformer
+from engine.policy import policy_codec
+from engine.training.examples import Examples
+from engine.training.flow import Batch, sample
+from engine.training.network import BatchedTransformer
+
+_SEED = 11
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Measures a transformer on held-out windows; the same ones every time.
+
+    Attributes:
+        examples: Where they come from.
+        count: Windows of each task.
+        tasks: Which ones; of :data:`engine.training.recipe.TASKS`.
+        dynamics_steps: Steps of the sampler for forward and inverse dynamics.
+    """
+
+    examples: Examples
+    count: int = 64
+    tasks: tuple[str, ...] = ('action', 'policy', 'forward', 'inverse')
+    dynamics_steps: int = 8
+
+    def __call__(self, transformer: CosmosTransformer) -> Mapping[str, float]:
+        """Figures by name.
+
+        `action` and `policy`: root mean square error of the chunk's joints in rad, and `hold` that of staying where the
+        arm is. `forward`: error of the imagined video's latents, `forward_repeat` that of the first frame again and
+        again, `forward_wrong` that of the video imagined for another window's actions; latents have a spread of 1.
+        `inverse`: error of the rows in the model's space, `inverse_rest` that of standing still.
+        """
+        transformer.eval()
+        found: dict[str, float] = {}
+        network = BatchedTransformer(transformer)
+        try:
+            for task in self.tasks:
+                if len(self.examples.windows(task, held_out=True)):
+                    found |= self._measure(network, task)
+        finally:
+            transformer.train()
+        return found
+
+    def _measure(self, network: BatchedTransformer, task: str) -> dict[str, float]:
+        rng = np.random.default_rng(_SEED)
+        windows = self.examples.windows(task, held_out=True)
+        chosen = rng.choice(windows, min(self.count, len(windows)), replace=False)
+        batch = self.examples.batch(task, np.sort(chosen)).to(network.transformer.device)
+        if task in ('action', 'policy'):
+            return self._policy(network, task, batch)
+        if task == 'forward':
+            return self._forward(network, batch)
+        _, rows = self._sampled(network, batch, self.dynamics_steps)
+        true = batch.action
+        true, rest = _there(true), torch.from_numpy(self.examples.rest.astype(np.float32))
+        width = len(rest)
+        standing = rest.to(true.device) - true[..., :width]
+        return {'inverse': _rms(_there(rows) - true, width), 'inverse_rest': _rms(standing, width)}
+
+    def _sampled(self, network: BatchedTransformer, batch: Batch, steps: int) -> tuple[Tensor | None, Tensor | None]:
+        transformer = network.transformer
+        place = make_placement(transformer.config, batch.layout, 1, transformer.device, torch.float32)
+        return sample(network, batch, place, steps=steps, shift=self.examples.contract.sampler.shift, seed=_SEED)
+
+    def _policy(self, network: BatchedTransformer, task: str, batch: Batch) -> dict[str, float]:
+        contract, of = self.examples.contract, policy_codec(self.examples.contract)
+        _, rows = self._sampled(network, batch, contract.sampler.steps)
+        given, width = contract.embodiment.clean_rows, contract.embodiment.raw_action_dim
+        made, true = (_there(part)[:, given:, :width].double().cpu().numpy() for part in (rows, batch.action))
+        if not isinstance(of, JointCodec):
+            return {task: float(np.sqrt(np.mean((made - true) ** 2)))}
+        zero = np.zeros(len(contract.robot.joints))
+        made_joints, true_joints = (of.decode(part, zero).joint_positions for part in (made, true))
+        found = {task: float(np.sqrt(np.mean((made_joints - true_joints) ** 2)))}
+        if of.offsets:
+            found['hold'] = float(np.sqrt(np.mean(true_joints**2)))
+        return found
+
+    def _forward(self, network: BatchedTransformer, batch: Batch) -> dict[str, float]:
+        true, rows = _there(batch.vision), _there(batch.action)
+        right, _ = self._sampled(network, batch, self.dynamics_steps)
+        turned = Batch(batch.task, batch.layout, batch.ids, batch.which, true, rows.roll(1, 0))
+        wrong, _ = self._sampled(network, turned, self.dynamics_steps)
+        frames = batch.layout.vision.frames if batch.layout.vision else 1
+        first = true.shape[1] // frames
+        errors = {'forward': right, 'forward_repeat': true[:, :first].repeat(1, frames, 1), 'forward_wrong': wrong}
+        return {name: float((_there(part) - true)[:, first:].square().mean()) for name, part in errors.items()}
+
+
+def _there(part: Tensor | None) -> Tensor:
+    if part is None:
+        raise CosmosError('a batch lacks what its task is about')
+    return part
+
+
+def _rms(wrong: Tensor, width: int) -> float:
+    return float(wrong[..., :width].square().mean().sqrt())

@@ -1,0 +1,95 @@
+"""Batches hold what the policy and dynamics would be given, and what they are to make of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine.errors import InvalidInput
+from engine.network.heads import patchify
+from engine.policy import policy_codec
+from engine.training.examples import Examples, cut, row_statistics
+
+LENGTH = 40  # frames of every episode
+
+
+def test_rows_of_a_chunk_decode_to_the_commands_that_followed(examples, numbers, small_contract):
+    frames = np.array([50, 79, 100])
+    rows = examples.chunks(frames)
+    of = policy_codec(small_contract)
+    for frame, row in zip(frames, rows, strict=True):
+        np.testing.assert_allclose(row[0], of.encode_state(numbers.joints[frame], numbers.gripper[frame]))
+        decoded = of.decode(row[1:], numbers.joints[frame])
+        last = (frame // LENGTH + 1) * LENGTH - 1
+        after = np.minimum(frame + np.arange(16), last)
+        np.testing.assert_allclose(decoded.joint_positions, numbers.commanded[after], atol=1e-12)
+        np.testing.assert_allclose(decoded.gripper, numbers.commanded_gripper[after], atol=1e-12)
+
+
+def test_latents_are_cut_as_the_network_cuts_them():
+    latents = np.random.default_rng(1).standard_normal((3, 48, 5, 5, 7)).astype(np.float16)
+    for one, tokens in zip(latents, cut(latents, 2), strict=True):
+        expected = patchify(torch.from_numpy(one.astype(np.float32))[None], 2)
+        np.testing.assert_array_equal(tokens, expected.numpy())
+
+
+def test_windows_in_which_something_else_moved_the_arm_teach_the_policy_nothing(examples, numbers):
+    for held_out in (False, True):
+        for frame in examples.windows('action', held_out=held_out):
+            last = (frame // LENGTH + 1) * LENGTH - 1
+            assert not numbers.disturbed[frame : min(frame + 16, last + 1)].any()
+
+
+def test_episodes_for_validation_are_not_trained_on(examples, numbers):
+    for task in ('action', 'policy', 'forward', 'inverse'):
+        episodes = []
+        for held_out in (False, True):
+            windows = examples.windows(task, held_out=held_out)
+            frames = windows if task == 'action' else numbers.starts[windows]
+            episodes.append(set(numbers.episode[frames].tolist()))
+        assert all(episodes)
+        assert not episodes[0] & episodes[1]
+
+
+@pytest.mark.parametrize(('task', 'clean_frames', 'clean_rows'), [
+    ('action', (0,), (0,)),
+    ('policy', (0,), (0,)),
+    ('forward', (0,), tuple(range(16))),
+    ('inverse', (0, 1, 2, 3, 4), ()),
+])  # fmt: skip
+def test_what_is_given_is_a_matter_of_the_task(examples, task, clean_frames, clean_rows):
+    batch = examples.draw(task, 5, np.random.default_rng(2), captions=2)
+    assert batch.layout.vision.clean == clean_frames
+    assert batch.layout.action.clean == clean_rows
+    assert batch.vision.shape == (5, batch.layout.vision.tokens(2), 192)
+    assert batch.action.shape == (5, batch.layout.action.rows, 64)
+    assert not batch.action[..., batch.layout.action.raw_dim :].any()
+
+
+def test_rows_that_are_being_executed_can_be_given_too(examples):
+    layout = examples.draw('policy', 2, np.random.default_rng(2), committed=3).layout
+    assert layout.action.clean == (0, 1, 2, 3)
+
+
+def test_some_sequences_are_not_told_what_is_asked_for(examples):
+    batch = examples.draw('action', 64, np.random.default_rng(3), condition_dropout=0.5)
+    empty = [k for k, ids in enumerate(batch.ids) if ids == examples._no_ids]
+    assert len(empty) == 1
+    assert 16 < int((batch.which == empty[0]).sum()) < 48
+    assert len(batch.ids) == 3
+
+
+def test_statistics_make_offsets_of_spread_one(numbers, small_contract, fresh_checkpoint):
+    found = dict(row_statistics(numbers, small_contract))
+    joints = np.array(found['statistics']['std'][:7])
+    assert (joints < np.array(found['state_statistics']['std'][:7])).all()
+    assert found['statistics']['std'][7] == pytest.approx(0.5, abs=0.05)
+
+
+def test_latents_of_another_picture_size_are_refused(numbers, small_contract, fresh_checkpoint):
+    wrong = replace(numbers, first=numbers.first[..., :2])
+    with pytest.raises(InvalidInput, match='latents: have another size than the contract'):
+        Examples(wrong, small_contract, fresh_checkpoint.load_tokenizer())

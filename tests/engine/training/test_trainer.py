@@ -1,0 +1,148 @@
+"""A run learns, can be interrupted, and leaves a checkpoint that every reader opens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import engine
+from engine.checkpoint import open_checkpoint
+from engine.errors import CheckpointError, InvalidInput
+from engine.training.curves import draw_curves
+from engine.training.recipe import Recipe
+from engine.training.trainer import JOURNAL, Length, Trainer, learning_rate, trained_names
+from engine.training.validation import Validation
+from engine.training.writing import write_trained
+
+ALL = ('generation', 'understanding', 'heads')
+RECIPE = Recipe(
+    tasks={'action': 4.0, 'policy': 1.0, 'forward': 1.0, 'inverse': 1.0},
+    batch=dict.fromkeys(('action', 'policy', 'forward', 'inverse'), 16),
+    captions=2,
+    learning_rate=2e-3,
+    trained=ALL,
+    ema=0.9,
+    committed=0.3,
+)
+
+
+def make_trainer(checkpoint, examples, folder, recipe=RECIPE):
+    torch.manual_seed(0)
+    return Trainer(checkpoint.load_transformer(dtype=torch.float32), examples, recipe, folder)
+
+
+def weights_of(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.averaged_weights().items()}
+
+
+@pytest.fixture(scope='module')
+def learned(fresh_checkpoint, examples, tmp_path_factory):
+    """A run of some seconds."""
+    folder = tmp_path_factory.mktemp('run')
+    trainer = make_trainer(fresh_checkpoint, examples, folder)
+    before = Validation(examples, 32)(trainer.transformer)
+    trainer.run(Length(steps=400), validate=Validation(examples, 32))
+    return trainer, before, folder
+
+
+def test_a_policy_does_what_it_is_told_after_training(learned):
+    _, before, folder = learned
+    after = json.loads((folder / JOURNAL).read_text().splitlines()[-1])
+    for name in ('action', 'policy'):
+        assert after[f'valid/{name}'] < 0.4 * before['hold'], name
+    assert after['valid/hold'] == before['hold']
+
+
+def test_a_run_that_was_interrupted_goes_on_as_if_nothing_had_happened(fresh_checkpoint, examples, tmp_path):
+    whole = make_trainer(fresh_checkpoint, examples, tmp_path / 'whole')
+    whole.run(Length(steps=8))
+    first = make_trainer(fresh_checkpoint, examples, tmp_path / 'halves')
+    first.run(Length(steps=8), stopped=lambda: first.progress.step == 4)
+    assert first.progress.step == 4
+    second = make_trainer(fresh_checkpoint, examples, tmp_path / 'halves')
+    second.run(Length(steps=8))
+    for name, tensor in weights_of(whole).items():
+        torch.testing.assert_close(weights_of(second)[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_a_folder_of_another_recipe_is_not_gone_on_with(fresh_checkpoint, examples, tmp_path):
+    make_trainer(fresh_checkpoint, examples, tmp_path).keep()
+    with pytest.raises(InvalidInput, match=r'learning_rate: is another in this run'):
+        make_trainer(fresh_checkpoint, examples, tmp_path, replace(RECIPE, learning_rate=1e-5))
+
+
+def test_what_is_not_to_be_trained_stays_as_it_was(fresh_checkpoint, examples, tmp_path):
+    trainer = make_trainer(fresh_checkpoint, examples, tmp_path, replace(RECIPE, trained=('generation', 'heads')))
+    before = {name: tensor.clone() for name, tensor in trainer.transformer.state_dict().items()}
+    trainer.run(Length(steps=3))
+    changed = {
+        name for name, tensor in trainer.transformer.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert changed
+    assert not changed & trained_names(trainer.transformer, ('understanding',))
+    assert 'lm_head.weight' not in changed
+
+
+def test_every_tensor_but_the_language_head_belongs_to_a_group(fresh_checkpoint):
+    transformer = fresh_checkpoint.load_transformer()
+    assert trained_names(transformer, ALL) == {n for n, _ in transformer.named_parameters()} - {'lm_head.weight'}
+    for part in ('attention', 'mlp'):
+        assert trained_names(transformer, (part,)) < trained_names(transformer, ('generation',))
+
+
+def test_a_trained_checkpoint_opens_and_says_what_the_trainer_says(learned, fresh_checkpoint, examples, tmp_path):
+    trainer, _, _ = learned
+    path = write_trained(fresh_checkpoint, tmp_path / 'trained', trainer.averaged_weights(), {'name': 'micro'})
+    opened = open_checkpoint(path)
+    assert opened.provenance['name'] == 'micro'
+    assert opened.fingerprint != fresh_checkpoint.fingerprint
+    loaded = opened.load_transformer(dtype=torch.float32).state_dict()
+    for name, tensor in trainer.averaged_weights().items():
+        torch.testing.assert_close(loaded[name], tensor.to(torch.bfloat16).float(), rtol=0, atol=0, msg=name)
+    model = engine.load(path, backend='torch')
+    assert model.policy(examples.contract) is not None
+    write_trained(fresh_checkpoint, path, {}, {'name': 'again'})
+    with pytest.raises(CheckpointError, match='holds something else'):
+        write_trained(fresh_checkpoint, fresh_checkpoint.root, {}, {})
+
+
+def test_weights_of_something_else_are_refused_by_name(fresh_checkpoint, tmp_path):
+    wrong = {'proj_in.weight': torch.zeros(3), 'nothing': torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r'(?s)nothing: is no tensor.*proj_in\.weight: has another shape'):
+        write_trained(fresh_checkpoint, tmp_path / 'x', wrong, {})
+    assert not (tmp_path / 'x').exists()
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [learning_rate(RECIPE, share) for share in np.linspace(0, 1, 101)]
+    assert max(rates) == pytest.approx(RECIPE.learning_rate)
+    assert rates.index(max(rates)) == 2
+    assert rates[-1] == pytest.approx(RECIPE.learning_rate * RECIPE.final)
+
+
+def test_curves_are_drawn(learned, tmp_path):
+    draw_curves(learned[2] / JOURNAL, tmp_path / 'curves.png')
+    assert (tmp_path / 'curves.png').stat().st_size > 5_000
+
+
+@pytest.mark.parametrize('wrong', [
+    {'tasks': {'policy': 0.0}}, {'tasks': {'dance': 1.0}}, {'batch': {'policy': 0}}, {'trained': ()},
+    {'trained': ('everything',)}, {'learning_rate': 0.0}, {'ema': 1.0}, {'shift': float('nan')}, {'captions': 0},
+])  # fmt: skip
+def test_recipes_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(InvalidInput, match='training recipe'):
+        Recipe(**wrong)
+
+
+def test_a_recipe_survives_its_file(tmp_path):
+    import yaml
+
+    (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(RECIPE.document()), encoding='utf-8')
+    assert Recipe.read(tmp_path / 'recipe.yaml') == RECIPE
+    (tmp_path / 'recipe.yaml').write_text('learning_rat: 1', encoding='utf-8')
+    with pytest.raises(InvalidInput, match='learning_rat: is no key'):
+        Recipe.read(tmp_path / 'recipe.yaml')
