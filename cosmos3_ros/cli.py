@@ -17,6 +17,7 @@ from cosmos3_ros.cli_make_dataset import add_make_dataset
 from cosmos3_ros.cli_safety import add_calibrate, add_safety_sim
 from cosmos3_ros.cli_serve import add_serve
 from cosmos3_ros.cli_train import add_train
+from cosmos3_ros.cli_train_model import add_finetune
 from engine.errors import CosmosError, InvalidInput, Problem
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add_safety_sim(commands, _bars)
     add_dataset(commands, _bars)
     add_train(commands, _bars)
+    add_finetune(commands, _bars)
     add_make_dataset(commands, _bars)
     add_eval(commands, _bars)
     add_serve(commands)

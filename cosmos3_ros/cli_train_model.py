@@ -1,0 +1,113 @@
+"""The commands `cosmos3 train model` and `cosmos3 finetune`: the transformer, from scratch or from a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.training.recipe import Recipe
+    from engine.training.trainer import Progress
+
+Bars = Callable[[], AbstractContextManager[Callable[[str, float], None]]]
+Commands = Any  # argparse has no public name for what add_subparsers returns
+
+
+def add_model(kinds: Commands, bars: Bars) -> None:
+    """Add `model` to the kinds of `cosmos3 train`."""
+    command = kinds.add_parser('model', help='train the transformer on a corpus and its latents')
+    _add_options(command)
+    command.add_argument('--recipe', default='micro', help='name in config/training or a path (default: micro)')
+    command.set_defaults(run=lambda arguments: _run(arguments, bars))
+
+
+def add_finetune(commands: Commands, bars: Bars) -> None:
+    """Add `cosmos3 finetune`."""
+    command = commands.add_parser('finetune', help='go on training a checkpoint with data of your own')
+    _add_options(command)
+    command.add_argument('--recipe', default='finetune', help='name in config/training or a path (default: finetune)')
+    command.set_defaults(run=lambda arguments: _run(arguments, bars))
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add('base', help='checkpoint to begin with: a directory or a hub id')
+    add('--corpus', type=Path, required=True, help='folder that cosmos3 train corpus made')
+    add('--latents', type=Path, required=True, help='folder that cosmos3 train latents made of it')
+    add('--contract', default='micro_joint_pos', help='name in config/contracts or a path')
+    add('--minutes', type=float, default=0.0, help='of work altogether; the learning rate follows the clock')
+    add('--steps', type=int, default=0, help='in place of minutes: steps altogether')
+    add('--run', type=Path, dest='folder', required=True, help='folder of the run; one that is there goes on')
+    add('-o', '--output', type=Path, help='checkpoint to write at the end, in the public layout')
+    add('--vae', type=Path, help='folder of the autoencoder that made the latents, if it is not the one of the base')
+    add('--name', default='', help='of the checkpoint; empty for the name of its folder')
+    add('--device', default='cpu', help='where it is trained: cpu, cuda, ...; torchrun starts one process for each GPU')
+    add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products; weights stay float32')
+    add('--threads', type=int, default=0, help='of PyTorch; 0: as many as it likes')
+    add('--validate-minutes', type=float, default=5.0, help='how often held-out episodes are looked at')
+
+
+def _run(given: argparse.Namespace, bars: Bars) -> int:
+    import torch
+
+    from engine.training.processes import joined
+    from engine.training.runs import Order, train
+    from engine.training.trainer import Length
+
+    if given.threads > 0:
+        torch.set_num_threads(given.threads)
+    name = given.name or (given.output.name if given.output else 'trained')
+    with joined(given.device) as (device, leads), bars() as report:
+        order = Order(
+            given.base,
+            given.corpus,
+            given.latents,
+            given.contract,
+            _recipe(given.recipe),
+            Length(given.steps, given.minutes),
+            given.folder,
+            given.output,
+            given.vae,
+            device,
+            given.dtype,
+            name,
+            given.validate_minutes,
+        )
+        progress = train(order, lambda here: report(_words(here), here.share) if leads else None)
+    if leads:
+        _conclude(given, progress)
+    return 0
+
+
+def _recipe(name: str) -> Recipe:
+    from engine.resources import find_config
+    from engine.training.recipe import Recipe
+
+    return Recipe.read(find_config('training', name))
+
+
+def _words(here: Progress) -> str:
+    losses = ' '.join(f'{name} {value:.3f}' for name, value in sorted(here.losses.items()))
+    return f'step {here.step} {losses}'.strip()
+
+
+def _conclude(given: argparse.Namespace, progress: Progress) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from engine.training.runs import CURVES, last_validation
+    from engine.training.trainer import JOURNAL
+
+    found: Mapping[str, float] = last_validation(given.folder / JOURNAL)
+    table = Table(title='held-out episodes; joints in rad, latents and rows in the units of the model')
+    table.add_column('figure')
+    table.add_column('value', justify='right')
+    for name, value in found.items():
+        table.add_row(name, f'{value:.4f}')
+    Console().print(table)
+    print(f'{progress.step} steps in {progress.seconds / 60:.1f} min; curves: {given.folder / CURVES}')
+    if given.output is not None:
+        print(f'checkpoint: {given.output}')

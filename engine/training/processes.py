@@ -1,0 +1,33 @@
+"""Joins the processes that train together, as `torchrun` starts them; alone there is nothing to join."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+
+@contextmanager
+def joined(device: str) -> Iterator[tuple[str, bool]]:
+    """The device of this process, and whether it is the first one.
+
+    Args:
+        device: As asked for; 'cuda' becomes the GPU of this process.
+    """
+    count = int(os.environ.get('WORLD_SIZE', '1'))
+    if count == 1:
+        yield device, True
+        return
+    local = int(os.environ.get('LOCAL_RANK', '0'))
+    on_gpu = device.startswith('cuda')
+    if on_gpu:
+        torch.cuda.set_device(local)
+        device = f'cuda:{local}'
+    dist.init_process_group('nccl' if on_gpu else 'gloo')
+    try:
+        yield device, dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
