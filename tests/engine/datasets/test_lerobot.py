@@ -114,6 +114,31 @@ def test_recorded_simulated_episodes_load_and_their_actions_bring_the_simulator_
     assert load(tmp_path / 'set').num_episodes == 3
 
 
+@pytest.mark.slow
+def test_demonstrations_load_with_their_pictures_texts_and_marks(load, tmp_path):
+    pytest.importorskip('mujoco', reason='the simulator is not installed')
+    pytest.importorskip('sensor_msgs', reason='ROS 2 is not installed')
+    from contextlib import nullcontext
+
+    from cosmos3_ros.demonstration_runs import START_SEED, DatasetOptions, make_dataset
+    from cosmos3_ros.demonstrations import Terms
+    from engine.evaluation.tasks import make_episode
+
+    terms = Terms(disturbed=1.0, picture=(90, 160))
+    make_dataset(
+        DatasetOptions(tmp_path / 'set', terms, ('reach',), 2), lambda: nullcontext(lambda _what, _share: None)
+    )
+    found = load(tmp_path / 'set', delta_timestamps={'action': [0.0, 1 / 15], 'disturbed': [0.0, 1 / 15]})
+    assert found.num_episodes == 2
+    marks = np.array(found.hf_dataset['disturbed'])
+    assert set(np.unique(marks)) == {0.0, 1.0}
+    first = int(np.flatnonzero(marks)[0])
+    item = found[first - 1]
+    assert item['disturbed'].ravel().tolist() == [0.0, 1.0]
+    assert item['task'] == make_episode('reach', START_SEED).instruction
+    assert picture(item, 'observation.images.wrist').shape == (90, 160, 3)
+
+
 def test_a_run_recorded_from_ros_loads(load, tmp_path):
     pytest.importorskip('sensor_msgs', reason='ROS 2 is not installed')
     pytest.importorskip('rosbags', reason='rosbags is not installed')

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -138,3 +142,20 @@ def test_titles_and_caption_are_written_outside_the_pictures():
     assert (top[:, 120:] > 150).any()
     assert (bottom > 150).any()
     assert not (bottom[:, -3:] > 150).any(), 'the caption runs out of the picture'
+
+
+def test_a_repeatable_video_does_not_depend_on_what_lay_in_memory(tmp_path):
+    code = (
+        'import sys, numpy as np\n'
+        'from engine.evaluation.video import VideoWriter\n'
+        'pictures = np.load(sys.argv[1])\n'
+        'with VideoWriter(sys.argv[2], 15, pictures.shape[1:3], repeatable=True) as writer:\n'
+        '    for picture in pictures: writer.write(picture)\n'
+    )
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 40, (30, 180, 320, 3)).astype(np.uint8)
+    np.save(tmp_path / 'pictures.npy', clip(30, 180, 320) // 2 + noise)
+    for fill in ('85', '170'):  # glibc fills whatever is given out with this
+        command = [sys.executable, '-c', code, tmp_path / 'pictures.npy', tmp_path / f'{fill}.mp4']
+        subprocess.run(command, check=True, env={**os.environ, 'MALLOC_PERTURB_': fill}, timeout=60)
+    assert (tmp_path / '85.mp4').read_bytes() == (tmp_path / '170.mp4').read_bytes()
