@@ -142,7 +142,7 @@ def dataset_plan(options: DatasetOptions) -> Plan:
         'made_by': MADE_BY,
         'policy': 'expert',
         'loop': asdict(terms.loop),
-        'tasks': list(options.tasks),
+        'tasks': [task for task in TASKS if task in options.tasks],
         'start_seed': options.start_seed,
         'jitter': asdict(options.jitter),
         'linger_s': terms.linger_s,
