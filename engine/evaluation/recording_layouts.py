@@ -7,7 +7,7 @@ a file is missing, and it refuses a whole data set for one missing camera. The l
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -148,7 +148,14 @@ def _lerobot_info(root: Path) -> Mapping[str, Any]:
 def _lerobot_entry(root: Path, index: int) -> Mapping[str, Any]:
     """What meta/episodes says of episode `index`."""
     files = sorted((root / 'meta' / 'episodes').glob('*/*.parquet'))
-    where, damaged = _episode_files(tuple((file, (found := file.stat()).st_mtime_ns, found.st_size) for file in files))
+    where, damaged = dict[int, Path](), list[Path]()
+    for file in files:
+        try:
+            state = file.stat()
+            for episode in _episodes_kept(file, state.st_mtime_ns, state.st_size):
+                where.setdefault(episode, file)
+        except (OSError, pa.ArrowException):
+            damaged.append(file)
     for file in [where[index]] if index in where else damaged:
         found, _ = _read_parquet(file, index)
         if len(found):
@@ -157,23 +164,10 @@ def _lerobot_entry(root: Path, index: int) -> Mapping[str, Any]:
     raise InvalidInput(f'recording {root}', [_no_such_episode(f'{root}/meta/episodes', index, list(where))])
 
 
-@lru_cache(maxsize=4)
-def _episode_files(files: tuple[tuple[Path, int, int], ...]) -> tuple[Mapping[int, Path], Sequence[Path]]:
-    """Which file of meta/episodes speaks of which episode, and which cannot be read.
-
-    Remembered, so that thousands of files are not opened for each of thousands of episodes.
-
-    Args:
-        files: With time and size: files that change are read again.
-    """
-    found, damaged = dict[int, Path](), list[Path]()
-    for file, *_ in files:
-        try:
-            for episode in _episodes_in(file):
-                found.setdefault(episode, file)
-        except (OSError, pa.ArrowException):
-            damaged.append(file)
-    return found, damaged
+@lru_cache(maxsize=2**16)
+def _episodes_kept(file: Path, _time: int, _size: int) -> tuple[int, ...]:
+    """Episodes of a file, remembered until it changes: thousands are not to be opened for each of thousands."""
+    return tuple(_episodes_in(file))
 
 
 def _lerobot_rows(root: Path, info: Mapping[str, Any], entry: Mapping[str, Any], index: int) -> pa.Table:
@@ -291,10 +285,11 @@ def _read_parquet(file: Path, episode: int) -> tuple[pa.Table, list[int]]:
 
 
 def _episodes_in(file: Path) -> list[int]:
-    if 'episode_index' not in pq.read_schema(file).names:
-        return [0] if pq.read_metadata(file).num_rows else []
-    known: list[int] = pc.unique(pq.read_table(file, columns=['episode_index'])['episode_index']).to_pylist()
-    return known
+    with pq.ParquetFile(file) as table:
+        if 'episode_index' not in table.schema_arrow.names:
+            return [0] if table.metadata.num_rows else []
+        known: list[int] = pc.unique(table.read(columns=['episode_index'])['episode_index']).to_pylist()
+        return known
 
 
 def _columns(table: pa.Table) -> dict[str, npt.NDArray[np.generic]]:
