@@ -148,11 +148,11 @@ def _make_tiny(arguments: argparse.Namespace) -> int:
 def _words() -> tuple[str, ...]:
     """What is asked for in simulation, as a prompt has it: Cosmos3-micro reads it in few tokens."""
     from engine.evaluation.tasks import TASKS, wordings
-    from engine.observation.prompts import DROID_DESCRIPTION, Clip, plain_prompt
+    from engine.observation.prompts import Clip, plain_prompt
 
     asked = dict.fromkeys(text for name, task in TASKS.items() for it in task.targets for text in wordings(name, it))
     clip = Clip(17, 15, 256, 320)
-    return tuple(plain_prompt(it, clip, viewpoint='concat_view', description=DROID_DESCRIPTION) for it in asked)
+    return tuple(plain_prompt(it, clip, viewpoint='concat_view') for it in asked)
 
 
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -46,6 +46,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add('--name', default='', help='of the checkpoint; empty for the name of its folder')
     add('--device', default='cpu', help='where it is trained: cpu, cuda, ...; torchrun starts one process for each GPU')
     add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of products; weights stay float32')
+    add('--compile', action='store_true', help='compile layers first: takes minutes, saves a quarter of the time')
     add('--threads', type=int, default=0, help='of PyTorch; 0: as many as it likes')
     add('--validate-minutes', type=float, default=5.0, help='how often held-out episodes are looked at')
 
@@ -74,6 +75,7 @@ def _run(given: argparse.Namespace, bars: Bars) -> int:
             device,
             given.dtype,
             name,
+            given.compile,
             given.validate_minutes,
         )
         progress = train(order, lambda here: report(_words(here), here.share) if leads else None)

@@ -399,8 +399,11 @@ def canvas_of(contract: Contract) -> Canvas:
     return choose_canvas(contract.timing.resolution_tier, *contract.views.size)
 
 
-def layout_of(contract: Contract, committed: int = 0) -> Layout:
-    """The tokens of a contract's policy, with the first `committed` rows of the chunk given."""
+def layout_of(contract: Contract, committed: int = 0, *, video: bool | None = None) -> Layout:
+    """The tokens of a contract's policy, with the first `committed` rows of the chunk given.
+
+    Whether the video is generated is up to `video`, or else to the contract.
+    """
     terms, timing = contract.embodiment, contract.timing
     rows, columns = latent_crop(*content_size(*contract.views.size, canvas_of(contract)))
     return policy_layout(
@@ -413,6 +416,7 @@ def layout_of(contract: Contract, committed: int = 0) -> Layout:
         state=terms.state_row,
         history=terms.history_rows,
         committed=committed,
+        video=contract.sampler.video if video is None else video,
     )
 
 

@@ -167,6 +167,7 @@ def policy_layout(
     state: bool,
     history: int = 0,
     committed: int = 0,
+    video: bool = True,
 ) -> Layout:
     """Actions to take from the current frame on, denoised together with the video they will cause.
 
@@ -184,6 +185,7 @@ def policy_layout(
         state: Whether the row before the first action is the measured state.
         history: Rows of past actions.
         committed: Leading rows of the chunk that are settled already, fewer than `chunk`.
+        video: Whether the video is generated too; without it vision is the current frame alone.
 
     Raises:
         InvalidInput: Listing every fault.
@@ -193,7 +195,7 @@ def policy_layout(
         problems.append(Problem('committed', 'leaves nothing to generate', str(committed), f'0 to {chunk - 1}'))
     _refuse('policy layout', problems)
     given = history + int(state)
-    vision = VisionItem(latent_frames(chunk + 1), height, width, fps, clean=(0,))
+    vision = VisionItem(latent_frames(chunk + 1) if video else 1, height, width, fps, clean=(0,))
     action = ActionItem(chunk + given, domain_id, raw_dim, fps, start=1 - given, clean=tuple(range(given + committed)))
     return Layout(vision, action)
 

@@ -24,7 +24,6 @@ from engine.observation.tokenizer import PromptTokenizer
 from engine.policy import canvas_of, layout_of, policy_codec
 from engine.sequence import (
     Layout,
-    VisionItem,
     forward_dynamics_layout,
     inverse_dynamics_layout,
 )
@@ -153,13 +152,9 @@ class Examples:
 
     def layout(self, task: str, committed: int = 0) -> Layout:
         """The tokens of a task."""
-        whole = layout_of(self.contract, committed)
-        if task == 'policy':
-            return whole
-        if task == 'action' and whole.vision is not None:
-            seen = whole.vision
-            return Layout(VisionItem(1, seen.height, seen.width, seen.fps, clean=(0,)), whole.action)
-        item = whole.vision
+        if task in ('action', 'policy'):
+            return layout_of(self.contract, committed, video=task == 'policy')
+        item = layout_of(self.contract).vision
         if item is None or self._terms is None:
             raise InvalidInput('layout', [Problem('task', 'cannot be made of this contract', task)])
         make = {'forward': forward_dynamics_layout, 'inverse': inverse_dynamics_layout}[task]

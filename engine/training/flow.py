@@ -15,8 +15,11 @@ from torch import Tensor
 from engine.network.placement import Placement
 from engine.sampler import TRAIN_TIMESTEPS, UniPc, flow_unipc_schedule
 from engine.sequence import Layout
-from engine.training.network import BatchedTransformer, Noisy, Prompts
+from engine.training.network import Noisy
 from engine.training.recipe import Recipe
+
+Network = Callable[..., tuple[Tensor | None, Tensor | None]]
+""":class:`~engine.training.network.BatchedTransformer`, or a wrapper of it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def noise_levels(count: int, recipe: Recipe, generator: torch.Generator) -> Tens
 
 
 def flow_loss(
-    network: Callable[..., tuple[Tensor | None, Tensor | None]],
+    network: Network,
     batch: Batch,
     place: Placement,
     recipe: Recipe,
@@ -88,7 +91,7 @@ def flow_loss(
     """The loss of one batch.
 
     Args:
-        network: :class:`~engine.training.network.BatchedTransformer`, or a wrapper of it.
+        network: What is trained.
         batch: On the network's device.
         place: Where of the layout anything may change.
         recipe: Of the noise levels.
@@ -113,14 +116,13 @@ def flow_loss(
 
 
 def sample(
-    network: BatchedTransformer,
+    network: Network,
     batch: Batch,
     place: Placement,
     *,
     steps: int,
     shift: float,
     seed: int = 0,
-    prompts: Prompts | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Generate what a batch leaves open, with the sampler that runs on robots and without guidance.
 
@@ -135,13 +137,12 @@ def sample(
             parts.append(torch.where(part.free, noise, clean))
     sampler, state = UniPc(schedule), tuple(parts)
     with torch.no_grad():
-        read = prompts or network.read(batch.ids)
         for k, timestep in enumerate(schedule.timesteps):
             members = iter(state)
             vision = None if batch.vision is None else next(members)
             action = None if batch.action is None else next(members)
             time = torch.full((len(batch.which),), float(timestep), device=batch.which.device)
-            out = network.denoise(read, batch.which, batch.layout, Noisy(vision, action, time, time))
+            out = network(batch.ids, batch.which, batch.layout, Noisy(vision, action, time, time))
             state = sampler.step(k, tuple(part for part in out if part is not None), state)
     members = iter(state)
     return (None if batch.vision is None else next(members)), (None if batch.action is None else next(members))

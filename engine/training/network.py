@@ -23,6 +23,7 @@ from engine.network.rope import text_positions
 from engine.network.transformer import CosmosTransformer
 from engine.sequence import Layout
 
+_BLOCK = 16  # tokens that prompts are filled up to, where shapes should be few
 _PLACEMENTS = 512  # a layout with as many lengths of prompts as there are
 
 
@@ -72,12 +73,18 @@ class BatchedTransformer(nn.Module):
         transformer: Whose weights are used.
         recompute: Keep the input of each layer alone, and calculate the rest again on the way back: a third more work
             for a fraction of the memory.
+        compiled: Compile what runs a layer of the generation tower, once for each shape of a batch; prompts are then
+            filled up to whole blocks, so that there are few shapes.
     """
 
-    def __init__(self, transformer: CosmosTransformer, *, recompute: bool = False) -> None:
+    def __init__(self, transformer: CosmosTransformer, *, recompute: bool = False, compiled: bool = False) -> None:
         super().__init__()
         self.transformer = transformer
-        self._recompute = recompute
+        self._block = _BLOCK if compiled else 1
+        generate = torch.compile(_generate, dynamic=False) if compiled else _generate
+        layers = cast('list[Layer]', list(transformer.layers))
+        # Modules of their own, so that weights which are spread over several GPUs are gathered layer by layer.
+        self.steps = nn.ModuleList([_Step(layer, generate, recompute=recompute) for layer in layers])
         self._place = lru_cache(maxsize=_PLACEMENTS)(make_placement)
 
     def forward(
@@ -97,7 +104,7 @@ class BatchedTransformer(nn.Module):
         """Run the understanding tower over P prompts."""
         model = self.transformer
         lengths = tuple(len(one) for one in ids)
-        longest = max(lengths)
+        longest = -(-max(lengths) // self._block) * self._block
         # What is filled in at the end is never seen: the tower is causal, and generation masks it.
         table = torch.zeros(len(ids), longest, dtype=torch.int64, device=model.device)
         for row, one in zip(table, ids, strict=True):
@@ -106,11 +113,11 @@ class BatchedTransformer(nn.Module):
         turn = model.rotations(text_positions(longest))
         cos, sin = turn.cos[None, :, None], turn.sin[None, :, None]
         keys, values = [], []
-        for index, layer in enumerate(self._layers, start=1):
-            if index == len(self._layers):
-                seen = _prefix(layer, hidden, cos, sin)
+        for index, step in enumerate(self.steps, start=1):
+            if index == len(self.steps):
+                seen = step('prefix', hidden, cos, sin)
             else:
-                hidden, *seen = self._run(_understand, layer, hidden, cos, sin)
+                hidden, *seen = step('understand', hidden, cos, sin)
             keys.append(seen[0])
             values.append(seen[1])
         return Prompts(tuple(keys), tuple(values), lengths)
@@ -126,18 +133,9 @@ class BatchedTransformer(nn.Module):
         sin = torch.stack([place.sin for place in places])[:, :, None]
         own = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         seen = torch.cat([prompts.present[which], own], dim=1)[:, None, None]
-        for layer, keys, values in zip(self._layers, prompts.keys, prompts.values, strict=True):
-            hidden = self._run(_generate, layer, hidden, cos, sin, keys[which], values[which], seen)
+        for step, keys, values in zip(self.steps, prompts.keys, prompts.values, strict=True):
+            hidden = step('generate', hidden, cos, sin, keys[which], values[which], seen)
         return self._project_out(model.norm_moe_gen(hidden), places[0], noisy)
-
-    @property
-    def _layers(self) -> list[Layer]:
-        return cast('list[Layer]', list(self.transformer.layers))
-
-    def _run(self, layer_function: Callable[..., Any], *inputs: Any) -> Any:
-        if self._recompute and torch.is_grad_enabled():
-            return checkpoint(layer_function, *inputs, use_reentrant=False)
-        return layer_function(*inputs)
 
     def _time(self, timesteps: Tensor) -> Tensor:
         """[B, 1, hidden_size]."""
@@ -168,6 +166,23 @@ class BatchedTransformer(nn.Module):
             out = model.action_proj_out(hidden[:, count:], place.action.domain)
             action = torch.where(place.action.free, out.float(), 0.0)
         return vision, action
+
+
+class _Step(nn.Module):
+    """What is done with one layer."""
+
+    def __init__(self, layer: Layer, generate: Callable[..., Tensor], *, recompute: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        self._functions = {'prefix': _prefix, 'understand': _understand, 'generate': generate}
+        self._recompute = recompute
+
+    def forward(self, name: str, *inputs: Tensor) -> Any:
+        """Call a function of the layer."""
+        function = self._functions[name]
+        if self._recompute and torch.is_grad_enabled():
+            return checkpoint(function, self.layer, *inputs, use_reentrant=False)
+        return function(self.layer, *inputs)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +48,7 @@ class Order:
         device: Where to train.
         products: Type of the matrix products, of :data:`DTYPES`.
         name: Of the checkpoint.
+        compiled: Whether layers are compiled first.
         validate_minutes: How often held-out episodes are looked at.
     """
 
@@ -64,6 +64,7 @@ class Order:
     device: str = 'cpu'
     products: str = 'float32'
     name: str = 'trained'
+    compiled: bool = False
     validate_minutes: float = 5.0
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,9 +94,10 @@ def train(
     examples = Examples(
         recorded(corpus, latents), contract, base.load_tokenizer(), base.transformer_config.latent_patch_size
     )
-    trainer = Trainer(transformer, examples, order.recipe, order.folder, autocast=DTYPES[order.products])
+    trainer = Trainer(
+        transformer, examples, order.recipe, order.folder, autocast=DTYPES[order.products], compiled=order.compiled
+    )
     validation = Validation(examples, tasks=tuple(task for task, share in order.recipe.tasks.items() if share > 0))
-    began = time.monotonic()
     progress = trainer.run(
         order.length, report=report, stopped=stopped, validate=validation, validate_minutes=order.validate_minutes
     )
@@ -124,7 +126,6 @@ def train(
             },
         }
         write_trained(base, order.output, trainer.averaged_weights(), origin, order.vae)
-    del began
     return progress
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from engine.actions import JointCodec
 from engine.errors import CosmosError
 from engine.network.placement import make_placement
-from engine.network.transformer import CosmosTransformer
 from engine.policy import policy_codec
 from engine.training.examples import Examples
 from engine.training.flow import Batch, sample
@@ -37,7 +36,7 @@ class Validation:
     tasks: tuple[str, ...] = ('action', 'policy', 'forward', 'inverse')
     dynamics_steps: int = 8
 
-    def __call__(self, transformer: CosmosTransformer) -> Mapping[str, float]:
+    def __call__(self, network: BatchedTransformer) -> Mapping[str, float]:
         """Figures by name.
 
         `action` and `policy`: root mean square error of the chunk's joints in rad, and `hold` that of staying where the
@@ -45,15 +44,14 @@ class Validation:
         again, `forward_wrong` that of the video imagined for another window's actions; latents have a spread of 1.
         `inverse`: error of the rows in the model's space, `inverse_rest` that of standing still.
         """
-        transformer.eval()
         found: dict[str, float] = {}
-        network = BatchedTransformer(transformer)
+        network.eval()
         try:
             for task in self.tasks:
                 if len(self.examples.windows(task, held_out=True)):
                     found |= self._measure(network, task)
         finally:
-            transformer.train()
+            network.train()
         return found
 
     def _measure(self, network: BatchedTransformer, task: str) -> dict[str, float]:

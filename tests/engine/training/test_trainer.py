@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,7 +47,7 @@ def learned(fresh_checkpoint, examples, tmp_path_factory):
     """A run of some seconds."""
     folder = tmp_path_factory.mktemp('run')
     trainer = make_trainer(fresh_checkpoint, examples, folder)
-    before = Validation(examples, 32)(trainer.transformer)
+    before = Validation(examples, 32)(trainer.network)
     trainer.run(Length(steps=400), validate=Validation(examples, 32))
     return trainer, before, folder
 
@@ -146,3 +149,66 @@ def test_a_recipe_survives_its_file(tmp_path):
     (tmp_path / 'recipe.yaml').write_text('learning_rat: 1', encoding='utf-8')
     with pytest.raises(InvalidInput, match='learning_rat: is no key'):
         Recipe.read(tmp_path / 'recipe.yaml')
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+sys.path.insert(0, {tests!r})
+from conftest import make_numbers
+from test_trainer import RECIPE
+
+from engine.checkpoint import open_checkpoint
+from engine.contract import load_contract
+from engine.training.examples import Examples
+from engine.training.processes import joined
+from engine.training.trainer import Length, Trainer
+from engine.training.validation import Validation
+
+torch.set_num_threads(1)
+with joined('cpu') as (device, leads):
+    base = open_checkpoint({checkpoint!r})
+    examples = Examples(make_numbers(), load_contract({contract!r}), base.load_tokenizer())
+    for steps in (3, 6):
+        trainer = Trainer(
+            base.load_transformer(device, torch.float32), examples, RECIPE, Path({folder!r}), sharded={sharded}
+        )
+        trainer.run(Length(steps=6), validate=Validation(examples, 4), stopped=lambda: trainer.progress.step == steps)
+    weights = trainer.averaged_weights()
+    if leads:
+        torch.save(weights, Path({folder!r}) / 'weights.pt')
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sharded', [False, True], ids=['each holds all', 'each holds a piece'])
+def test_two_processes_train_one_network_and_go_on_together(
+    fresh_checkpoint, small_contract, examples, tmp_path, sharded
+):
+    script = tmp_path / 'together.py'
+    script.write_text(
+        TOGETHER.format(
+            tests=str(Path(__file__).parent),
+            checkpoint=str(fresh_checkpoint.root),
+            contract=small_contract.source,
+            folder=str(tmp_path / 'run'),
+            sharded=sharded,
+        ),
+        encoding='utf-8',
+    )
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert found.returncode == 0, found.stderr[-4000:]
+    weights = torch.load(tmp_path / 'run' / 'weights.pt', weights_only=True)
+    before = fresh_checkpoint.load_transformer(dtype=torch.float32).state_dict()
+    assert {name for name in weights if not torch.equal(weights[name], before[name])} >= {
+        'layers.0.self_attn.add_q_proj.weight',
+        'action_proj_out.fc.weight',
+    }
+    assert all(weights[name].shape == before[name].shape for name in before)
+    lines = [json.loads(line) for line in (tmp_path / 'run' / JOURNAL).read_text().splitlines()]
+    assert [line['step'] for line in lines if 'valid/action' in line] == [3, 6]
