@@ -102,7 +102,8 @@ class Pictures:
             whole: On the canvas, or cut out.
         """
         recipe = self.recipe
-        length = int(rng.choice(recipe.clip_frames)) if rng.random() < recipe.clips else 1
+        rare = 1.0 / np.array(recipe.clip_frames)
+        length = int(rng.choice(recipe.clip_frames, p=rare / rare.sum())) if rng.random() < recipe.clips else 1
         there = self._starts(length, held=False)
         if not len(there):
             length, there = 1, self._starts(1, held=False)

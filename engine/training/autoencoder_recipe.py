@@ -26,7 +26,7 @@ class AutoencoderRecipe:
         dim_mult: Widths of the stages as multiples of these.
         num_res_blocks: Residual blocks of a stage of the encoder; the decoder's have one more.
         clips: Share of steps that show clips; the others show frames by themselves.
-        clip_frames: Lengths of clips, each 4 k + 1; drawn evenly.
+        clip_frames: Lengths of clips, each 4 k + 1; drawn so that each gets as many frames.
         pixels: About how many pixels of frames a step shows, from which the size of the batch follows.
         crop: Height and width of what is cut out in the first part of the run, multiples of 16.
         whole: Share of the run, its last part, in which pictures are shown whole and on their canvas, as the policy
@@ -50,18 +50,18 @@ class AutoencoderRecipe:
     decoder_base_dim: int = 12
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 1
-    clips: float = 0.4
+    clips: float = 0.3
     clip_frames: tuple[int, ...] = (5, 9, 17)
-    pixels: int = 180_000
+    pixels: int = 80_000
     crop: tuple[int, int] = (96, 112)
     whole: float = 0.4
-    contrast: float = 6.0
+    contrast: float = 4.0
     contrast_level: float = 0.3
     l2: float = 1.0
-    edges: float = 0.5
+    edges: float = 0.4
     kl: float = 1e-5
-    learning_rate: float = 2e-3
-    warmup: float = 0.02
+    learning_rate: float = 5e-4
+    warmup: float = 0.03
     final: float = 0.01
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)

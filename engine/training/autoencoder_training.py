@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from engine.contract import Contract
 from engine.errors import CosmosError, InvalidInput, Problem
 from engine.network.autoencoder import VideoAutoencoder
-from engine.network.autoencoder_blocks import FrameAttention
+from engine.network.autoencoder_blocks import FrameAttention, ResidualBlock
 from engine.training.autoencoder_files import load_autoencoder, write_autoencoder
 from engine.training.autoencoder_pictures import Pictures, Shown
 from engine.training.autoencoder_recipe import AutoencoderRecipe
@@ -44,7 +44,7 @@ from engine.training.corpus import Corpus
 STATE, JOURNAL, RECIPE, REPORT, RESULT = 'state.pt', 'journal.jsonl', 'recipe.yaml', 'report.json', 'vae'
 EVERY = 25
 """Steps of one line of the journal."""
-_FIRST_LOG_VARIANCE = -6.0
+_FIRST_LOG_VARIANCE = -7.0
 _LEAST_STD = 1e-3
 _STATISTICS_OF = (256, 32)  # frames, clips
 
@@ -131,6 +131,8 @@ class AutoencoderTrainer:
         """Begin a run, or go on; see :func:`train_autoencoder`."""
         self.pictures, self.folder, self.order = Pictures(corpus, contract, order.recipe), folder, order
         self.device = torch.device(order.device)
+        # Weights that begin at zero leave numbers so small that a processor takes a hundred times as long for each.
+        torch.set_flush_denormal(True)
         self.network = make_network(order.recipe).to(self.device)
         if order.begin_with is not None:
             _begin_with(self.network, order.begin_with)
@@ -373,7 +375,11 @@ def weigh(parts: Mapping[str, Tensor], recipe: AutoencoderRecipe) -> Tensor:
 
 
 def make_network(recipe: AutoencoderRecipe) -> VideoAutoencoder:
-    """An autoencoder with random weights: attention changes nothing yet, and latents get little noise."""
+    """An autoencoder with random weights: blocks and attention change nothing yet, and latents get little noise.
+
+    What goes around the blocks is an average going down and a repetition coming up; so it begins with a coarse picture,
+    and learns several times as fast as with blocks that do anything.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         network = VideoAutoencoder(recipe.config())
@@ -382,6 +388,8 @@ def make_network(recipe: AutoencoderRecipe) -> VideoAutoencoder:
         for module in network.modules():
             if isinstance(module, FrameAttention):
                 module.proj.weight.zero_()
+            elif isinstance(module, ResidualBlock):
+                module.conv2.weight.zero_()
         last.weight[network.config.z_dim :] = 0.0
         if last.bias is not None:
             last.bias[network.config.z_dim :] = _FIRST_LOG_VARIANCE
