@@ -30,6 +30,12 @@ def add_finetune(commands: Commands, bars: Bars) -> None:
     _add_options(command)
     command.add_argument('--recipe', default='finetune', help='name in config/training or a path (default: finetune)')
     command.set_defaults(run=lambda arguments: _run(arguments, bars))
+    memory = commands.add_parser('finetune-memory', help='what fine-tuning would take, without taking it')
+    memory.add_argument('base', help='checkpoint: a directory or a hub id; or nano, super, edge for their public sizes')
+    memory.add_argument('--contract', default='droid_joint_pos', help='name in config/contracts or a path')
+    memory.add_argument('--recipe', default='finetune', help='name in config/training or a path (default: finetune)')
+    memory.add_argument('--processes', type=int, default=8, help='GPUs that share the weights in the second column')
+    memory.set_defaults(run=_memory)
 
 
 def _add_options(command: argparse.ArgumentParser) -> None:
@@ -81,6 +87,32 @@ def _run(given: argparse.Namespace, bars: Bars) -> int:
         progress = train(order, lambda here: report(_words(here), here.share) if leads else None)
     if leads:
         _conclude(given, progress)
+    return 0
+
+
+def _memory(given: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from engine.contract import load_contract
+    from engine.network.config import TransformerConfig
+    from engine.training.memory import training_memory
+
+    public = {'nano': TransformerConfig.NANO, 'super': TransformerConfig.SUPER, 'edge': TransformerConfig.EDGE}
+    if given.base in public:
+        config = public[given.base]
+    else:
+        from engine.checkpoint import open_checkpoint
+
+        config = open_checkpoint(given.base).transformer_config
+    alone = training_memory(config, load_contract(given.contract), _recipe(given.recipe))
+    shared = alone.shared_by(given.processes)
+    table = Table(title=f'{given.base}, {given.contract}, recipe {given.recipe}: GB of each process')
+    for name in ('', 'alone', f'one of {given.processes}'):
+        table.add_column(name, justify='right' if name else 'left')
+    for name in ('weights', 'gradients', 'optimizer', 'averaged', 'activations', 'total'):
+        table.add_row(name, *(f'{getattr(one, name) / 1e9:.1f}' for one in (alone, shared)))
+    Console().print(table)
     return 0
 
 

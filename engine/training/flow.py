@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.network.placement import Placement
+from engine.network.placement import ActionPlacement, Placement, VisionPlacement
 from engine.sampler import TRAIN_TIMESTEPS, UniPc, flow_unipc_schedule
 from engine.sequence import Layout
 from engine.training.network import Noisy
@@ -30,7 +30,7 @@ class Batch:
         task: Which one, of :data:`engine.training.recipe.TASKS`.
         layout: Of all of them.
         ids: Token ids of P prompts.
-        which: Int64 [B], the prompt of each.
+        which: Int64 [B], the prompt of each; always in the processor's memory.
         vision: Float32 [B, Nv, patch_latent_dim], clean tokens; None without vision.
         action: Float32 [B, rows, action_dim], clean rows; None without actions.
     """
@@ -45,7 +45,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         vision, action = (None if part is None else part.to(device) for part in (self.vision, self.action))
-        return Batch(self.task, self.layout, self.ids, self.which.to(device), vision, action)
+        return Batch(self.task, self.layout, self.ids, self.which, vision, action)
 
 
 @dataclass(frozen=True)
@@ -98,20 +98,17 @@ def flow_loss(
         generator: Of the noise, on the CPU, so that every device draws the same.
     """
     count = len(batch.which)
-    device = batch.which.device
+    device = place.cos.device
     first = noise_levels(count, recipe, generator)
     second = noise_levels(count, recipe, generator) if recipe.independent_times else first
     vision, vision_target = _mixed(batch.vision, None if place.vision is None else place.vision.free, first, generator)
     action, action_target = _mixed(batch.action, None if place.action is None else place.action.free, second, generator)
     times = (TRAIN_TIMESTEPS * sigma.to(device) for sigma in (first, second))
     found = network(batch.ids, batch.which, batch.layout, Noisy(vision, action, *times))
+    seen, asked = batch.layout.vision, batch.layout.action
     return Loss(
-        *(
-            _mean_square(out, target, part and part.free)
-            for out, target, part in zip(
-                found, (vision_target, action_target), (place.vision, place.action), strict=True
-            )
-        )
+        None if seen is None or len(seen.clean) == seen.frames else _wrong(found[0], vision_target, place.vision),
+        None if asked is None or len(asked.clean) == asked.rows else _wrong(found[1], action_target, place.action),
     )
 
 
@@ -141,7 +138,7 @@ def sample(
             members = iter(state)
             vision = None if batch.vision is None else next(members)
             action = None if batch.action is None else next(members)
-            time = torch.full((len(batch.which),), float(timestep), device=batch.which.device)
+            time = torch.full((len(batch.which),), float(timestep), device=place.cos.device)
             out = network(batch.ids, batch.which, batch.layout, Noisy(vision, action, time, time))
             state = sampler.step(k, tuple(part for part in out if part is not None), state)
     members = iter(state)
@@ -159,8 +156,9 @@ def _mixed(
     return torch.where(free, clean + level * (noise - clean), clean), noise - clean
 
 
-def _mean_square(out: Tensor | None, target: Tensor | None, free: Tensor | None) -> Tensor | None:
-    if out is None or target is None or free is None or not bool(free.any()):
+def _wrong(out: Tensor | None, target: Tensor | None, place: VisionPlacement | ActionPlacement | None) -> Tensor | None:
+    """Mean square over what is generated."""
+    if out is None or target is None or place is None:
         return None
-    wrong = torch.where(free, out - target, 0.0).square()
-    return wrong.sum() / (free.sum() * len(out))
+    wrong = torch.where(place.free, out - target, 0.0).square()
+    return wrong.sum() / (place.free.sum() * len(out))

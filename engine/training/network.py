@@ -94,7 +94,7 @@ class BatchedTransformer(nn.Module):
 
         Args:
             ids: Token ids of P prompts.
-            which: Int64 [B], the prompt of each sequence.
+            which: Int64 [B], the prompt of each sequence; in the processor's memory.
             layout: Of every sequence; without sound.
             noisy: The sequences.
         """
@@ -127,14 +127,17 @@ class BatchedTransformer(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         """As :meth:`forward`, for prompts that were read already."""
         model = self.transformer
-        places = [self._place(model.config, layout, prompts.lengths[p], model.device, model.dtype) for p in which]
+        places = [
+            self._place(model.config, layout, prompts.lengths[p], model.device, model.dtype) for p in which.tolist()
+        ]
         hidden = self._project_in(places[0], noisy)
         cos = torch.stack([place.cos for place in places])[:, :, None]
         sin = torch.stack([place.sin for place in places])[:, :, None]
+        chosen = which.to(hidden.device)
         own = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        seen = torch.cat([prompts.present[which], own], dim=1)[:, None, None]
+        seen = torch.cat([prompts.present[chosen], own], dim=1)[:, None, None]
         for step, keys, values in zip(self.steps, prompts.keys, prompts.values, strict=True):
-            hidden = step('generate', hidden, cos, sin, keys[which], values[which], seen)
+            hidden = step('generate', hidden, cos, sin, keys[chosen], values[chosen], seen)
         return self._project_out(model.norm_moe_gen(hidden), places[0], noisy)
 
     def _time(self, timesteps: Tensor) -> Tensor:
