@@ -116,7 +116,7 @@ def _likeness(found: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
     views = list(found['frames']['psnr'])
-    table = Table(title='PSNR [dB] of what was not trained on; in brackets of what differs from the mean picture')
+    table = Table(title='PSNR in dB of what was not trained on (of those pixels that differ from the mean)')
     for name in ('', *views):
         table.add_column(name, justify='right' if name else 'left')
     rows = {'frames': found['frames']}

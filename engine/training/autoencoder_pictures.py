@@ -135,7 +135,10 @@ class Pictures:
 
     @staticmethod
     def _edges(rng: np.random.Generator, whole: int, part: int, count: int) -> NDArray[np.int64]:
-        return rng.integers(0, (whole - part) // _STEP + 1, count) * _STEP
+        """Where parts begin; as often at an edge as makes what lies there as likely as what lies in the middle."""
+        beyond = part // _STEP // 2
+        last = (whole - part) // _STEP
+        return np.clip(rng.integers(-beyond, last + beyond + 1, count), 0, last) * _STEP
 
     def _starts(self, length: int, *, held: bool) -> NDArray[np.int64]:
         numbers, episode = self.corpus.numbers['frame'], self.corpus.episode
@@ -147,16 +150,18 @@ class Pictures:
         return np.stack([self.corpus.composites[start : start + length] for start in starts])
 
     def _usual(self) -> tuple[Frames, NDArray[np.float32]]:
-        """The mean of the pictures as far as they are shown, [h, w, 3], and how much pixels of each view count, [h, w].
+        """The mean of the pictures as far as they are shown, [h, w, 3], and what weights are divided by, [h, w].
 
-        The latter is what weights are divided by: where all of a view changes all the time, nothing stands out.
+        The latter makes every view count alike, however small it is and however much of it changes all the time.
         """
         frames = self.shown(self.frames(held=False, count=_MEAN_OF), 1)[:, 0]
         mean = np.round(frames.mean(axis=0)).astype(np.uint8)
         raised = np.mean([self._raised(frame, mean) for frame in frames], axis=0)[..., None]
         typical = np.empty_like(raised)
-        for view, some in split(typical, self.composition, self.size).items():
-            some[...] = split(raised, self.composition, self.size)[view].mean()
+        tiles = split(typical, self.composition, self.size)
+        for view, some in tiles.items():
+            alike = len(tiles) * some.size / typical.size
+            some[...] = split(raised, self.composition, self.size)[view].mean() * alike
         return mean, typical[..., 0]
 
 

@@ -132,6 +132,8 @@ class AutoencoderTrainer:
         self.pictures, self.folder, self.order = Pictures(corpus, contract, order.recipe), folder, order
         self.device = torch.device(order.device)
         # Weights that begin at zero leave numbers so small that a processor takes a hundred times as long for each.
+        for kind in (np.float32, np.float64):
+            np.finfo(kind)  # asked for the first time later, it would complain
         torch.set_flush_denormal(True)
         self.network = make_network(order.recipe).to(self.device)
         if order.begin_with is not None:

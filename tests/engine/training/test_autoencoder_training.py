@@ -32,7 +32,7 @@ from engine.training.autoencoder_training import (
 from engine.training.corpus import CARD, COMPOSITES, NUMBERS, VERSION, Corpus, open_corpus
 
 NARROW = AutoencoderRecipe(
-    base_dim=4, decoder_base_dim=4, clip_frames=(5,), clips=0.5, pixels=30_000, crop=(48, 64), learning_rate=4e-3
+    base_dim=4, decoder_base_dim=4, clip_frames=(5,), clips=0.5, pixels=30_000, crop=(48, 64), learning_rate=2e-3
 )
 LENGTHS = (20, 19, 20)
 
@@ -115,7 +115,7 @@ def test_pixels_that_stand_out_of_their_view_count_more(corpus: Corpus, contract
     shown = pictures.draw(np.random.default_rng(0), whole=True)
     red = (shown.wanted[:, 0] > 0.6) & (shown.wanted[:, 1] < 0)
     counts = shown.counts[:, 0]
-    assert counts[red].mean() > 2 * counts[..., 150:, :][~red[..., 150:, :]].mean()
+    assert counts[red].mean() > 2 * counts[..., 70:90, :].mean()  # the floor of the same view
     drawn = [float(pictures.draw(np.random.default_rng(seed), whole=True).counts.mean()) for seed in range(30)]
     assert np.mean(drawn) == pytest.approx(1, abs=0.1)
 
@@ -136,9 +136,9 @@ def test_batches_are_cut_out_in_steps_of_a_latent_and_later_whole_on_the_canvas(
 def test_every_weight_learns(corpus: Corpus, contract: Contract):
     network = make_network(NARROW)
     rng = np.random.default_rng(3)
-    with torch.no_grad():  # attention that changes nothing learns by its last layer first
+    with torch.no_grad():  # what changes nothing yet learns by its last layer first
         for name, weight in network.named_parameters():
-            if name.endswith('proj.weight'):
+            if name.endswith('weight') and not weight.any():
                 weight.normal_(std=0.1)
     while (shown := Pictures(corpus, contract, NARROW).draw(rng, whole=False)).pixels.shape[2] == 1:
         pass
