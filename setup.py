@@ -58,6 +58,7 @@ setup(
         (f'share/{PACKAGE}', ['package.xml']),
         *tree('launch'),
         *tree('config'),
+        *tree('models'),
     ],
     install_requires=['setuptools'],
     extras_require={'test': ['pytest']},

@@ -37,6 +37,18 @@ def find_config(kind: str, name: str) -> Path:
     raise InvalidInput(f'configuration {kind}/{name}', [_unknown(kind, name, folders)])
 
 
+def find_model(name: str) -> Path | None:
+    """Directory of a checkpoint that ships with the package; None if there is none of that name."""
+    if name not in model_names():
+        return None
+    return next(root / name for root in _model_roots() if (root / name).is_dir()).resolve()
+
+
+def model_names() -> list[str]:
+    """Names that `find_model` knows, sorted."""
+    return sorted({path.name for root in _model_roots() if root.is_dir() for path in root.iterdir() if path.is_dir()})
+
+
 def config_names(kind: str) -> list[str]:
     """Names that `find_config` knows for a kind, sorted."""
     return sorted({path.stem for folder in config_folders(kind) for path in folder.glob(f'*{_SUFFIX}')})
@@ -52,13 +64,22 @@ def config_folders(kind: str) -> list[Path]:
 
 
 def _config_roots() -> Iterator[Path]:
+    return _roots('config')
+
+
+def _model_roots() -> list[Path]:
+    return list(dict.fromkeys(_roots('models')))
+
+
+def _roots(folder: str) -> Iterator[Path]:
+    """Where a folder of the package may be: beside the code, or in a share directory."""
     here = Path(__file__).resolve()
-    yield here.parents[1] / 'config'
+    yield here.parents[1] / folder
     for prefix in here.parents:
-        yield prefix / 'share' / PACKAGE / 'config'
+        yield prefix / 'share' / PACKAGE / folder
     share = _ament_share()
     if share is not None:
-        yield share / 'config'
+        yield share / folder
 
 
 def _ament_share() -> Path | None:

@@ -6,12 +6,15 @@ import re
 from pathlib import Path
 
 from engine.errors import CheckpointError, Problem
+from engine.resources import find_model, model_names
 
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 
 
 def resolve(source: str | Path) -> Path:
-    """The directory of a checkpoint, downloaded first (or found in the local cache) if `source` is a hub id.
+    """The directory of a checkpoint: as it is named, one that ships with the package, or a hub id.
+
+    What is on the hub is downloaded first, or found in the local cache.
 
     Raises:
         CheckpointError: There is no such directory, and the hub id cannot be had: why, and what to do.
@@ -20,9 +23,13 @@ def resolve(source: str | Path) -> Path:
     if path.is_dir():
         return path.resolve()
     name = str(source)
+    if not path.exists() and (shipped := find_model(name)) is not None:
+        return shipped
     if path.exists() or not _HUB_ID.fullmatch(name):
         what = 'is not a directory' if path.exists() else 'does not exist'
+        known = ', '.join(model_names())
         remedy = 'name a checkpoint directory or a hub id such as nvidia/Cosmos3-Nano'
+        remedy += f', or what ships with the package: {known}' if known else ''
         raise CheckpointError('checkpoint', [Problem(name, what, remedy=remedy)])
     return _download(name)
 

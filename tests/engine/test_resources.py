@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from engine.errors import InvalidInput
+from engine import resources
+from engine.checkpoint.source import resolve
+from engine.errors import CheckpointError, InvalidInput
 from engine.resources import config_names, find_config
 
 
@@ -93,3 +95,14 @@ def test_the_ament_index_is_asked_when_the_code_lies_elsewhere(repository, tmp_p
         [sys.executable, '-c', code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == str(prefix / 'share' / 'cosmos3_ros' / 'config' / 'robots' / 'panda.yaml')
+
+
+def test_a_checkpoint_that_ships_with_the_package_is_found_by_name(tmp_path, monkeypatch):
+    (tmp_path / 'small').mkdir()
+    monkeypatch.setattr(resources, '_model_roots', lambda: [tmp_path / 'nowhere', tmp_path])
+    assert resources.model_names() == ['small']
+    assert resources.find_model('small') == (tmp_path / 'small').resolve()
+    assert resources.find_model('large') is None
+    assert resolve('small') == (tmp_path / 'small').resolve()
+    with pytest.raises(CheckpointError, match='or what ships with the package: small'):
+        resolve('large')
