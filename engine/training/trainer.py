@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -155,6 +156,7 @@ class Trainer:
             stopped: Asked after every step.
         """
         here = self.progress
+        torch.set_flush_denormal(True)  # numbers next to nothing cost a processor a hundred times as much as others
         self.transformer.train()
         began, before = time.monotonic(), here.seconds
         kept = validated = began
@@ -349,7 +351,7 @@ class Trainer:
             self.averaged = {name: _like(tensor, now[name]) for name, tensor in found['averaged'].items()}
             self._set_optimizer_state(found['optimizer'])
             self.progress = Progress(int(found['step']), float(found['seconds']))
-        except (OSError, RuntimeError, LookupError, ValueError) as error:
+        except (OSError, RuntimeError, LookupError, ValueError, pickle.UnpicklingError) as error:
             raise CosmosError(f'{state} cannot be gone on with: {error} -> name another folder') from error
 
 
