@@ -133,7 +133,7 @@ def _add_latents(kinds: Commands, bars: Bars) -> None:
     command = kinds.add_parser('latents', help='encode a corpus: every frame by itself, and clips')
     add = command.add_argument
     add('corpus', type=Path, help='folder that cosmos3 train corpus made')
-    add('--autoencoder', type=Path, required=True, help='folder with vae/: of a training, or a checkpoint')
+    add('--autoencoder', required=True, help='folder with vae/: of a training, or a checkpoint; or a hub id')
     add('--contract', default=_MICRO, help=f'name in config/contracts or a path (default: {_MICRO})')
     add('--stride', type=int, default=4, help='frames from the start of one clip to the next; 0: no clips (default: 4)')
     add('--frames', type=int, default=17, help='of a clip, 4 k + 1 (default: 17)')
@@ -148,6 +148,7 @@ def _add_latents(kinds: Commands, bars: Bars) -> None:
 def _latents(given: argparse.Namespace, bars: Bars) -> int:
     import torch
 
+    from engine.checkpoint.source import resolve
     from engine.contract import load_contract
     from engine.training.corpus import open_corpus
     from engine.training.latents import Terms, encode_corpus
@@ -157,6 +158,6 @@ def _latents(given: argparse.Namespace, bars: Bars) -> int:
     terms = Terms(given.frames, given.stride, not given.only_whole, given.dtype, given.device)
     corpus, contract = open_corpus(given.corpus), load_contract(given.contract)
     with bars() as report:
-        made = encode_corpus(corpus, contract, given.autoencoder, given.output, terms, report)
+        made = encode_corpus(corpus, contract, resolve(given.autoencoder), given.output, terms, report)
     print(f'{made.root}: {len(made.first)} frames, {len(made.starts)} clips')
     return 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +87,8 @@ def _run(given: argparse.Namespace, bars: Bars) -> int:
             given.compile,
             given.validate_minutes,
         )
-        progress = train(order, lambda here: report(_words(here), here.share) if leads else None)
+        with _asked_to_stop() as stopped:
+            progress = train(order, lambda here: report('training', here.share) if leads else None, stopped)
     if leads:
         _conclude(given, progress)
     return 0
@@ -123,16 +127,30 @@ def _recipe(name: str) -> Recipe:
     return Recipe.read(find_config('training', name))
 
 
-def _words(here: Progress) -> str:
-    losses = ' '.join(f'{name} {value:.3f}' for name, value in sorted(here.losses.items()))
-    return f'step {here.step} {losses}'.strip()
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed: the step is finished, the run kept, the checkpoint written. A second one ends it."""
+    asked = threading.Event()
+
+    def ask(_number: int, _frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        print('\nstopping after this step; the run can be gone on with', file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _conclude(given: argparse.Namespace, progress: Progress) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from engine.training.runs import CURVES, last_validation
+    from engine.training.journal import last_validation
+    from engine.training.runs import CURVES
     from engine.training.trainer import JOURNAL
 
     found: Mapping[str, float] = last_validation(given.folder / JOURNAL)

@@ -138,7 +138,7 @@ class Judging:
         network = self._network
         seed = (self._seed + 7919 * index) % 2**31
         own = None
-        if network.terms.own_video:
+        if network.terms.own_video and network.policy.contract.sampler.video:
             chunk = getattr(proposed, 'chunk', None)
             own = chunk.latents if chunk else network.own_video(seen, proposed, instruction, seed)
         proposal = Proposal(seen.stamp_ns, seen.views, seen.joints, rows.positions, rows.grippers, instruction, own)

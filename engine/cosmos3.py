@@ -217,7 +217,7 @@ def load(
     from engine.backends.choice import TORCH_COMPILED, Machine, choose
     from engine.checkpoint import open_checkpoint
 
-    where = _device(device)
+    where = usable_device(device)
     _check_dtype(dtype)
     clock = _Clock(report)
     checkpoint = open_checkpoint(source)
@@ -295,7 +295,12 @@ class _Clock:
         self._last = now
 
 
-def _device(device: str | torch.device) -> torch.device:
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        CosmosError: It is not to be had.
+    """
     import torch
 
     try:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from engine.actions import MODEL_WIDTH, Embodiment, PoseCodec, codec, embodiment
+from engine.actions import MODEL_WIDTH, Embodiment, Normalizer, PoseCodec, codec, embodiment
 from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError, Problem
 from engine.observation.geometry import (
     LATENT_PIXELS,
@@ -78,6 +78,7 @@ class DynamicsTerms:
         steps: Network evaluations for a window (two with guidance).
         guidance: Scale; 1 for none.
         shift: Of the schedule.
+        normalizer: Scale of the rows by statistics of the checkpoint's own; None for the published ones.
     """
 
     embodiment: Embodiment
@@ -92,6 +93,7 @@ class DynamicsTerms:
     steps: int = 30
     guidance: float = 1.0
     shift: float = 10.0
+    normalizer: Normalizer | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Raise InvalidInput with every fault."""
@@ -175,6 +177,7 @@ class DynamicsTerms:
             prompt.viewpoint,
             prompt.description,
             prompt.format,
+            normalizer=terms.normalizer if terms.action_space == SPACE else None,
         )
 
     def codec(self) -> PoseCodec:
@@ -183,7 +186,7 @@ class DynamicsTerms:
         Raises:
             InvalidInput: The embodiment's rows are no deltas of poses, or its statistics are not public.
         """
-        found = codec(self.embodiment, SPACE, self.normalization)
+        found = codec(self.embodiment, SPACE, self.normalizer or self.normalization)
         if not isinstance(found, PoseCodec):
             problem = Problem(self.embodiment.name, 'has rows that are no deltas of poses alone')
             raise InvalidInput('terms of dynamics', [problem])

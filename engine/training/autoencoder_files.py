@@ -36,7 +36,7 @@ def load_autoencoder(
     Raises:
         CheckpointError: Something is missing or does not fit; lists every fault.
     """
-    place = _place(folder)
+    place = place_of(folder)
     try:
         document: Mapping[str, Any] = json.loads((place / CONFIG).read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
@@ -69,7 +69,7 @@ def write_autoencoder(folder: Path, config: AutoencoderConfig, weights: Mapping[
 
 def autoencoder_fingerprint(folder: Path) -> str:
     """Changes with configuration and weights."""
-    place, found = _place(folder), hashlib.sha256()
+    place, found = place_of(folder), hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
         try:
             found.update((place / name).read_bytes())
@@ -79,5 +79,6 @@ def autoencoder_fingerprint(folder: Path) -> str:
     return found.hexdigest()[:16]
 
 
-def _place(folder: Path) -> Path:
+def place_of(folder: Path) -> Path:
+    """Where the files of an autoencoder lie: in a folder itself, or in its `vae/`."""
     return folder if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() else folder / 'vae'

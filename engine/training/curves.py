@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from engine.training.journal import read_journal
 
 _COLOURS = ('#1f3f6e', '#2a7f4f', '#c0392b', '#b7791f', '#6b4fa0', '#3a8f9e', '#7a7a7a')
 
@@ -14,7 +15,7 @@ def draw_curves(journal: Path, target: Path) -> None:
     """Draw losses, validations and learning rate of a journal over minutes of work."""
     from matplotlib.figure import Figure
 
-    lines = [json.loads(line) for line in journal.read_text(encoding='utf-8').splitlines()]
+    lines = read_journal(journal)
     groups = {
         'training loss': _series(lines, '', ('step', 'seconds', 'rate')),
         'held-out episodes': _series(lines, 'valid/'),

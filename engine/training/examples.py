@@ -23,13 +23,16 @@ from engine.observation.prompts import action_prompt
 from engine.observation.tokenizer import PromptTokenizer
 from engine.policy import canvas_of, layout_of, policy_codec
 from engine.sequence import (
+    TEMPORAL_COMPRESSION,
     Layout,
     forward_dynamics_layout,
     inverse_dynamics_layout,
+    latent_frames,
 )
 from engine.training.flow import Batch
 
 Floats = NDArray[np.float64]
+_REST_RAD = 0.01  # the servo sags by less
 HELD_OUT = 20
 """Every so many-th episode is kept for validation."""
 
@@ -92,6 +95,7 @@ class Examples:
         self._motion = self._deltas()
         self._first, self._clips = cut(recorded.first[:, :, None], patch), cut(recorded.clips, patch)
         self._ids = [tuple(tokenizer.encode(self._caption(text))) for text in recorded.instructions]
+        self._ids_of_dynamics = [tuple(tokenizer.encode(self._told_dynamics(text))) for text in recorded.instructions]
         self._no_ids = tuple(tokenizer.encode(''))
         self._windows = self._find_windows()
 
@@ -108,6 +112,8 @@ class Examples:
         captions: int = 8,
         condition_dropout: float = 0.0,
         committed: int = 0,
+        beginnings: float = 0.0,
+        beginning_rows: int = 15,
         held_out: bool = False,
     ) -> Batch:
         """A batch.
@@ -119,11 +125,21 @@ class Examples:
             captions: Different prompts at most.
             condition_dropout: Share of sequences without one.
             committed: First rows of the chunk that are given; for 'action' and 'policy'.
+            beginnings: Share of windows that are drawn from the beginnings of episodes.
+            beginning_rows: How many rows those are.
             held_out: From the episodes that are kept for validation.
         """
         windows = self.windows(task, held_out=held_out)
-        chosen = self._by_caption(task, windows, count, captions, rng)
-        texts = [self._ids[self._recorded.episode[self._frame(task, one)]] for one in chosen]
+        first = windows[self._row(task, windows) < beginning_rows]
+        early = int(rng.binomial(count, beginnings)) if len(first) else 0
+        chosen = np.concatenate(
+            [
+                self._by_caption(task, some, share, max(1, round(captions * share / count)), rng)
+                for some, share in ((first, early), (windows, count - early))
+                if share
+            ]
+        )
+        texts = [self._text(task, self._frame(task, one)) for one in chosen]
         dropped = rng.random(count) < condition_dropout
         ids, which = _shared([self._no_ids if none else text for none, text in zip(dropped, texts, strict=True)])
         return self.batch(task, chosen, ids, which, committed=committed)
@@ -140,7 +156,7 @@ class Examples:
         """The batch of chosen windows, by default each with the prompt of its episode."""
         frames = np.array([self._frame(task, one) for one in windows], np.int64)
         if ids is None or which is None:
-            ids, which = _shared([self._ids[self._recorded.episode[frame]] for frame in frames])
+            ids, which = _shared([self._text(task, frame) for frame in frames])
         layout = self.layout(task, committed)
         count = layout.split(self._patch)[0]
         # A latent frame depends on its own and earlier pictures alone, so the first ones of a clip are a shorter clip.
@@ -149,6 +165,12 @@ class Examples:
         padded = torch.zeros(*action.shape[:2], MODEL_WIDTH)
         padded[..., : action.shape[-1]] = torch.from_numpy(action.astype(np.float32))
         return Batch(task, layout, ids, which, torch.from_numpy(vision).float(), padded)
+
+    def shift_of(self, task: str) -> float:
+        """Shift of the schedule with which a task is run."""
+        if task in ('action', 'policy') or self._terms is None:
+            return self.contract.sampler.shift
+        return self._terms.shift
 
     def layout(self, task: str, committed: int = 0) -> Layout:
         """The tokens of a task."""
@@ -209,10 +231,28 @@ class Examples:
             problems.append(Problem('latents', 'have another size than the contract', given, str(grid)))
         if len(set(found.episode.tolist())) < 2:
             problems.append(Problem('episodes', 'are too few', '', '2 or more', 'record more of them'))
+        terms_of = layout_of(self.contract, video=True).vision
+        most = max(0 if terms_of is None else terms_of.frames, self._frames_of_dynamics())
+        if len(found.clips) and found.clips.shape[2] < most:
+            remedy = f'cosmos3 train latents --frames {TEMPORAL_COMPRESSION * (most - 1) + 1}'
+            problems.append(Problem('clips', 'are too short', f'{found.clips.shape[2]} latents', f'{most}', remedy))
+        if isinstance(self._codec, PoseCodec) and np.isnan(found.position).any():
+            problems.append(Problem('poses', 'are missing in some recordings', remedy='use cosmos3 dataset doctor'))
         if isinstance(self._codec, JointCodec) and terms.action_space != 'joint_position':
             problems.append(Problem('action_space', 'is not known here', terms.action_space))
         if problems:
             raise InvalidInput(f'training with contract {self.contract.name}', problems)
+
+    def _frames_of_dynamics(self) -> int:
+        return 0 if self._terms is None else latent_frames(self._terms.chunk + 1)
+
+    def _ends_at_rest(self) -> NDArray[np.bool_]:
+        """Of each frame whether its episode ends at rest: hand and gripper where they were told to be."""
+        found, ends = self._recorded, np.unique(self._last)
+        apart = np.abs(found.commanded[ends] - found.joints[ends]).max(axis=1)
+        moving = np.abs(found.joints[ends] - found.joints[np.maximum(ends - 1, 0)]).max(axis=1)
+        rests = (apart < _REST_RAD) & (moving < _REST_RAD)
+        return np.asarray(rests[np.searchsorted(ends, self._last)])
 
     def _begin(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
         """First frame of each frame's episode."""
@@ -225,15 +265,23 @@ class Examples:
     def _deltas(self) -> Floats:
         """Row k: the motion from frame k to the next, as dynamics takes it; at rest in the last frame of an episode."""
         count, found = len(self._recorded.episode), self._recorded
+        if np.isnan(found.position).any() or np.isnan(found.quaternion).any():
+            return np.empty((0, 0))  # recordings without poses teach a policy of joints, and nothing else
         path = Poses(found.position, quaternion_to_matrix(found.quaternion))
 
         def along(of: PoseCodec) -> Floats:
-            rest = of.encode_trajectory(Poses(path.position[[0, 0]], path.rotation[[0, 0]]), np.zeros(1))[0]
-            rows = np.vstack([of.encode_trajectory(path, found.commanded_gripper[:-1]), rest])
-            still = np.tile(rest, (count, 1))
-            still[:, -1] = rows[:, -1]  # the gripper is wherever it was told to be
-            ends = self._last == np.arange(count)
-            return np.where(ends[:, None], still, rows)
+            # In the last frame of an episode the arm rests, with the gripper wherever it was told to be.
+            ends = np.flatnonzero(self._last == np.arange(count))
+            rows = of.encode_trajectory(
+                Poses(
+                    np.vstack([path.position, path.position[-1:]]), np.concatenate([path.rotation, path.rotation[-1:]])
+                ),
+                found.commanded_gripper,
+            )
+            still = Poses(path.position[[0, 0]], path.rotation[[0, 0]])
+            for end in ends:
+                rows[end] = of.encode_trajectory(still, found.commanded_gripper[[end]])[0]
+            return rows
 
         self._policy_deltas = along(self._codec) if isinstance(self._codec, PoseCodec) else np.empty((0, 0))
         return np.empty((0, 0)) if self._terms is None else along(self._terms.codec())
@@ -252,8 +300,33 @@ class Examples:
             action_rows=self.chunk + self.contract.embodiment.clean_rows,
         )
 
+    def _told_dynamics(self, instruction: str) -> str:
+        """The prompt of an imagined window, as :meth:`engine.dynamics.Dynamics.caption` writes it."""
+        terms = self._terms
+        if terms is None:
+            return ''
+        return action_prompt(
+            terms.prompt,
+            instruction,
+            viewpoint=terms.viewpoint,
+            description=terms.description,
+            frames=terms.chunk + 1,
+            fps=terms.fps,
+            canvas=canvas_of(self.contract),
+        )
+
+    def _text(self, task: str, frame: int) -> tuple[int, ...]:
+        """Token ids of the prompt of a window."""
+        known = self._ids if task in ('action', 'policy') else self._ids_of_dynamics
+        return known[self._recorded.episode[frame]]
+
     def _frame(self, task: str, window: int) -> int:
         return int(window if task == 'action' else self._recorded.starts[window])
+
+    def _row(self, task: str, windows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which row of its episode each window begins with."""
+        frames = windows if task == 'action' else self._recorded.starts[windows]
+        return frames - self._begin(frames)
 
     def _find_windows(self) -> Mapping[tuple[str, bool], NDArray[np.int64]]:
         found = self._recorded
@@ -264,10 +337,12 @@ class Examples:
             return disturbed[ends] == disturbed[frames]
 
         frames, clips = np.arange(len(found.episode)), np.arange(len(found.starts))
-        by_task = {'action': frames[calm(frames, self.chunk)]}
+        # A recording that ends while the arm moves says nothing of what comes after; one that ends at rest does.
+        whole = frames + self.chunk - 1 <= self._last
+        by_task = {'action': frames[calm(frames, self.chunk) & (whole | self._ends_at_rest())]}
         by_task['policy'] = clips[calm(found.starts, self.chunk)] if len(clips) else clips
         # What moved the arm does not matter to what is seen of it.
-        by_task['forward'] = by_task['inverse'] = clips if self._terms is not None else clips[:0]
+        by_task['forward'] = by_task['inverse'] = clips if len(self._motion) else clips[:0]
         held: dict[tuple[str, bool], NDArray[np.int64]] = {}
         for task, windows in by_task.items():
             episodes = found.episode[windows if task == 'action' else found.starts[windows]]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.actions import MODEL_WIDTH
 from engine.contract import Contract
+from engine.errors import InvalidInput, Problem
 from engine.network.config import TransformerConfig
 from engine.network.placement import make_placement
 from engine.network.transformer import CosmosTransformer
@@ -47,7 +48,13 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.averaged + self.activations
 
     def shared_by(self, processes: int) -> Memory:
-        """Of each of several processes over which all weights are spread."""
+        """Of each of several processes over which all weights are spread.
+
+        Raises:
+            InvalidInput: That is no number of processes.
+        """
+        if processes < 1:
+            raise InvalidInput('training memory', [Problem('processes', 'are too few', str(processes), '1 or more')])
 
         def part(size: int) -> int:
             return -(-size // processes)

@@ -144,7 +144,8 @@ class BatchedTransformer(nn.Module):
         """[B, 1, hidden_size]."""
         model = self.transformer
         scaled = timesteps.to(model.device, torch.float32) * model.config.timestep_scale
-        found: Tensor = model.time_embedder(scaled).to(model.dtype)
+        with torch.autocast(scaled.device.type, enabled=False):  # in float32 whatever the products are in, as it is run
+            found: Tensor = model.time_embedder(scaled).to(model.dtype)
         return found[:, None]
 
     def _project_in(self, place: Placement, noisy: Noisy) -> Tensor:
@@ -177,7 +178,11 @@ class _Step(nn.Module):
     def __init__(self, layer: Layer, generate: Callable[..., Tensor], *, recompute: bool) -> None:
         super().__init__()
         self.layer = layer
-        self._functions = {'prefix': _prefix, 'understand': _understand, 'generate': generate}
+        self._functions: dict[str, Callable[..., Any]] = {
+            'prefix': _prefix,
+            'understand': _understand,
+            'generate': generate,
+        }
         self._recompute = recompute
 
     def forward(self, name: str, *inputs: Tensor) -> Any:

@@ -44,6 +44,9 @@ class Recipe:
         independent_times: Whether vision and actions are noisy to different degrees.
         action_weight: Of the actions' loss where there is a video's beside it.
         condition_dropout: Share of sequences that are not told what is asked for, which guidance needs.
+        beginnings: Share of sequences that begin within the first `beginning_rows` of an episode. Words decide there;
+            later the arm is on its way, and the picture says where to.
+        beginning_rows: How many rows of an episode are its beginning.
         committed: Share of batches in which the first rows of a chunk are given, as when they are being executed.
         most_committed: How many at most.
         trained: Parts that are trained, of :data:`GROUPS`.
@@ -67,6 +70,8 @@ class Recipe:
     independent_times: bool = False
     action_weight: float = 1.0
     condition_dropout: float = 0.1
+    beginnings: float = 0.0
+    beginning_rows: int = 15
     committed: float = 0.0
     most_committed: int = 6
     trained: tuple[str, ...] = ('generation', 'heads')
@@ -82,13 +87,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raise InvalidInput with every fault."""
-        problems = [*_shares(self.tasks), *_counts(self.batch), *_names(self.trained)]
+        problems = [*_shares(self.tasks), *_counts(self.batch), *_names(self.trained), *_betas(self.betas)]
         for name, least, most in (
             ('shift', 1e-3, 1e4),
             ('logit_std', 1e-3, 100.0),
             ('logit_mean', -20.0, 20.0),
             ('action_weight', 0.0, 1e6),
             ('condition_dropout', 0.0, 1.0),
+            ('beginnings', 0.0, 1.0),
             ('committed', 0.0, 1.0),
             ('learning_rate', 1e-12, 10.0),
             ('warmup', 0.0, 1.0),
@@ -98,11 +104,18 @@ class Recipe:
             ('ema', 0.0, 1.0 - 1e-9),
         ):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and least <= value <= most):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                remedy = 'write 1.0e-4, which YAML reads as a number, and not 1e-4' if isinstance(value, str) else ''
+                problems.append(Problem(name, 'is no number', repr(value), f'{least:g} to {most:g}', remedy))
+            elif not least <= value <= most:
                 problems.append(Problem(name, 'is out of range', repr(value), f'{least:g} to {most:g}'))
-        for name in ('captions', 'most_committed'):
-            if getattr(self, name) < 1:
-                problems.append(Problem(name, 'is too few', str(getattr(self, name)), '1 or more'))
+        for name, least in (('captions', 1), ('most_committed', 1), ('beginning_rows', 1), ('seed', 0)):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                problems.append(Problem(name, 'is no count', repr(count), f'{least} or more'))
+        shares = self.tasks if isinstance(self.tasks, Mapping) else {}
+        missing = [task for task, share in shares.items() if task in TASKS and share and task not in self.batch]
+        problems += [Problem(f'batch.{task}', 'is missing', allowed='1 or more') for task in missing]
         if problems:
             raise InvalidInput('training recipe', problems)
 
@@ -125,6 +138,8 @@ class Recipe:
         ]
         if unknown:
             raise InvalidInput(f'training recipe {path}', unknown)
+        if isinstance(document.get('batch'), dict):
+            document['batch'] = {**dict.fromkeys(TASKS, 16), **document['batch']}
         for name in ('trained', 'betas'):
             if isinstance(document.get(name), list):
                 document[name] = tuple(document[name])
@@ -141,9 +156,20 @@ class Recipe:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
 
+def _betas(betas: tuple[float, float]) -> list[Problem]:
+    sound = isinstance(betas, tuple) and len(betas) == 2 and all(isinstance(b, float) and 0 <= b < 1 for b in betas)
+    return [] if sound else [Problem('betas', 'are not two shares', repr(betas), 'two numbers from 0 to below 1')]
+
+
 def _shares(tasks: Mapping[str, float]) -> list[Problem]:
+    if not isinstance(tasks, Mapping):
+        return [Problem('tasks', 'are no shares', repr(tasks), 'a mapping of tasks to shares')]
     problems = [Problem(f'tasks.{name}', 'is unknown', '', ', '.join(TASKS)) for name in tasks if name not in TASKS]
-    bad = [name for name, share in tasks.items() if not (math.isfinite(share) and share >= 0)]
+    bad = [
+        name
+        for name, share in tasks.items()
+        if not (isinstance(share, int | float) and math.isfinite(share) and share >= 0)
+    ]
     problems += [Problem(f'tasks.{name}', 'is no share', str(tasks[name]), '0 or more') for name in bad]
     if not bad and not sum(tasks.values()) > 0:
         problems.append(Problem('tasks', 'leaves nothing to train', str(dict(tasks)), 'a share above 0'))

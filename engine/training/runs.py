@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
-from engine.checkpoint import open_checkpoint
+from engine.checkpoint import Checkpoint, open_checkpoint
 from engine.contract import Contract, load_contract
-from engine.cosmos3 import contract_differences
+from engine.cosmos3 import contract_differences, usable_device
 from engine.errors import ContractError, InvalidInput, Problem
+from engine.training.autoencoder_files import autoencoder_fingerprint, load_autoencoder
 from engine.training.corpus import Corpus, open_corpus
 from engine.training.curves import draw_curves
 from engine.training.examples import Examples, Recorded
+from engine.training.journal import last_validation
 from engine.training.latents import Latents, open_latents
 from engine.training.recipe import Recipe
 from engine.training.trainer import JOURNAL, Length, Progress, Trainer
 from engine.training.validation import Validation
-from engine.training.writing import write_trained
+from engine.training.writing import in_the_way, write_trained
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,23 +87,54 @@ def train(
         CosmosError: Checkpoint, contract, corpus, latents or folder are damaged or do not fit together; lists every
             difference.
     """
+    usable_device(order.device)
     contract, base = load_contract(order.contract), open_checkpoint(order.base)
     if problems := contract_differences(base, contract):
         raise ContractError(f'contract {contract.name} and checkpoint {base.root}', problems)
     corpus, latents = open_corpus(order.corpus), open_latents(order.latents)
-    _check(order, contract, corpus, latents)
-    transformer = base.load_transformer(order.device, torch.float32)
-    examples = Examples(
-        recorded(corpus, latents), contract, base.load_tokenizer(), base.transformer_config.latent_patch_size
-    )
+    _check(order, contract, base, corpus, latents)
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    sharded = several and order.device.startswith('cuda')
+    # What is to be spread over GPUs is loaded beside them first: no GPU has room for all of a large network.
+    transformer = base.load_transformer('cpu' if sharded else order.device, torch.float32, ('policy', 'dynamics'))
+    patch = base.transformer_config.latent_patch_size
+    examples = Examples(recorded(corpus, latents), contract, base.load_tokenizer(), patch)
+    _check_tasks(order, contract, examples)
+    origin = {
+        'base': base.fingerprint,
+        'corpus': corpus.fingerprint,
+        'latents': str(latents.card['autoencoder']),
+        'contract': contract.fingerprint,
+    }
     trainer = Trainer(
-        transformer, examples, order.recipe, order.folder, autocast=DTYPES[order.products], compiled=order.compiled
+        transformer,
+        examples,
+        order.recipe,
+        order.folder,
+        autocast=DTYPES[order.products],
+        compiled=order.compiled,
+        sharded=sharded,
+        origin=origin,
     )
     validation = Validation(examples, tasks=tuple(task for task, share in order.recipe.tasks.items() if share > 0))
     progress = trainer.run(
         order.length, report=report, stopped=stopped, validate=validation, validate_minutes=order.validate_minutes
     )
-    draw_curves(order.folder / JOURNAL, order.folder / CURVES)
+    weights = trainer.averaged_weights()
+    if not several or dist.get_rank() == 0:
+        _conclude(order, contract, base, corpus, progress, weights)
+    return progress
+
+
+def _conclude(
+    order: Order,
+    contract: Contract,
+    base: Checkpoint,
+    corpus: Corpus,
+    progress: Progress,
+    weights: Mapping[str, torch.Tensor],
+) -> None:
+    """Write the checkpoint, then draw the curves."""
     if order.output is not None:
         origin = {
             'name': order.name,
@@ -111,10 +144,14 @@ def train(
                 'domain_name': contract.embodiment.domain,
             },
             'training': {
-                'base': base.provenance.get('name', str(order.base)),
+                'base': base.provenance.get('name', base.root.name),
                 'base_fingerprint': base.fingerprint,
                 'contract': {'name': contract.name, 'fingerprint': contract.fingerprint},
-                'corpus': dict(corpus.card),
+                'corpus': {
+                    'fingerprint': corpus.fingerprint,
+                    'episodes': len(corpus.instructions),
+                    'frames': len(corpus),
+                },
                 'recipe': order.recipe.document(),
                 'steps': progress.step,
                 'seconds': round(progress.seconds, 1),
@@ -125,8 +162,8 @@ def train(
                 **order.facts,
             },
         }
-        write_trained(base, order.output, trainer.averaged_weights(), origin, order.vae)
-    return progress
+        write_trained(base, order.output, weights, origin, order.vae)
+    draw_curves(order.folder / JOURNAL, order.folder / CURVES)
 
 
 def recorded(corpus: Corpus, latents: Latents) -> Recorded:
@@ -147,29 +184,42 @@ def recorded(corpus: Corpus, latents: Latents) -> Recorded:
     )
 
 
-def last_validation(journal: Path) -> dict[str, float]:
-    """The figures of the last validation in a journal; empty if there was none."""
-    lines = journal.read_text(encoding='utf-8').splitlines() if journal.is_file() else []
-    for line in reversed(lines):
-        found = {key.partition('/')[2]: value for key, value in json.loads(line).items() if key.startswith('valid/')}
-        if found:
-            return found
-    return {}
-
-
-def _check(order: Order, contract: Contract, corpus: Corpus, latents: Latents) -> None:
-    problems = []
+def _check(order: Order, contract: Contract, base: Checkpoint, corpus: Corpus, latents: Latents) -> None:
+    problems = [] if order.output is None else [*in_the_way(order.output.expanduser().resolve())]
     if order.products not in DTYPES:
         problems.append(Problem('products', 'is unknown', order.products, ', '.join(DTYPES)))
-    if len(latents.first) != len(corpus):
-        remedy = 'encode this corpus'
-        problems.append(
-            Problem(str(order.latents), 'are of another corpus', str(len(latents.first)), str(len(corpus)), remedy)
-        )
-    empty = [name for name in ('joints', 'commanded') if np.isnan(corpus.numbers[name]).any()]
+    given, allowed = str(latents.card.get('corpus')), corpus.fingerprint
+    if given != allowed or len(latents.first) != len(corpus):
+        remedy = f'cosmos3 train latents {order.corpus}'
+        problems.append(Problem(str(order.latents), 'are of another corpus', given, allowed, remedy))
+    place = order.vae or base.root
+    load_autoencoder(place)  # better to hear of it now than after the training
+    given, allowed = str(latents.card.get('autoencoder')), autoencoder_fingerprint(place)
+    if given != allowed:
+        remedy = 'name the autoencoder that made them with --vae'
+        problems.append(Problem(str(order.latents), f'are not of the autoencoder of {place}', given, allowed, remedy))
     if contract.embodiment.action_space == 'joint_position':
         problems += [
-            Problem(name, 'is missing in some recordings', remedy='use cosmos3 dataset doctor') for name in empty
+            Problem(name, 'is missing in some recordings', remedy='use cosmos3 dataset doctor')
+            for name in ('joints', 'commanded')
+            if np.isnan(corpus.numbers[name]).any()
         ]
     if problems:
         raise InvalidInput(f'training with {order.corpus}', problems)
+
+
+def _check_tasks(order: Order, contract: Contract, examples: Examples) -> None:
+    """Refuse recipes that ask for what is not there, or leave out what the policy will be run as."""
+    shares = {task: share for task, share in order.recipe.tasks.items() if share > 0}
+    remedy = 'encode clips, record poses, or leave the task out'
+    problems = [
+        Problem(f'tasks.{task}', 'has no window in these recordings', remedy=remedy)
+        for task in shares
+        if not len(examples.windows(task))
+    ]
+    run_as, other = ('policy', 'action') if contract.sampler.video else ('action', 'policy')
+    if other in shares and run_as not in shares:
+        what = f'leaves out what contract {contract.name} runs (sampler.video {str(contract.sampler.video).lower()})'
+        problems.append(Problem('tasks', what, ', '.join(shares), f'a share of {run_as}'))
+    if problems:
+        raise InvalidInput('training recipe', problems)

@@ -2,7 +2,7 @@
 
 A run is a folder:
 
-    recipe.yaml      how
+    run.yaml         recipe, and what the run depends on beside it
     journal.jsonl    one line for every hundred steps: losses, time, learning rate; validations
     state.pt         weights, averaged weights, optimizer; replaced as a whole
     curves.png
@@ -13,20 +13,20 @@ if nothing had happened (the learning rate of a run that is measured in minutes 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import yaml
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -36,10 +36,11 @@ from engine.network.placement import make_placement
 from engine.network.transformer import CosmosTransformer
 from engine.training.examples import Examples
 from engine.training.flow import Loss, flow_loss
+from engine.training.journal import go_back, write_line
 from engine.training.network import BatchedTransformer
 from engine.training.recipe import Recipe
 
-STATE, JOURNAL, RECIPE = 'state.pt', 'journal.jsonl', 'recipe.yaml'
+STATE, JOURNAL, RECIPE = 'state.pt', 'journal.jsonl', 'run.yaml'
 EVERY = 100
 """Steps of one line of the journal."""
 
@@ -100,6 +101,7 @@ class Trainer:
         autocast: torch.dtype | None = None,
         compiled: bool = False,
         sharded: bool | None = None,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         """Begin a run, or go on with the one in the folder.
 
@@ -111,14 +113,16 @@ class Trainer:
             autocast: Type of the matrix products, if another.
             compiled: Whether layers are compiled first, which takes minutes and saves a quarter of the time.
             sharded: Whether weights are spread over all processes (FSDP2) and not held by each; None: on GPUs.
+            origin: What the run depends on beside the recipe: fingerprints of checkpoint, corpus, contract.
 
         Raises:
-            InvalidInput: The folder holds a run with another recipe; lists every difference.
+            InvalidInput: The folder holds something else, or a run with another recipe or origin; lists every
+                difference.
             CosmosError: What was kept there cannot be read.
         """
         self.transformer, self.examples, self.recipe, self.folder = transformer, examples, recipe, folder
         self.network = BatchedTransformer(transformer, recompute=recipe.recompute, compiled=compiled)
-        self._autocast = autocast
+        self._autocast, self._origin = autocast, origin or {}
         self._names = trained_names(transformer, recipe.trained)
         for name, parameter in transformer.named_parameters():
             parameter.requires_grad_(name in self._names)
@@ -132,7 +136,10 @@ class Trainer:
         if recipe.ema:
             self.averaged = {name: p.detach().clone() for name, p in _named(transformer, self._names)}
         self.progress = Progress()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CosmosError(f'{folder} cannot be made: {error} -> name another folder') from error
         self._take_up()
 
     def run(
@@ -158,29 +165,43 @@ class Trainer:
         here = self.progress
         torch.set_flush_denormal(True)  # numbers next to nothing cost a processor a hundred times as much as others
         self.transformer.train()
-        began, before = time.monotonic(), here.seconds
-        kept = validated = began
+        clock = _Clock(here.seconds)
+        kept = validated = 0.0
         sums: dict[str, list[float]] = {}
         here.share = length.share(here.step, here.seconds)
-        while here.share < 1.0 and not stopped():
-            for name, value in self._step(here).items():
-                sums.setdefault(name, []).append(value)
-            here.step += 1
-            here.seconds = before + time.monotonic() - began
-            here.share = self._agreed(length.share(here.step, here.seconds))
-            if here.step % EVERY == 0 or here.share >= 1.0:
-                here.losses = {name: float(np.mean(values)) for name, values in sums.items()}
-                sums.clear()
-                self._write(self._line())
-            report(here)
-            now = time.monotonic()
-            if validate is not None and now - validated > 60.0 * validate_minutes:
-                self._validate(validate)
-                validated = time.monotonic()
-                before -= validated - now  # measuring is no work of the run
-            if now - kept > 60.0 * keep_minutes:
+        try:
+            stop = here.share >= 1.0
+            while not stop:
+                for name, value in self._step(here).items():
+                    sums.setdefault(name, []).append(value)
+                here.step += 1
+                here.seconds = clock.seconds
+                share = length.share(here.step, here.seconds)
+                # Clocks differ, and all processes have to do the same in the same places.
+                here.share, look, keep, asked = self._agreed(
+                    share,
+                    validate is not None and here.seconds - validated > 60.0 * validate_minutes,
+                    here.seconds - kept > 60.0 * keep_minutes,
+                    stopped(),
+                )
+                stop = here.share >= 1.0 or bool(asked)
+                if here.step % EVERY == 0 or stop:
+                    here.losses = {name: float(np.mean(values)) for name, values in sums.items()}
+                    sums.clear()
+                    self._write(self._line())
+                report(here)
+                if look and not stop and validate is not None:
+                    with clock.stopped():  # looking is no work of the run
+                        self._validate(validate)
+                    validated = here.seconds
+                if keep and not stop:
+                    with clock.stopped():
+                        self.keep()
+                    kept = here.seconds
+        except KeyboardInterrupt:
+            if _count() == 1:
                 self.keep()
-                kept = now
+            raise
         if validate is not None:
             self._validate(validate)
         self.keep()
@@ -189,22 +210,24 @@ class Trainer:
     def keep(self) -> None:
         """Write the state, whole or not at all."""
         state = {
-            'weights': {name: _whole(p.detach()) for name, p in _named(self.transformer, self._names)},
-            'averaged': {name: _whole(tensor) for name, tensor in self.averaged.items()},
+            'weights': _gathered(_named(self.transformer, self._names)),
+            'averaged': _gathered(self.averaged.items()),
             'optimizer': self._optimizer_state(),
             'step': self.progress.step,
             'seconds': self.progress.seconds,
         }
         if _leads():
             unfinished = self.folder / f'.{STATE}'
-            torch.save(state, unfinished)
-            os.replace(unfinished, self.folder / STATE)
-        if _count() > 1:
-            dist.barrier()  # whoever goes on from it finds it
+            try:
+                torch.save(state, unfinished)
+                os.replace(unfinished, self.folder / STATE)
+            except (OSError, RuntimeError) as error:  # PyTorch's writer hides what the disk said
+                raise CosmosError(f'{self.folder / STATE} cannot be written: {error} -> make room') from error
+        _wait_for_all()  # whoever goes on from it finds it
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """Every tensor of the transformer, trained ones averaged."""
-        return {name: _whole(tensor) for name, tensor in {**self.transformer.state_dict(), **self.averaged}.items()}
+        """Every tensor of the transformer, trained ones averaged; of the first process alone. All have to call it."""
+        return _gathered({**self.transformer.state_dict(), **self.averaged}.items())
 
     # One step
 
@@ -223,8 +246,10 @@ class Trainer:
             recipe.batch[task],
             rng,
             captions=recipe.captions,
-            condition_dropout=recipe.condition_dropout if task != 'inverse' else 0.5,
+            condition_dropout=recipe.condition_dropout,
             committed=committed,
+            beginnings=recipe.beginnings,
+            beginning_rows=recipe.beginning_rows,
         ).to(self.transformer.device)
         place = make_placement(self.transformer.config, batch.layout, 1, self.transformer.device, torch.float32)
         rate = learning_rate(recipe, here.share)
@@ -237,7 +262,7 @@ class Trainer:
             remedy = 'lower learning_rate, or go on from an earlier state'
             problem = Problem(f'step {here.step}', 'has a loss that is no number', task, remedy=remedy)
             raise InvalidInput('training', [problem])
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, recipe.clip)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -270,13 +295,13 @@ class Trainer:
             return self.network
         return nn.parallel.DistributedDataParallel(self.network, find_unused_parameters=True)
 
-    def _agreed(self, share: float) -> float:
-        """The share that the first process has reached: clocks differ, and all must stop at the same step."""
+    def _agreed(self, *figures: float) -> tuple[float, ...]:
+        """What the first process says."""
         if _count() == 1:
-            return share
-        told = torch.tensor([share], dtype=torch.float64, device=self.transformer.device)
+            return figures
+        told = torch.tensor(figures, dtype=torch.float64, device=self.transformer.device)
         dist.broadcast(told, 0)
-        return float(told)
+        return tuple(told.tolist())
 
     # What is kept
 
@@ -287,8 +312,7 @@ class Trainer:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if _leads():
-            with (self.folder / JOURNAL).open('a', encoding='utf-8') as journal:
-                journal.write(json.dumps(line) + '\n')
+            write_line(self.folder / JOURNAL, line)
 
     def _validate(self, validate: Validate) -> None:
         trained = {name: p.detach().clone() for name, p in _named(self.transformer, self.averaged)}
@@ -297,7 +321,7 @@ class Trainer:
             found = validate(self.network)
         finally:
             if self._sharded:  # what lies outside of the layers is left whole by a look that no way back follows
-                self.network.reshard()
+                cast('Any', self.network).reshard()
             self._put(trained)
         here = self.progress
         self._write(
@@ -328,31 +352,72 @@ class Trainer:
             parameter.copy_(_like(weights[name], parameter))
 
     def _take_up(self) -> None:
-        import yaml
-
-        recipe, state = self.folder / RECIPE, self.folder / STATE
-        if recipe.is_file():
-            old, new = Recipe.read(recipe).document(), self.recipe.document()
-            differ = [
-                Problem(key, 'is another in this run', str(old[key]), str(new[key]), 'name another folder')
-                for key in new
-                if old[key] != new[key]
-            ]
-            if differ:
-                raise InvalidInput(f'training run {self.folder}', differ)
-        elif _leads():
-            recipe.write_text(yaml.safe_dump(self.recipe.document(), sort_keys=False), encoding='utf-8')
+        state = self.folder / STATE
+        self._check_same()
         if not state.is_file():
             return
         try:
-            found = torch.load(state, map_location=self.transformer.device, weights_only=True)
-            self._put(found['weights'])
+            found = torch.load(state, map_location='cpu', mmap=True, weights_only=True)
             now = dict(_named(self.transformer, self._names))
-            self.averaged = {name: _like(tensor, now[name]) for name, tensor in found['averaged'].items()}
+            self._put(found['weights'])
+            self.averaged = {
+                name: _like(tensor.to(now[name].device), now[name]) for name, tensor in found['averaged'].items()
+            }
             self._set_optimizer_state(found['optimizer'])
             self.progress = Progress(int(found['step']), float(found['seconds']))
-        except (OSError, RuntimeError, LookupError, ValueError, pickle.UnpicklingError) as error:
+        except (OSError, EOFError, RuntimeError, LookupError, ValueError, pickle.UnpicklingError) as error:
             raise CosmosError(f'{state} cannot be gone on with: {error} -> name another folder') from error
+        if _leads():
+            go_back(self.folder / JOURNAL, self.progress.step)
+        _wait_for_all()
+
+    def _check_same(self) -> None:
+        """Refuse a folder whose run is another one; note what this run is in a new one."""
+        place = self.folder / RECIPE
+        new = {'recipe': self.recipe.document(), **dict(self._origin)}
+        if not place.is_file():
+            if any(self.folder.iterdir()):
+                remedy = 'name another folder'
+                raise InvalidInput('training run', [Problem(str(self.folder), 'holds something else', remedy=remedy)])
+            _wait_for_all()  # nobody looks before all have looked
+            if _leads():
+                unfinished = self.folder / f'.{RECIPE}'
+                unfinished.write_text(yaml.safe_dump(new, sort_keys=False), encoding='utf-8')
+                os.replace(unfinished, place)
+            _wait_for_all()
+            return
+        try:
+            old = yaml.safe_load(place.read_text(encoding='utf-8'))
+            given = {**old.pop('recipe'), **old}
+        except (OSError, yaml.YAMLError, AttributeError, LookupError, TypeError) as error:
+            raise CosmosError(f'{place} cannot be read: {error} -> name another folder') from error
+        wanted = {**self.recipe.document(), **dict(self._origin)}
+        differ = [
+            Problem(key, 'is another in this run', str(given.get(key)), str(wanted.get(key)), 'name another folder')
+            for key in dict.fromkeys([*wanted, *given])
+            if given.get(key) != wanted.get(key)
+        ]
+        if differ:
+            raise InvalidInput(f'training run {self.folder}', differ)
+
+
+class _Clock:
+    """Seconds of work."""
+
+    def __init__(self, before: float) -> None:
+        self._before, self._began = before, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Altogether, those before an interruption included."""
+        return self._before + time.monotonic() - self._began
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is done meanwhile does not count."""
+        began = time.monotonic()
+        yield
+        self._before -= time.monotonic() - began
 
 
 def learning_rate(recipe: Recipe, share: float) -> float:
@@ -387,7 +452,8 @@ def _groups_of(name: str) -> Iterator[str]:
 
 
 def _groups(transformer: nn.Module, names: Iterable[str], recipe: Recipe) -> list[dict[str, Any]]:
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in _named(transformer, names):
         plain = parameter.ndim < 2 or 'embed' in name or name.startswith('action_proj')
         (others if plain else matrices).append(parameter)
@@ -410,11 +476,26 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def _gathered(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Whole tensors in the processor's memory, one after another; of the first process alone."""
+    found = {}
+    for name, tensor in tensors:
+        whole = _whole(tensor.detach())
+        if _leads():
+            found[name] = whole.cpu()
+    return found
+
+
 def _like(whole: Tensor, other: Tensor) -> Tensor:
     """A whole tensor, spread as another one is."""
     if isinstance(other, DTensor) and not isinstance(whole, DTensor):
         return distribute_tensor(whole, other.device_mesh, other.placements)
     return whole
+
+
+def _wait_for_all() -> None:
+    if _count() > 1:
+        dist.barrier()
 
 
 def _count() -> int:

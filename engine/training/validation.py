@@ -73,7 +73,8 @@ class Validation:
     def _sampled(self, network: BatchedTransformer, batch: Batch, steps: int) -> tuple[Tensor | None, Tensor | None]:
         transformer = network.transformer
         place = make_placement(transformer.config, batch.layout, 1, transformer.device, torch.float32)
-        return sample(network, batch, place, steps=steps, shift=self.examples.contract.sampler.shift, seed=_SEED)
+        shift = self.examples.shift_of(batch.task)
+        return sample(network, batch, place, steps=steps, shift=shift, seed=_SEED)
 
     def _policy(self, network: BatchedTransformer, task: str, batch: Batch) -> dict[str, float]:
         contract, of = self.examples.contract, policy_codec(self.examples.contract)
@@ -92,7 +93,7 @@ class Validation:
     def _forward(self, network: BatchedTransformer, batch: Batch) -> dict[str, float]:
         true, rows = _there(batch.vision), _there(batch.action)
         right, _ = self._sampled(network, batch, self.dynamics_steps)
-        turned = Batch(batch.task, batch.layout, batch.ids, batch.which, true, rows.roll(1, 0))
+        turned = Batch(batch.task, batch.layout, batch.ids, batch.which, true, rows.roll(len(rows) // 2, 0))
         wrong, _ = self._sampled(network, turned, self.dynamics_steps)
         frames = batch.layout.vision.frames if batch.layout.vision else 1
         first = true.shape[1] // frames

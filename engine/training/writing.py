@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint
-from engine.errors import CheckpointError, Problem
+from engine.errors import CheckpointError, CosmosError, Problem
+from engine.training.autoencoder_files import CONFIG, WEIGHTS, place_of
 
 WRITTEN_BY = 'cosmos3 train'
 
@@ -35,13 +36,14 @@ def write_trained(
         weights: Tensors of the transformer by public name; those that are missing stay as they are. They are stored in
             the type in which they were.
         origin: For `checkpoint.json`: what was trained, how, for how long.
-        vae: Folder with `config.json` and weights of an autoencoder that takes the place of the base's.
+        vae: Folder of an autoencoder that takes the place of the base's.
 
     Raises:
+        CosmosError: The disk is full, or a file cannot be read.
         CheckpointError: The output holds something else, or a weight fits no tensor of the base; lists every fault.
     """
     output = output.expanduser().resolve()
-    problems = [*_in_the_way(output)]
+    problems = [*in_the_way(output)]
     unknown = [name for name in weights if name not in base.tensors]
     problems += [Problem(name, 'is no tensor of the base', remedy='train what it has') for name in unknown]
     problems += [
@@ -51,6 +53,16 @@ def write_trained(
     ]
     if problems:
         raise CheckpointError(f'trained checkpoint {output}', problems)
+    try:
+        _write(base, output, weights, origin, vae)
+    except (OSError, SafetensorError) as error:
+        raise CosmosError(f'checkpoint {output} cannot be written: {error} -> make room, then run it again') from error
+    return output
+
+
+def _write(
+    base: Checkpoint, output: Path, weights: Mapping[str, Tensor], origin: Mapping[str, Any], vae: Path | None
+) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{output.name}-', dir=output.parent) as scratch:
         staging = Path(scratch) / 'checkpoint'
@@ -59,17 +71,19 @@ def write_trained(
             _replace_tensors(file, weights)
         if vae is not None:
             shutil.rmtree(staging / 'vae')
-            shutil.copytree(vae, staging / 'vae')
+            (staging / 'vae').mkdir()
+            for name in (CONFIG, WEIGHTS):
+                shutil.copyfile(place_of(vae) / name, staging / 'vae' / name)
         document = {**dict(origin), 'created_by': WRITTEN_BY}
         text = json.dumps(document, indent=2, ensure_ascii=False) + '\n'
         (staging / 'checkpoint.json').write_text(text, encoding='utf-8')
         if output.exists():
             os.replace(output, Path(scratch) / 'before')
         os.replace(staging, output)
-    return output
 
 
-def _in_the_way(output: Path) -> list[Problem]:
+def in_the_way(output: Path) -> list[Problem]:
+    """What keeps a checkpoint from being written to a folder."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return []
     try:
@@ -83,7 +97,7 @@ def _in_the_way(output: Path) -> list[Problem]:
 
 def _replace_tensors(file: Path, weights: Mapping[str, Tensor]) -> None:
     """Write a shard again with whatever of it was trained."""
-    with safe_open(file, 'pt') as shard:  # type: ignore[no-untyped-call]
+    with safe_open(file, 'pt') as shard:
         metadata = shard.metadata()
         tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
     changed = {

@@ -175,6 +175,8 @@ class Cosmos3Config(PreTrainedConfig):
         contract = self.load_contract()
         if self.columns:
             yield from order_problems(self.columns, contract)
+        if self.save_predicted_video and not contract.sampler.video:
+            yield Problem('save_predicted_video', f'is not to be had: contract {contract.name} makes no video', 'true')
         if self.degrees and contract.embodiment.action_space != 'joint_position':
             yield Problem('degrees', 'are asked for where there are poses and no joints', 'true', 'false')
 

@@ -36,7 +36,10 @@ def small_contract(tmp_path_factory: pytest.TempPathFactory) -> Contract:
 
 @pytest.fixture(scope='session')
 def numbers() -> Recorded:
-    """Episodes of two instructions: joints run up for one and down for the other, pictures brighten with the time."""
+    """Episodes of two instructions: joints run up for one and down for the other, pictures brighten with the time.
+
+    Joints are measured to be at rest throughout, so that nothing but the words says where to.
+    """
     return make_numbers()
 
 
@@ -46,8 +49,8 @@ def make_numbers() -> Recorded:
     episode = np.repeat(np.arange(EPISODES), LENGTH)
     time = np.tile(np.arange(LENGTH), EPISODES)
     sign = np.where(episode % 2 == 0, 1.0, -1.0)
-    joints = 0.02 * (sign * time)[:, None] * np.ones(7) + 0.001 * rng.standard_normal((len(time), 7))
-    later = joints + 0.02 * sign[:, None]
+    later = 0.15 * sign[:, None] * np.ones(7)
+    joints = 0.001 * rng.standard_normal((len(time), 7))
     pattern = rng.standard_normal((48, 4, 4))
     first = (time[:, None, None, None] / LENGTH * pattern).astype(np.float16)
     starts = np.array([e * LENGTH + s for e in range(EPISODES) for s in range(0, LENGTH - 16, 4)])

@@ -10,7 +10,7 @@ import torch
 
 from engine.errors import InvalidInput
 from engine.network.heads import patchify
-from engine.policy import policy_codec
+from engine.policy import canvas_of, policy_codec
 from engine.training.examples import Examples, cut, row_statistics
 
 LENGTH = 40  # frames of every episode
@@ -82,14 +82,65 @@ def test_some_sequences_are_not_told_what_is_asked_for(examples):
     assert len(batch.ids) == 3
 
 
-def test_statistics_make_offsets_of_spread_one(numbers, small_contract, fresh_checkpoint):
+def test_statistics_are_those_of_the_rows_as_they_are_written(numbers, small_contract):
     found = dict(row_statistics(numbers, small_contract))
-    joints = np.array(found['statistics']['std'][:7])
-    assert (joints < np.array(found['state_statistics']['std'][:7])).all()
-    assert found['statistics']['std'][7] == pytest.approx(0.5, abs=0.05)
+    offsets, states = found['statistics'], found['state_statistics']
+    np.testing.assert_allclose(offsets['mean'][:7], 0.0, atol=0.02)
+    np.testing.assert_allclose(offsets['std'][:7], 0.15, atol=0.005)
+    np.testing.assert_allclose(states['std'][:7], 0.02)  # hardly moved: the floor
+    assert offsets['std'][7] == pytest.approx(0.49, abs=0.03)
+    assert states['mean'][7] == 1.0  # open
 
 
 def test_latents_of_another_picture_size_are_refused(numbers, small_contract, fresh_checkpoint):
     wrong = replace(numbers, first=numbers.first[..., :2])
     with pytest.raises(InvalidInput, match='latents: have another size than the contract'):
         Examples(wrong, small_contract, fresh_checkpoint.load_tokenizer())
+
+
+def test_beginnings_of_episodes_can_be_drawn_more_often(examples):
+    rng = np.random.default_rng(4)
+    drawn = {share: examples.draw('action', 64, rng, beginnings=share, beginning_rows=4) for share in (0.0, 1.0)}
+    # In these recordings the gripper is told to close after twenty rows, which no window from the beginning reaches.
+    told = {share: batch.action[:, 1:, 7] for share, batch in drawn.items()}
+    assert len(torch.unique(told[1.0])) == 1
+    assert len(torch.unique(told[0.0])) == 2
+
+
+def test_a_recording_that_ends_in_motion_says_nothing_of_what_comes_after(examples):
+    for frame in (*examples.windows('action'), *examples.windows('action', held_out=True)):
+        assert frame % LENGTH + 16 <= LENGTH
+
+
+def test_one_that_ends_at_rest_does(numbers, small_contract, fresh_checkpoint):
+    still = replace(numbers, commanded=np.zeros_like(numbers.commanded), joints=np.zeros_like(numbers.joints))
+    found = Examples(still, small_contract, fresh_checkpoint.load_tokenizer())
+    assert LENGTH - 1 in found.windows('action') % LENGTH
+
+
+def test_recordings_without_poses_teach_a_policy_and_no_dynamics(numbers, small_contract, fresh_checkpoint):
+    blind = replace(numbers, position=np.full_like(numbers.position, np.nan))
+    found = Examples(blind, small_contract, fresh_checkpoint.load_tokenizer())
+    assert len(found.windows('action'))
+    assert not len(found.windows('forward'))
+
+
+def test_clips_that_are_too_short_are_refused_with_what_to_do(numbers, small_contract, fresh_checkpoint):
+    short = replace(numbers, clips=numbers.clips[:, :, :4])
+    with pytest.raises(InvalidInput, match=r'clips: are too short, got 4 latents, allowed: 5 -> .*--frames 17'):
+        Examples(short, small_contract, fresh_checkpoint.load_tokenizer())
+
+
+def test_the_gripper_of_the_last_frame_is_where_it_was_told_to_be(examples, numbers):
+    rows = examples.motions(np.array([len(numbers.episode) - 1, LENGTH - 1]))
+    np.testing.assert_allclose(rows[..., :9], np.broadcast_to(examples.rest[:9], rows[..., :9].shape), atol=1e-9)
+    assert (rows[..., 9] != examples.rest[9]).all()
+
+
+def test_dynamics_are_told_what_they_are_told_when_they_are_run(examples, small_contract, fresh_checkpoint):
+    import engine
+
+    dynamics = engine.load(fresh_checkpoint.root, backend='torch').dynamics(small_contract)
+    caption = dynamics.caption('go up', canvas_of(small_contract))
+    batch = examples.batch('forward', examples.windows('forward')[:1])
+    assert batch.ids == (tuple(fresh_checkpoint.load_tokenizer().encode(caption)),)
