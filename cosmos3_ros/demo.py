@@ -277,7 +277,8 @@ def _write(record: RunRecord, contract: Contract, checkpoint: str, options: Demo
         if record.frames:
             path = options.output / 'views_and_imagination.mp4'
             task = progress.add_task('writing video', total=len(record.frames), note=str(path))
-            titles = ('seen', 'imagined (random weights)' if not options.checkpoint else 'imagined')
+            other = 'imagined (random weights)' if not options.checkpoint else 'imagined'
+            titles = ('seen', other if contract.sampler.video else 'as the network sees it')
             frames = video_frames(record, imagined, contract.timing.fps, titles)
             first = next(frames)
             with VideoWriter(path, contract.timing.fps, first.shape[:2]) as writer:

@@ -18,8 +18,11 @@ class GoalServer(ActionServer):
     Destroying an action server between the end of a goal and the answer to its client would lose the answer, and break
     the callback that sends it.
 
+    An executor sends an answer in a task of its own, some time after the goal has ended: a process that ends in between
+    would leave the client waiting for ever. So whoever has asked for a result is counted until it was sent.
+
     Attributes:
-        idle: Set while no accepted goal awaits its result.
+        idle: Set while no accepted goal awaits its result, and no client that asked for one.
     """
 
     def __init__(
@@ -58,6 +61,18 @@ class GoalServer(ActionServer):
     async def _execute_goal(self, execute_callback: Callable[..., Any], goal_handle: ServerGoalHandle) -> None:
         try:
             await super()._execute_goal(execute_callback, goal_handle)
+        finally:
+            self._count(-1)
+
+    async def _execute_get_result_request(self, request_header_and_message: tuple[Any, Any]) -> None:
+        _, request = request_header_and_message
+        if bytes(request.goal_id.uuid) in self._goal_handles:  # others are answered at once
+            self._count(+1)
+        await super()._execute_get_result_request(request_header_and_message)
+
+    def _send_result_response(self, request_header: Any, future: Any) -> None:
+        try:
+            super()._send_result_response(request_header, future)
         finally:
             self._count(-1)
 

@@ -40,6 +40,7 @@ from engine.training.autoencoder_pictures import Pictures, Shown
 from engine.training.autoencoder_recipe import AutoencoderRecipe
 from engine.training.autoencoder_report import curves, likeness, samples
 from engine.training.corpus import Corpus
+from engine.training.denormals import without_denormals
 
 STATE, JOURNAL, RECIPE, REPORT, RESULT = 'state.pt', 'journal.jsonl', 'recipe.yaml', 'report.json', 'vae'
 EVERY = 25
@@ -131,10 +132,6 @@ class AutoencoderTrainer:
         """Begin a run, or go on; see :func:`train_autoencoder`."""
         self.pictures, self.folder, self.order = Pictures(corpus, contract, order.recipe), folder, order
         self.device = torch.device(order.device)
-        # Weights that begin at zero leave numbers so small that a processor takes a hundred times as long for each.
-        for kind in (np.float32, np.float64):
-            np.finfo(kind)  # asked for the first time later, it would complain
-        torch.set_flush_denormal(True)
         self.network = make_network(order.recipe).to(self.device)
         if order.begin_with is not None:
             _begin_with(self.network, order.begin_with)
@@ -153,26 +150,30 @@ class AutoencoderTrainer:
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """Train to the end, or until asked to stop; what is reached is kept, also if the process is interrupted."""
+        with without_denormals():  # weights that begin at zero leave plenty of them
+            try:
+                self._go(report, stopped)
+            finally:
+                self.keep()
+
+    def _go(self, report: Callable[[Progress], None], stopped: Callable[[], bool]) -> None:
         here, order = self.progress, self.order
         clock = _Clock(here.seconds)
         kept = validated = clock.seconds
         here.share = order.share(here.step, here.seconds)
-        try:
-            while here.share < 1.0 and not stopped():
-                here.losses = self._step()
-                here.step, here.seconds = here.step + 1, clock.seconds
-                here.share = order.share(here.step, here.seconds)
-                self._note()
-                report(here)
-                with clock.stopped():
-                    if here.seconds - validated > 60.0 * order.validate_minutes:
-                        self._write(self._line() | self._validation())
-                        validated = here.seconds
-                    if here.seconds - kept > 60.0 * order.keep_minutes:
-                        self.keep()
-                        kept = here.seconds
-        finally:
-            self.keep()
+        while here.share < 1.0 and not stopped():
+            here.losses = self._step()
+            here.step, here.seconds = here.step + 1, clock.seconds
+            here.share = order.share(here.step, here.seconds)
+            self._note()
+            report(here)
+            with clock.stopped():
+                if here.seconds - validated > 60.0 * order.validate_minutes:
+                    self._write(self._line() | self._validation())
+                    validated = here.seconds
+                if here.seconds - kept > 60.0 * order.keep_minutes:
+                    self.keep()
+                    kept = here.seconds
 
     def _step(self) -> Mapping[str, float]:
         here, recipe = self.progress, self.order.recipe

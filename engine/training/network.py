@@ -144,7 +144,8 @@ class BatchedTransformer(nn.Module):
         """[B, 1, hidden_size]."""
         model = self.transformer
         scaled = timesteps.to(model.device, torch.float32) * model.config.timestep_scale
-        with torch.autocast(scaled.device.type, enabled=False):  # in float32 whatever the products are in, as it is run
+        kind = 'cuda' if scaled.is_cuda else 'cpu'  # shapes without memory have no autocast of their own
+        with torch.autocast(kind, enabled=False):  # in float32 whatever the products are in, as it is run
             found: Tensor = model.time_embedder(scaled).to(model.dtype)
         return found[:, None]
 

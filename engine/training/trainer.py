@@ -34,6 +34,7 @@ from engine.errors import CosmosError, InvalidInput, Problem
 from engine.network.layers import GENERATION
 from engine.network.placement import make_placement
 from engine.network.transformer import CosmosTransformer
+from engine.training.denormals import without_denormals
 from engine.training.examples import Examples
 from engine.training.flow import Loss, flow_loss
 from engine.training.journal import go_back, write_line
@@ -163,41 +164,13 @@ class Trainer:
             stopped: Asked after every step.
         """
         here = self.progress
-        torch.set_flush_denormal(True)  # numbers next to nothing cost a processor a hundred times as much as others
         self.transformer.train()
-        clock = _Clock(here.seconds)
-        kept = validated = 0.0
-        sums: dict[str, list[float]] = {}
         here.share = length.share(here.step, here.seconds)
         try:
-            stop = here.share >= 1.0
-            while not stop:
-                for name, value in self._step(here).items():
-                    sums.setdefault(name, []).append(value)
-                here.step += 1
-                here.seconds = clock.seconds
-                share = length.share(here.step, here.seconds)
-                # Clocks differ, and all processes have to do the same in the same places.
-                here.share, look, keep, asked = self._agreed(
-                    share,
-                    validate is not None and here.seconds - validated > 60.0 * validate_minutes,
-                    here.seconds - kept > 60.0 * keep_minutes,
-                    stopped(),
+            with without_denormals():
+                self._go(
+                    length, _Every(validate_minutes if validate else math.inf, keep_minutes), report, validate, stopped
                 )
-                stop = here.share >= 1.0 or bool(asked)
-                if here.step % EVERY == 0 or stop:
-                    here.losses = {name: float(np.mean(values)) for name, values in sums.items()}
-                    sums.clear()
-                    self._write(self._line())
-                report(here)
-                if look and not stop and validate is not None:
-                    with clock.stopped():  # looking is no work of the run
-                        self._validate(validate)
-                    validated = here.seconds
-                if keep and not stop:
-                    with clock.stopped():
-                        self.keep()
-                    kept = here.seconds
         except KeyboardInterrupt:
             if _count() == 1:
                 self.keep()
@@ -206,6 +179,44 @@ class Trainer:
             self._validate(validate)
         self.keep()
         return here
+
+    def _go(
+        self,
+        length: Length,
+        every: _Every,
+        report: Callable[[Progress], None],
+        validate: Validate | None,
+        stopped: Callable[[], bool],
+    ) -> None:
+        """Step after step."""
+        here, clock, sums = self.progress, _Clock(self.progress.seconds), dict[str, list[float]]()
+        validated = kept = here.seconds
+        stop = here.share >= 1.0
+        while not stop:
+            for name, value in self._step(here).items():
+                sums.setdefault(name, []).append(value)
+            here.step += 1
+            here.seconds = clock.seconds
+            # Clocks differ, and all processes have to do the same in the same places.
+            here.share, look, keep, asked = self._agreed(
+                length.share(here.step, here.seconds),
+                here.seconds - validated > 60.0 * every.validate_minutes,
+                here.seconds - kept > 60.0 * every.keep_minutes,
+                stopped(),
+            )
+            stop = here.share >= 1.0 or bool(asked)
+            if here.step % EVERY == 0 or stop:
+                here.losses = {name: float(np.mean(values)) for name, values in sums.items()}
+                sums.clear()
+                self._write(self._line())
+            report(here)
+            with clock.stopped():  # neither is work of the run
+                if look and not stop and validate is not None:
+                    self._validate(validate)
+                    validated = here.seconds
+                if keep and not stop:
+                    self.keep()
+                    kept = here.seconds
 
     def keep(self) -> None:
         """Write the state, whole or not at all."""
@@ -399,6 +410,14 @@ class Trainer:
         ]
         if differ:
             raise InvalidInput(f'training run {self.folder}', differ)
+
+
+@dataclass(frozen=True)
+class _Every:
+    """How often a run is looked at and kept."""
+
+    validate_minutes: float
+    keep_minutes: float
 
 
 class _Clock:

@@ -34,6 +34,15 @@ RECIPE = Recipe(
 )
 
 
+@pytest.fixture(autouse=True, scope='module')
+def one_thread():
+    """Several threads add up in whatever order they come, and no two runs are alike to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def make_trainer(checkpoint, examples, folder, recipe=RECIPE):
     torch.manual_seed(0)
     return Trainer(checkpoint.load_transformer(dtype=torch.float32), examples, recipe, folder)
