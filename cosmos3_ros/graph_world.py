@@ -42,6 +42,8 @@ CHUNK_PATIENCE_S = 60.0
 CHECK_PERIOD_S = 0.5
 READY_S = 30.0
 BEAT_S = 0.05
+STOP_S = 3.0
+"""Longer than any stop of the guard lasts."""
 _READY = (GuardStatus.WAITING, GuardStatus.HOLDING)
 _MOVING = (GuardStatus.TRACKING, GuardStatus.BRAKING)
 _STOPPED = (GuardStatus.BRAKING, GuardStatus.HOLDING, GuardStatus.FAULT)
@@ -189,6 +191,8 @@ class GraphWorld(Simulated):
     def lay_out(self, episode: Episode) -> None:
         """Lay everything out anew and let it come to rest, while nobody guards."""
         self._attentive = False
+        # A guard that is asked back while its last stop still lasts brings that to its end first: where the arm was.
+        self.robot.advance(STOP_S)
         self.robot.arrange(episode.setting)
         self.robot.advance(SETTLE_S)
         with self._changed:
