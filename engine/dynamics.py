@@ -180,6 +180,18 @@ class DynamicsTerms:
             normalizer=terms.normalizer if terms.action_space == SPACE else None,
         )
 
+    def caption(self, instruction: str, canvas: Canvas) -> str:
+        """The prompt of a window on a canvas for an instruction; '' stays ''."""
+        return action_prompt(
+            self.prompt,
+            instruction,
+            viewpoint=self.viewpoint,
+            description=self.description,
+            frames=self.chunk + 1,
+            fps=self.fps,
+            canvas=canvas,
+        )
+
     def codec(self) -> PoseCodec:
         """What writes poses as rows and reads them.
 
@@ -291,16 +303,7 @@ class Dynamics:
 
     def caption(self, instruction: str, canvas: Canvas) -> str:
         """The prompt of a window for an instruction; '' stays ''."""
-        terms = self.terms
-        return action_prompt(
-            terms.prompt,
-            instruction,
-            viewpoint=terms.viewpoint,
-            description=terms.description,
-            frames=terms.chunk + 1,
-            fps=terms.fps,
-            canvas=canvas,
-        )
+        return self.terms.caption(instruction, canvas)
 
     def imagine(
         self,

@@ -104,18 +104,7 @@ class Policy:
 
     def caption(self, instruction: str) -> str:
         """The prompt that the checkpoint reads for an instruction, in the contract's format."""
-        prompt, timing = self.contract.prompt, self.contract.timing
-        return action_prompt(
-            prompt.format,
-            instruction,
-            viewpoint=prompt.viewpoint,
-            description=prompt.description,
-            frames=timing.frames,
-            fps=timing.fps,
-            canvas=self.canvas,
-            idle_frames=prompt.idle_frames,
-            action_rows=timing.chunk_rows + self.contract.embodiment.clean_rows,
-        )
+        return caption_of(self.contract, instruction)
 
     def check_instruction(self, instruction: str) -> None:
         """Do nothing if the policy can follow this instruction.
@@ -417,6 +406,22 @@ def layout_of(contract: Contract, committed: int = 0, *, video: bool | None = No
         history=terms.history_rows,
         committed=committed,
         video=contract.sampler.video if video is None else video,
+    )
+
+
+def caption_of(contract: Contract, instruction: str) -> str:
+    """The prompt of a contract's policy for an instruction; '' stays ''."""
+    prompt, timing = contract.prompt, contract.timing
+    return action_prompt(
+        prompt.format,
+        instruction,
+        viewpoint=prompt.viewpoint,
+        description=prompt.description,
+        frames=timing.frames,
+        fps=timing.fps,
+        canvas=canvas_of(contract),
+        idle_frames=prompt.idle_frames,
+        action_rows=timing.chunk_rows + contract.embodiment.clean_rows,
     )
 
 

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -41,6 +40,8 @@ from engine.training.autoencoder_recipe import AutoencoderRecipe
 from engine.training.autoencoder_report import curves, likeness, samples
 from engine.training.corpus import Corpus
 from engine.training.denormals import without_denormals
+from engine.training.journal import read_journal, write_line
+from engine.training.work_clock import WorkClock
 
 STATE, JOURNAL, RECIPE, REPORT, RESULT = 'state.pt', 'journal.jsonl', 'recipe.yaml', 'report.json', 'vae'
 EVERY = 25
@@ -158,7 +159,7 @@ class AutoencoderTrainer:
 
     def _go(self, report: Callable[[Progress], None], stopped: Callable[[], bool]) -> None:
         here, order = self.progress, self.order
-        clock = _Clock(here.seconds)
+        clock = WorkClock(here.seconds)
         kept = validated = clock.seconds
         here.share = order.share(here.step, here.seconds)
         while here.share < 1.0 and not stopped():
@@ -169,7 +170,7 @@ class AutoencoderTrainer:
             report(here)
             with clock.stopped():
                 if here.seconds - validated > 60.0 * order.validate_minutes:
-                    self._write(self._line() | self._validation())
+                    write_line(self.folder / JOURNAL, self._line() | self._validation())
                     validated = here.seconds
                 if here.seconds - kept > 60.0 * order.keep_minutes:
                     self.keep()
@@ -235,7 +236,7 @@ class AutoencoderTrainer:
         }
         _replace_text(self.folder / REPORT, json.dumps(document, indent=1) + '\n')
         (self.folder / 'samples.png').write_bytes(samples(written, self.pictures))
-        (self.folder / 'curves.png').write_bytes(curves(self._journal()))
+        (self.folder / 'curves.png').write_bytes(curves(read_journal(self.folder / JOURNAL)))
         tell(1.0)
         return result
 
@@ -324,21 +325,12 @@ class AutoencoderTrainer:
         """A line of means for every so many steps."""
         self._means.append(dict(self.progress.losses))
         if self.progress.step % EVERY == 0 or self.progress.share >= 1.0:
-            self._write(self._line() | _mean_of(self._means))
+            write_line(self.folder / JOURNAL, self._line() | _mean_of(self._means))
             self._means.clear()
 
     def _line(self) -> dict[str, float]:
         here = self.progress
         return {'step': here.step, 'seconds': round(here.seconds, 1), 'rate': self.order.recipe.rate(here.share)}
-
-    def _write(self, line: Mapping[str, float]) -> None:
-        with (self.folder / JOURNAL).open('a', encoding='utf-8') as journal:
-            journal.write(json.dumps(line) + '\n')
-
-    def _journal(self) -> list[dict[str, float]]:
-        path = self.folder / JOURNAL
-        lines = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
-        return [json.loads(line) for line in lines if line.startswith('{') and line.endswith('}')]
 
 
 # ---- What counts as wrong -------------------------------------------------------------------------------------------
@@ -414,24 +406,6 @@ def _optimizer(network: nn.Module, recipe: AutoencoderRecipe) -> torch.optim.Ada
     others = [weight for weight in network.parameters() if id(weight) not in known]
     groups = [{'params': matrices, 'weight_decay': recipe.weight_decay}, {'params': others, 'weight_decay': 0.0}]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
-
-
-class _Clock:
-    """Seconds of work."""
-
-    def __init__(self, before: float) -> None:
-        self._began = time.monotonic() - before
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """What is done in here is no work of the run."""
-        at = time.monotonic()
-        yield
-        self._began += time.monotonic() - at
 
 
 def _mean_of(some: list[dict[str, float]]) -> dict[str, float]:

@@ -19,9 +19,8 @@ from engine.actions import MODEL_WIDTH, JointCodec, PoseCodec, Poses, quaternion
 from engine.contract import Contract
 from engine.dynamics import DynamicsTerms
 from engine.errors import CosmosError, InvalidInput, Problem
-from engine.observation.prompts import action_prompt
 from engine.observation.tokenizer import PromptTokenizer
-from engine.policy import canvas_of, layout_of, policy_codec
+from engine.policy import canvas_of, caption_of, layout_of, policy_codec
 from engine.sequence import (
     TEMPORAL_COMPRESSION,
     Layout,
@@ -29,12 +28,11 @@ from engine.sequence import (
     inverse_dynamics_layout,
     latent_frames,
 )
+from engine.training.corpus import held_out as kept_for_validation
 from engine.training.flow import Batch
 
 Floats = NDArray[np.float64]
 _REST_RAD = 0.01  # the servo sags by less
-HELD_OUT = 20
-"""Every so many-th episode is kept for validation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +92,13 @@ class Examples:
         self._last = last[np.searchsorted(last, np.arange(len(recorded.episode)))]
         self._motion = self._deltas()
         self._first, self._clips = cut(recorded.first[:, :, None], patch), cut(recorded.clips, patch)
-        self._ids = [tuple(tokenizer.encode(self._caption(text))) for text in recorded.instructions]
-        self._ids_of_dynamics = [tuple(tokenizer.encode(self._told_dynamics(text))) for text in recorded.instructions]
+        canvas, terms, texts = canvas_of(contract), self._terms, recorded.instructions
+        self._ids = [tuple(tokenizer.encode(caption_of(contract, text))) for text in texts]
+        told = [terms.caption(text, canvas) for text in texts] if terms is not None else []
+        self._ids_of_dynamics = [tuple(tokenizer.encode(text)) for text in told]
         self._no_ids = tuple(tokenizer.encode(''))
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        self._text_numbers = np.array([numbers[text] for text in texts], np.int64)
         self._windows = self._find_windows()
 
     def windows(self, task: str, *, held_out: bool = False) -> NDArray[np.int64]:
@@ -286,35 +288,6 @@ class Examples:
         self._policy_deltas = along(self._codec) if isinstance(self._codec, PoseCodec) else np.empty((0, 0))
         return np.empty((0, 0)) if self._terms is None else along(self._terms.codec())
 
-    def _caption(self, instruction: str) -> str:
-        prompt, timing = self.contract.prompt, self.contract.timing
-        return action_prompt(
-            prompt.format,
-            instruction,
-            viewpoint=prompt.viewpoint,
-            description=prompt.description,
-            frames=timing.frames,
-            fps=timing.fps,
-            canvas=canvas_of(self.contract),
-            idle_frames=prompt.idle_frames,
-            action_rows=self.chunk + self.contract.embodiment.clean_rows,
-        )
-
-    def _told_dynamics(self, instruction: str) -> str:
-        """The prompt of an imagined window, as :meth:`engine.dynamics.Dynamics.caption` writes it."""
-        terms = self._terms
-        if terms is None:
-            return ''
-        return action_prompt(
-            terms.prompt,
-            instruction,
-            viewpoint=terms.viewpoint,
-            description=terms.description,
-            frames=terms.chunk + 1,
-            fps=terms.fps,
-            canvas=canvas_of(self.contract),
-        )
-
     def _text(self, task: str, frame: int) -> tuple[int, ...]:
         """Token ids of the prompt of a window."""
         known = self._ids if task in ('action', 'policy') else self._ids_of_dynamics
@@ -344,13 +317,9 @@ class Examples:
         # What moved the arm does not matter to what is seen of it.
         by_task['forward'] = by_task['inverse'] = clips if len(self._motion) else clips[:0]
         held: dict[tuple[str, bool], NDArray[np.int64]] = {}
+        apart = kept_for_validation(len(found.instructions))
         for task, windows in by_task.items():
-            episodes = found.episode[windows if task == 'action' else found.starts[windows]]
-            kept = (
-                episodes % HELD_OUT == HELD_OUT - 1
-                if found.episode[-1] >= HELD_OUT - 1
-                else episodes == found.episode[-1]
-            )
+            kept = apart[found.episode[windows if task == 'action' else found.starts[windows]]]
             held[task, True], held[task, False] = windows[kept], windows[~kept]
         if not len(held['action', False]):
             what = 'leave no window without a disturbance'
@@ -371,12 +340,6 @@ class Examples:
         shares = [len(part) for part in np.array_split(np.arange(count), captions)]
         picked = [rng.choice(group, share) for group, share in zip(groups, shares, strict=True)]
         return np.concatenate(picked).astype(np.int64)
-
-    @property
-    def _text_numbers(self) -> NDArray[np.int64]:
-        """Number of each episode's text among all different ones."""
-        numbers = {text: number for number, text in enumerate(dict.fromkeys(self._recorded.instructions))}
-        return np.array([numbers[text] for text in self._recorded.instructions], np.int64)
 
 
 def cut(latents: NDArray[np.floating], patch: int) -> NDArray[np.float16]:

@@ -16,9 +16,8 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +31,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from engine.errors import CosmosError, InvalidInput, Problem
 from engine.network.layers import GENERATION
-from engine.network.placement import make_placement
 from engine.network.transformer import CosmosTransformer
 from engine.training.denormals import without_denormals
 from engine.training.examples import Examples
@@ -40,6 +38,7 @@ from engine.training.flow import Loss, flow_loss
 from engine.training.journal import go_back, write_line
 from engine.training.network import BatchedTransformer
 from engine.training.recipe import Recipe
+from engine.training.work_clock import WorkClock
 
 STATE, JOURNAL, RECIPE = 'state.pt', 'journal.jsonl', 'run.yaml'
 EVERY = 100
@@ -189,7 +188,7 @@ class Trainer:
         stopped: Callable[[], bool],
     ) -> None:
         """Step after step."""
-        here, clock, sums = self.progress, _Clock(self.progress.seconds), dict[str, list[float]]()
+        here, clock, sums = self.progress, WorkClock(self.progress.seconds), dict[str, list[float]]()
         validated = kept = here.seconds
         stop = here.share >= 1.0
         while not stop:
@@ -262,7 +261,7 @@ class Trainer:
             beginnings=recipe.beginnings,
             beginning_rows=recipe.beginning_rows,
         ).to(self.transformer.device)
-        place = make_placement(self.transformer.config, batch.layout, 1, self.transformer.device, torch.float32)
+        place = self.transformer.place(batch.layout, 1)
         rate = learning_rate(recipe, here.share)
         for group in self._optimizer.param_groups:
             group['lr'] = rate
@@ -418,25 +417,6 @@ class _Every:
 
     validate_minutes: float
     keep_minutes: float
-
-
-class _Clock:
-    """Seconds of work."""
-
-    def __init__(self, before: float) -> None:
-        self._before, self._began = before, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Altogether, those before an interruption included."""
-        return self._before + time.monotonic() - self._began
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """What is done meanwhile does not count."""
-        began = time.monotonic()
-        yield
-        self._before -= time.monotonic() - began
 
 
 def learning_rate(recipe: Recipe, share: float) -> float:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from engine.actions import JointCodec
 from engine.errors import CosmosError
-from engine.network.placement import make_placement
 from engine.policy import policy_codec
 from engine.training.examples import Examples
 from engine.training.flow import Batch, sample
@@ -71,8 +70,7 @@ class Validation:
         return {'inverse': _rms(_there(rows) - true, width), 'inverse_rest': _rms(standing, width)}
 
     def _sampled(self, network: BatchedTransformer, batch: Batch, steps: int) -> tuple[Tensor | None, Tensor | None]:
-        transformer = network.transformer
-        place = make_placement(transformer.config, batch.layout, 1, transformer.device, torch.float32)
+        place = network.transformer.place(batch.layout, 1)
         shift = self.examples.shift_of(batch.task)
         return sample(network, batch, place, steps=steps, shift=shift, seed=_SEED)
 
