@@ -53,6 +53,12 @@ def _add_closed_loop(kinds: Commands, bars: Bars) -> None:
     add('--light-jitter', type=float, default=0.0, help='largest share by which lamps are brighter or darker')
     add('--camera-jitter', type=float, default=0.0, help='largest shift of each camera along each axis, m')
     add('--camera-turn', type=float, default=0.0, help='largest turn of each camera about each axis, rad')
+    add(
+        '--share-scene',
+        type=int,
+        default=1,
+        help='seeds in a row that have one scene and are about its objects in turn: does the arm go to what is named?',
+    )
     add('--device', default='cpu', help='where a checkpoint runs: cpu, cuda, ...')
     add('--dtype', default='float32', help='precision of a checkpoint')
     add('--compiled', default='', help='folder that cosmos3 compile made; empty for none')
@@ -95,6 +101,7 @@ def _options(given: argparse.Namespace) -> EvalOptions:
         given.workers,
         not given.no_films,
         given.record,
+        given.share_scene,
     )
 
 

@@ -36,6 +36,12 @@ def add_make_dataset(commands: Commands, bars: Bars) -> None:
         default=100_000,
         help='seed of the first episode; the others count up. Evaluations count from 0: keep away from those',
     )
+    add(
+        '--share-scene',
+        type=int,
+        default=1,
+        help='seeds in a row that have one scene and are about its objects in turn: what differs is what is asked for',
+    )
     add('--start-jitter', type=float, default=0.25, help='largest turn of each joint from the start pose, rad')
     add('--light-jitter', type=float, default=0.15, help='largest share by which lamps are brighter or darker')
     add('--camera-jitter', type=float, default=0.0, help='largest shift of each camera along each axis, m')
@@ -75,6 +81,7 @@ def _options(given: argparse.Namespace) -> DatasetOptions:
         given.episodes,
         given.start_seed,
         Jitter(given.start_jitter, given.light_jitter, given.camera_jitter, given.camera_turn),
+        given.share_scene,
         given.only_successes,
         given.workers,
     )

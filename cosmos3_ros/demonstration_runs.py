@@ -54,6 +54,7 @@ class DatasetOptions:
         episodes: Of each task; those that are dropped count.
         start_seed: Seed of the first; the others count up from it.
         jitter: How much the beginnings differ.
+        share_scene: How many seeds in a row have one scene and are about its objects in turn.
         only_successes: Whether episodes that did not succeed are dropped.
         workers: Processes that run episodes; with 1 it is this one.
     """
@@ -64,6 +65,7 @@ class DatasetOptions:
     episodes: int = 100
     start_seed: int = START_SEED
     jitter: Jitter = field(default_factory=lambda: Jitter(start_rad=0.25, light=0.15))
+    share_scene: int = 1
     only_successes: bool = True
     workers: int = 1
 
@@ -102,7 +104,8 @@ def make_dataset(options: DatasetOptions, bars: Bars) -> Made:
     _check(options)
     seeds = range(options.start_seed, options.start_seed + options.episodes)
     # Seed by seed, so that a run cut short has some of each task, and a longer one begins like a shorter one.
-    episodes = mixed([make_episode(task, seed, options.jitter) for task in options.tasks for seed in seeds])
+    every = [make_episode(task, seed, options.jitter, options.share_scene) for task in options.tasks for seed in seeds]
+    episodes = mixed(every)
     plan = dataset_plan(options)
     writer = DatasetWriter(options.output, plan, go_on=True)
     journal = Journal(options.output / JOURNAL, plan.origin)
@@ -145,6 +148,7 @@ def dataset_plan(options: DatasetOptions) -> Plan:
         'tasks': [task for task in TASKS if task in options.tasks],
         'start_seed': options.start_seed,
         'jitter': asdict(options.jitter),
+        'share_scene': options.share_scene,
         'linger_s': terms.linger_s,
         'disturbed': terms.disturbed,
         'only_successes': options.only_successes,
@@ -237,6 +241,7 @@ def _check(options: DatasetOptions) -> None:
         'episodes': (options.episodes, 1, 1_000_000),
         'start_seed': (options.start_seed, 0, 2**31 - 1),
         'workers': (options.workers, 1, 1024),
+        'share_scene': (options.share_scene, 1, 1024),
         'replan_rows': (terms.loop.replan_rows, 1, 1024),
         'latency': (terms.loop.latency_s, 0.0, 10.0),
         'linger': (terms.linger_s, 0.0, 10.0),

@@ -48,6 +48,7 @@ class EvalOptions:
         workers: Processes.
         films: Whether some episodes are run once more with cameras, for the report.
         record: Folder of a LeRobot data set that episodes are added to as they are run; None for none.
+        share_scene: How many seeds in a row have one scene and are about its objects in turn.
     """
 
     output: Path
@@ -59,6 +60,7 @@ class EvalOptions:
     workers: int = 1
     films: bool = True
     record: Path | None = None
+    share_scene: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def evaluate(options: EvalOptions, bars: Bars) -> EvalOutcome:
     check_arm(contract)
     run = identity(options, contract)
     seeds = range(options.start_seed, options.start_seed + options.episodes)
-    episodes = {(task, seed): make_episode(task, seed, options.jitter) for task in options.tasks for seed in seeds}
+    every = [make_episode(task, seed, options.jitter, options.share_scene) for task in options.tasks for seed in seeds]
+    episodes = {one.key: one for one in every}
     options.output.mkdir(parents=True, exist_ok=True)
     journal, began = Journal(options.output / EPISODES_FILE, run), time.monotonic()
     make: MakeRunner = partial(make_runner, options.cast, record=options.record)
@@ -141,6 +144,7 @@ def identity(options: EvalOptions, contract: Contract) -> dict[str, Any]:
         'robot': IN_GRAPH if cast.graph else IN_PROCESS,
         'loop': asdict(cast.terms),
         'jitter': asdict(options.jitter),
+        'share_scene': options.share_scene,
     }
 
 
@@ -188,6 +192,7 @@ def _check(options: EvalOptions) -> None:
         'episodes': (options.episodes, 1, 1_000_000),
         'start_seed': (options.start_seed, 0, 2**31 - 1),
         'workers': (options.workers, 1, 1024),
+        'share_scene': (options.share_scene, 1, 1024),
         'threads': (options.cast.threads, 1, 1024),
         'replan_rows': (terms.replan_rows, 1, 1024),
         'latency': (terms.latency_s, 0.0, 10.0),

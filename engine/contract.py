@@ -32,7 +32,7 @@ COMPOSITIONS: Mapping[str, tuple[str, ...]] = {
     'wrist_over_two_exteriors': ('wrist', 'exterior_1', 'exterior_2'),
     'front_over_two_sides': ('front', 'left', 'right'),
 }
-PROMPT_FORMATS = ('plain', 'json')
+PROMPT_FORMATS = ('plain', 'json', 'bare')
 VIEWPOINTS = ('ego_view', 'third_person_view', 'wrist_view', 'concat_view', 'top_down_2d_view', 'video_game_view')
 RESOLUTION_TIERS = (256, 480, 704, 720, 768)
 TEMPORAL_COMPRESSION = 4
@@ -426,7 +426,7 @@ def _prompt(reader: Reader) -> PromptTerms:
         description=(reader.optional_text('description') or '').strip(),
         idle_frames=None if idle is None else int(idle),
     )
-    if terms.idle_frames is not None and terms.format == 'plain':
+    if terms.idle_frames is not None and terms.format != 'json':
         reader.problem(reader.key('idle_frames'), 'needs format json', str(idle), 'null')
     reader.finish()
     return terms

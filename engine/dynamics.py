@@ -55,7 +55,7 @@ Frames = NDArray[np.uint8]
 """RGB, uint8 [F, H, W, 3]."""
 SPACE = 'ee_delta'
 """The action space that imagination was trained on; other ones need the bridge of the robot's kinematics first."""
-PROMPTS = ('plain', 'json')
+PROMPTS = ('plain', 'json', 'bare')
 _FASTEST = 1000  # rows per second
 _LARGEST_SEED = 2**32 - 1  # of the generator that the framework's noise comes from
 _SHIFTS = {'camera_pose': 5.0}  # where the framework's example has another than 10
@@ -74,7 +74,7 @@ class DynamicsTerms:
         tier: Resolution tier of the canvas.
         viewpoint: Of the pictures; None to say nothing of it.
         description: What a composite shows, after the viewpoint's sentence.
-        prompt: Format of the prompt, 'plain' or 'json'.
+        prompt: Format of the prompt, 'plain', 'json' or 'bare'.
         steps: Network evaluations for a window (two with guidance).
         guidance: Scale; 1 for none.
         shift: Of the schedule.

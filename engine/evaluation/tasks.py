@@ -197,22 +197,30 @@ def wordings(task: str, target: str) -> tuple[str, ...]:
     return tuple(words.format(it=name) for words in TASKS[task].wordings for name in NAMES[target])
 
 
-def make_episode(task: str, seed: int, jitter: Jitter | None = None) -> Episode:
+def make_episode(task: str, seed: int, jitter: Jitter | None = None, share_scene: int = 1) -> Episode:
     """The episode of a task and a seed.
 
     Args:
         task: Name of the task.
         seed: Not negative.
         jitter: What differs beside the objects. More of one kind of jitter changes nothing else.
+        share_scene: So many seeds, from a multiple of it on, have one scene and are about its objects in turn: what
+            differs between them is what is asked for, and where the arm begins. A push needs a way that is free for
+            what is pushed, so its scenes are only alike.
 
     Raises:
-        InvalidInput: There is no such task.
+        InvalidInput: There is no such task, or the scene is shared by less than one.
     """
     check_tasks([task])
+    if share_scene < 1:
+        raise InvalidInput('episode', [Problem('share_scene', 'out of range', str(share_scene), '1 or more')])
     jitter = jitter or Jitter()
     # Each part has a stream of its own, so that one can be changed without the others.
-    streams = [np.random.default_rng([seed, zlib.crc32(task.encode()), part]) for part in range(4)]
-    target = str(streams[0].choice(TASKS[task].targets))
+    kind, turn = zlib.crc32(task.encode()), seed % share_scene
+    streams = [np.random.default_rng([seed, kind, part]) for part in range(4)]
+    streams[0] = np.random.default_rng([seed - turn, kind, 0])
+    targets = TASKS[task].targets
+    target = str(targets[(targets.index(str(streams[0].choice(targets))) + turn) % len(targets)])
     instruction = str(streams[1].choice(wordings(task, target)))
     places, zone = _arrangement(task, target, streams[0])
     joints = np.array(scene.HOME) + streams[2].uniform(-1, 1, len(scene.HOME)) * jitter.start_rad

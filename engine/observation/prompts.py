@@ -125,7 +125,8 @@ def action_prompt(
     """The prompt of an action request in either format, with the frame rate stated as a policy server states it.
 
     Args:
-        format: 'plain' (the reference server's default) or 'json' (the training recipe's).
+        format: 'plain' (the reference server's default), 'json' (the training recipe's), or 'bare' (the instruction
+            and nothing else, for checkpoints of one's own that were trained so).
         caption: The instruction; empty for the unconditional branch.
         viewpoint: One of :data:`VIEWPOINTS`.
         description: What the composite shows, after the viewpoint's sentence.
@@ -139,9 +140,11 @@ def action_prompt(
         InvalidInput: the format is unknown or a number is out of range.
     """
     writers = {'plain': plain_prompt, 'json': json_prompt}
-    if format not in writers:
-        raise InvalidInput('prompt', [Problem('format', 'unknown', repr(format), ', '.join(writers))])
+    if format not in (*writers, 'bare'):
+        raise InvalidInput('prompt', [Problem('format', 'unknown', repr(format), ', '.join([*writers, 'bare']))])
     clip = Clip(frames, conditioning_fps(fps), *canvas.size)
+    if format == 'bare':
+        return caption.strip()
     idle = None if idle_frames is None else IdleFrames(idle_frames, action_rows)
     return writers[format](caption, clip, viewpoint=viewpoint, description=description, idle=idle)
 

@@ -33,8 +33,8 @@ VERSION = 1
 CARD, COMPOSITES, NUMBERS = 'corpus.json', 'composites.npy', 'numbers.npz'
 DISTURBED = 'disturbed'
 """A column of this name says by 1 that something else than the policy moved the arm."""
-HELD_OUT = 20
-"""Every so many-th episode is kept for validation."""
+HELD_OUT, TOGETHER = 20, 12
+"""Of every so many episodes one is kept for validation, so many in a row: neighbours may share a scene."""
 
 Report = Callable[[str, float], None]
 Numbers = Mapping[str, NDArray[Any]]
@@ -93,9 +93,11 @@ class Corpus:
 
 
 def held_out(episodes: int) -> NDArray[np.bool_]:
-    """Which of so many episodes are kept for validation: every twentieth, of fewer the last."""
+    """Which of so many episodes are kept for validation: of 240 the last twelve, of fewer as large a share, or one."""
     numbers = np.arange(episodes)
-    return numbers % HELD_OUT == HELD_OUT - 1 if episodes >= HELD_OUT else numbers == episodes - 1
+    if episodes < HELD_OUT * TOGETHER:
+        return numbers >= episodes - max(1, episodes // HELD_OUT)
+    return numbers // TOGETHER % HELD_OUT == HELD_OUT - 1
 
 
 # ---- Reading --------------------------------------------------------------------------------------------------------

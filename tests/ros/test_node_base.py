@@ -16,6 +16,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Log
 from rclpy.parameter import Parameter as RosParameter
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock as ClockMessage
 from std_msgs.msg import String
@@ -114,7 +115,8 @@ def test_a_users_fault_in_configure_fails_with_its_text_and_can_be_tried_again(g
 
 def test_a_defect_in_configure_is_logged_with_its_traceback(graph):
     logs: list[Log] = []
-    graph.node('listener').create_subscription(Log, '/rosout', logs.append, qos.latched())
+    everything = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL)  # all that was said before, too
+    graph.node('listener').create_subscription(Log, '/rosout', logs.append, everything)
     probe = graph.add(Probe(fail_in={'configure': ZeroDivisionError('no wheels')}))
     assert not probe.transition('configure')
     graph.eventually(lambda: any('Traceback' in log.msg and 'no wheels' in log.msg for log in logs))

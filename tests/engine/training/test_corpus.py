@@ -207,5 +207,6 @@ def test_a_contract_of_another_rate_is_told_apart(data_set: Path, contract: Cont
 
 
 def test_every_twentieth_episode_is_held_out_and_of_few_the_last():
-    assert np.flatnonzero(held_out(45)).tolist() == [19, 39]
+    assert np.flatnonzero(held_out(45)).tolist() == [43, 44]
+    assert np.flatnonzero(held_out(480)).tolist() == [*range(228, 240), *range(468, 480)]
     assert held_out(3).tolist() == [False, False, True]
