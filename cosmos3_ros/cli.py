@@ -70,12 +70,14 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help='simulated robot, policy and guard for a few seconds, then a table, a video and a plot',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    demo.add_argument('--checkpoint', default='', help='directory or hub id; a tiny random one is made if left out')
+    demo.add_argument('--checkpoint', default='', help='directory, hub id, or a model that ships with the package')
     demo.add_argument(
         '--contract', default='', help='name in config/contracts or a path; the smallest that fits if left out'
     )
-    demo.add_argument('--instruction', default='put the red cube in the bowl', help='what to tell the policy')
-    demo.add_argument('--duration', type=float, default=20.0, help='seconds to follow the instruction')
+    demo.add_argument(
+        '--instruction', action='append', default=[], help='what to tell the policy; several are followed in turn'
+    )
+    demo.add_argument('--duration', type=float, default=8.0, help='seconds to follow each instruction')
     demo.add_argument('--episode', default='', help='play a recorded episode instead of the simulated robot')
     demo.add_argument('--output', type=Path, default=Path('demo_output'), help='where video, plot and logs go')
     demo.add_argument('--seed', type=int, default=0, help='seed of the tiny checkpoint and of the policy')
@@ -98,7 +100,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         DemoOptions(
             checkpoint=arguments.checkpoint,
             contract=arguments.contract,
-            instruction=arguments.instruction,
+            instructions=tuple(arguments.instruction),
             duration_s=arguments.duration,
             episode=arguments.episode,
             output=arguments.output,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cosmos3_ros.bringup import Options, ProcessSpec, processes
-from cosmos3_ros.run_record import RunRecord, closest_to_limits
-from cosmos3_ros.run_report import plot_joints, summary_table, video_frames
+from cosmos3_ros.run_judge import judge
+from cosmos3_ros.run_record import Leg, RunRecord, closest_to_limits
+from cosmos3_ros.run_report import plot_joints, reached_table, summary_table, video_frames
 from cosmos3_ros.runner import Runner, keep_to_ourselves
 from engine.contract import Contract, load_contract
 from engine.errors import CosmosError
+from engine.resources import find_model
+
+if TYPE_CHECKING:
+    from cosmos3_ros.run_recorder import RunRecorder
 
 NAMESPACE = 'demo'
+SHIPPED, SHIPPED_CONTRACT = 'cosmos3-micro', 'micro_joint_pos'
+"""The model that ships with the package, and what it was trained for."""
+REACHES = ('reach for the red cube', 'go to the blue disc', 'move the hand to the yellow bowl')
+"""What that one is asked to do, one after another."""
 START_TIMEOUT_S = 120.0
 GOAL_MARGIN_S = 30.0
 STOP_GRACE_S = 15.0  # a busy laptop finishes its denoising step first
@@ -36,8 +46,8 @@ class DemoOptions:
 
     checkpoint: str = ''
     contract: str = ''
-    instruction: str = 'put the red cube in the bowl'
-    duration_s: float = 20.0
+    instructions: tuple[str, ...] = ()
+    duration_s: float = 8.0
     episode: str = ''
     output: Path = Path('demo_output')
     seed: int = 0
@@ -55,7 +65,8 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
         CosmosError: Something the user chose does not work; the text says what.
     """
     console = console or Console()
-    contract = load_contract(options.contract or ('droid_ee_delta' if options.episode else 'demo_joint_pos'))
+    options = _completed(options)
+    contract = load_contract(options.contract)
     options.output.mkdir(parents=True, exist_ok=True)
     checkpoint = options.checkpoint or _tiny_checkpoint(options, console)
     latents = options.output / 'latents'
@@ -74,6 +85,17 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
     record = _run(specs, contract, options, console)
     _write(record, contract, checkpoint, options, console)
     return _verdict(record, contract, options, console)
+
+
+def _completed(options: DemoOptions) -> DemoOptions:
+    """With everything that was left open: the model that ships with the package drives the simulated robot."""
+    ships = find_model(SHIPPED) is not None and not options.episode and options.contract in ('', SHIPPED_CONTRACT)
+    checkpoint = options.checkpoint or (SHIPPED if ships else '')
+    contract = options.contract or ('droid_ee_delta' if options.episode else 'demo_joint_pos')
+    if checkpoint == SHIPPED and not options.contract:
+        contract = SHIPPED_CONTRACT
+    asked = REACHES if checkpoint == SHIPPED else ('put the red cube in the bowl',)
+    return replace(options, checkpoint=checkpoint, contract=contract, instructions=options.instructions or asked)
 
 
 def _tiny_checkpoint(options: DemoOptions, console: Console) -> str:
@@ -160,7 +182,8 @@ def _run(specs: Sequence[ProcessSpec], contract: Contract, options: DemoOptions,
         with _termination_as_interrupt(), runner, _progress(console) as progress:
             _await_start(runner, recorder, progress, options)
             recorder.recording = True
-            _follow(runner, recorder, progress, options)
+            for instruction in options.instructions:
+                _follow(instruction, runner, recorder, progress, options)
             codes = runner.stop()
     finally:
         rclpy.try_shutdown()
@@ -182,7 +205,7 @@ def _progress(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def _await_start(runner: Runner, recorder: object, progress: Progress, options: DemoOptions) -> None:
+def _await_start(runner: Runner, recorder: RunRecorder, progress: Progress, options: DemoOptions) -> None:
     """Until sensors deliver, the guard guards and the policy waits for an instruction."""
     task = progress.add_task('starting', total=None, note='')
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -220,7 +243,7 @@ def _last_lines(path: Path, count: int = 12) -> str:
     return '\n'.join(path.read_text(encoding='utf-8', errors='replace').splitlines()[-count:]) if path.is_file() else ''
 
 
-def _follow(runner: Runner, recorder: object, progress: Progress, options: DemoOptions) -> None:
+def _follow(instruction: str, runner: Runner, recorder: RunRecorder, progress: Progress, options: DemoOptions) -> None:
     """One run_policy goal, to its end."""
     from builtin_interfaces.msg import Duration
 
@@ -232,12 +255,13 @@ def _follow(runner: Runner, recorder: object, progress: Progress, options: DemoO
         raise CosmosError('the policy offers no run_policy action')
     seconds, rest = divmod(options.duration_s, 1.0)
     limit = Duration(sec=int(seconds), nanosec=int(rest * 1e9))
-    goal = RunPolicy.Goal(instruction=options.instruction, time_limit=limit)
+    goal = RunPolicy.Goal(instruction=instruction, time_limit=limit)
     handle = _result(client.send_goal_async(goal), 10.0, 'an answer to the goal')
     if not handle.accepted:
-        raise CosmosError(f'the policy refused the instruction {options.instruction!r}; see {options.output / "logs"}')
-    task = progress.add_task('following instruction', total=options.duration_s, note='')
+        raise CosmosError(f'the policy refused the instruction {instruction!r}; see {options.output / "logs"}')
+    task = progress.add_task(instruction, total=options.duration_s, note='')
     outcome = handle.get_result_async()
+    begin_s = recorder.now_s()
     start = time.monotonic()
     while not outcome.done():
         elapsed = time.monotonic() - start
@@ -251,6 +275,7 @@ def _follow(runner: Runner, recorder: object, progress: Progress, options: DemoO
     if result.reason != RunPolicy.Result.TIME_LIMIT:
         raise CosmosError(f'the run ended early: {result.text}')
     time.sleep(0.8)  # the stop that follows belongs into the record
+    recorder.record.legs.append(Leg(instruction, begin_s, recorder.now_s(), result.text))
 
 
 def _result(future: object, timeout_s: float, what: str) -> object:
@@ -262,7 +287,7 @@ def _result(future: object, timeout_s: float, what: str) -> object:
     return future.result()
 
 
-def _note(recorder: object) -> str:
+def _note(recorder: RunRecorder) -> str:
     status = recorder.guard_status
     accepted = recorder.record.accepted
     return f'{accepted} chunks accepted, guard {status.state_name}' if status else ''
@@ -327,6 +352,8 @@ def _verdict(record: RunRecord, contract: Contract, options: DemoOptions, consol
 
         closest = closest_to_limits(record.commands, limits_of(contract))
     console.print(summary_table(record, closest))
+    if asked := [(leg, found) for leg in record.legs if (found := judge(record, leg)) is not None]:
+        console.print(reached_table(asked))
     if not options.checkpoint:
         console.print('[yellow]The weights are random: this shows that everything is connected, nothing more.[/yellow]')
     faults = _faults(record, [excess.quantity for excess in closest if excess.exceeded], bool(options.episode))

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_ros.guard.limits import RobotLimits
+
+if TYPE_CHECKING:
+    from engine.evaluation.simulated_franka import Pose
 
 ROUNDING = 1e-6
 """Relative excess over a limit that is rounding: messages carry float64, times whole nanoseconds."""
@@ -54,6 +58,16 @@ class Decision:
     observation_age: float
 
 
+@dataclass(frozen=True)
+class Leg:
+    """One instruction of a run: its words, when it began and ended, and what the policy said in the end."""
+
+    instruction: str
+    begin_s: float
+    end_s: float
+    text: str = ''
+
+
 @dataclass
 class RunRecord:
     """Everything seen on the topics during a run.
@@ -64,6 +78,8 @@ class RunRecord:
         commands: Commands in order of arrival.
         decisions: The guard's decisions.
         measured: Times (s) and joint positions [J].
+        objects: Times (s) and where a simulated robot says that its loose objects are, by name.
+        legs: The instructions, in order.
         frames: Times (s) and composed views, uint8 [H, W, 3].
         stages: Median and 95th percentile of each stage of inference (s).
         guard_text: The guard's last word.
@@ -77,6 +93,8 @@ class RunRecord:
     commands: list[SeenCommand] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     measured: list[tuple[float, NDArray[np.float64]]] = field(default_factory=list)
+    objects: list[tuple[float, Mapping[str, Pose]]] = field(default_factory=list)
+    legs: list[Leg] = field(default_factory=list)
     frames: list[tuple[float, NDArray[np.uint8]]] = field(default_factory=list)
     stages: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     guard_text: str = ''

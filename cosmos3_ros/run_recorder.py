@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+from geometry_msgs.msg import PoseArray
 from numpy.typing import NDArray
 from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
@@ -17,6 +18,8 @@ from cosmos3_ros.conversions import JointReader, image_to_rgb, stamp_to_ns
 from cosmos3_ros.run_record import Decision, RunRecord, SeenChunk, SeenCommand
 from engine.contract import Contract
 from engine.errors import ObservationError
+from engine.evaluation.franka_scene import OBJECTS
+from engine.evaluation.simulated_franka import Pose
 from engine.observation.views import compose
 
 
@@ -47,6 +50,7 @@ class RunRecorder(Node):
         self.create_subscription(GuardStatus, 'guard/status', self._on_guard, latched)
         self.create_subscription(ChunkDecision, 'guard/decision', self._on_decision, status)
         self.create_subscription(JointTrajectory, 'joint_trajectory', self._on_command, status)
+        self.create_subscription(PoseArray, 'objects', self._on_objects, qos.sensor(5))  # of a simulated robot
         terms = self.contract.state.joint_states
         if terms is not None:
             self._joints = JointReader(self.contract.robot.joints, terms.topic)
@@ -54,7 +58,8 @@ class RunRecorder(Node):
         for name, stream in self.contract.views.streams.items():
             self.create_subscription(Image, stream.topic, partial(self._on_image, name, stream.topic), qos.sensor(2))
 
-    def _now(self) -> float:
+    def now_s(self) -> float:
+        """Time of the graph's clock."""
         return self.get_clock().now().nanoseconds / 1e9
 
     def _on_chunk(self, message: ActionChunk) -> None:
@@ -62,7 +67,7 @@ class RunRecorder(Node):
         if message.action_space == ActionChunk.JOINT_POSITION:
             positions = np.asarray(message.positions).reshape(message.rows, -1)
         stamp = stamp_to_ns(message.header.stamp) / 1e9
-        chunk = SeenChunk(message.epoch, message.sequence, stamp, self._now(), message.rows, positions)
+        chunk = SeenChunk(message.epoch, message.sequence, stamp, self.now_s(), message.rows, positions)
         self.record.chunks.append(chunk)
 
     def _on_policy(self, message: PolicyStatus) -> None:
@@ -99,7 +104,7 @@ class RunRecorder(Node):
     def _on_command(self, message: JointTrajectory) -> None:
         if not self.recording or not message.points:
             return
-        start = stamp_to_ns(message.header.stamp) / 1e9 or self._now()
+        start = stamp_to_ns(message.header.stamp) / 1e9 or self.now_s()
         order = [message.joint_names.index(name) for name in self.record.joint_names]
         times = [point.time_from_start.sec + point.time_from_start.nanosec / 1e9 for point in message.points]
         self.record.commands.append(
@@ -117,6 +122,15 @@ class RunRecorder(Node):
         except ObservationError:
             return
         self.record.measured.append((stamp_to_ns(message.header.stamp) / 1e9, positions))
+
+    def _on_objects(self, message: PoseArray) -> None:
+        if not self.recording or len(message.poses) != len(OBJECTS):
+            return
+        there = {}
+        for thing, pose in zip(OBJECTS, message.poses, strict=True):
+            point, turn = pose.position, pose.orientation
+            there[thing.name] = Pose(np.array([point.x, point.y, point.z]), np.array([turn.x, turn.y, turn.z, turn.w]))
+        self.record.objects.append((stamp_to_ns(message.header.stamp) / 1e9, there))
 
     def _on_image(self, name: str, topic: str, message: Image) -> None:
         try:

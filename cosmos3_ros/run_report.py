@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from cosmos3_ros.run_record import Excess, RunRecord
+from cosmos3_ros.run_judge import Reached
+from cosmos3_ros.run_record import Excess, Leg, RunRecord
 
 
 def summary_table(record: RunRecord, closest: Sequence[Excess]) -> Table:
@@ -36,6 +37,18 @@ def summary_table(record: RunRecord, closest: Sequence[Excess]) -> Table:
         table.add_row(f'closest to {excess.quantity} limit', f'{verdict}  ({where})')
     moved = ', '.join(f'{range_:.2f}' for range_ in record.travelled)
     table.add_row('measured range of motion', f'{moved} rad')
+    return table
+
+
+def reached_table(legs: Sequence[tuple[Leg, Reached]]) -> Table:
+    """Whether the hand came to what was named."""
+    table = Table(title='What was asked for, and where the hand went', title_justify='left', pad_edge=False)
+    for name in ('instruction', 'there after', 'beside it in the end', 'stayed above others'):
+        table.add_column(name, justify='left' if name == 'instruction' else 'right')
+    for leg, found in legs:
+        after = '[yellow]never[/yellow]' if found.after_s is None else f'{found.after_s:.1f} s'
+        others = ', '.join(name.replace('_', ' ') for name in found.others) or '-'
+        table.add_row(leg.instruction, after, f'{100 * found.beside_m:.1f} cm', others)
     return table
 
 

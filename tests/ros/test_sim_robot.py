@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Duration
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import PoseArray, PoseStamped
 from rclpy.parameter import Parameter as RosParameter
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import Image, JointState
@@ -21,7 +21,7 @@ pytest.importorskip('mujoco', reason='MuJoCo is not installed')
 from cosmos3_ros import qos
 from cosmos3_ros.conversions import JointReader, image_to_rgb, message_to_pose, ns_to_stamp, stamp_to_ns
 from cosmos3_ros.sim_robot import SimRobotNode
-from engine.evaluation.franka_scene import ARM_JOINTS, CAMERAS, FINGER_JOINTS, HOME
+from engine.evaluation.franka_scene import ARM_JOINTS, CAMERAS, FINGER_JOINTS, HOME, OBJECTS
 from tests.ros.system_bench import can_draw
 
 TARGET = np.array(HOME) + np.array([0.1, -0.05, 0.08, 0.06, -0.1, 0.05, 0.1])
@@ -121,6 +121,20 @@ def test_the_pose_is_that_of_the_flange(graph):
     expected = bench.node.robot.end_effector_pose()
     np.testing.assert_allclose(pose.position, expected.position, atol=5e-3)
     assert pose.frame_id == 'panda_link0'
+
+
+def test_where_the_objects_are_is_told_in_their_order(graph):
+    bench = Bench(graph, activate=False, views=['wrist'])
+    told: list[PoseArray] = []
+    bench.observer.create_subscription(PoseArray, 'objects', told.append, qos.sensor(5))
+    assert bench.node.transition('configure')
+    assert bench.node.transition('activate')
+    graph.eventually(lambda: len(told) > 2)
+    expected = bench.node.robot.objects()
+    places = [(pose.position.x, pose.position.y) for pose in told[-1].poses]
+    np.testing.assert_allclose(places, [expected[thing.name].position[:2] for thing in OBJECTS], atol=5e-3)
+    assert told[-1].header.frame_id == 'panda_link0'
+    assert stamp_to_ns(told[2].header.stamp) - stamp_to_ns(told[1].header.stamp) > 0.05e9
 
 
 def test_a_trajectory_is_followed_and_its_last_point_held(graph):
