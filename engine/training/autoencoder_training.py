@@ -34,6 +34,7 @@ from engine.contract import Contract
 from engine.errors import CosmosError, InvalidInput, Problem
 from engine.network.autoencoder import VideoAutoencoder
 from engine.network.autoencoder_blocks import FrameAttention, ResidualBlock
+from engine.training.alone import alone_in
 from engine.training.autoencoder_files import load_autoencoder, write_autoencoder
 from engine.training.autoencoder_pictures import Pictures, Shown
 from engine.training.autoencoder_recipe import AutoencoderRecipe
@@ -151,7 +152,8 @@ class AutoencoderTrainer:
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """Train to the end, or until asked to stop; what is reached is kept, also if the process is interrupted."""
-        with without_denormals():  # weights that begin at zero leave plenty of them
+        # Weights that begin at zero leave plenty of denormals.
+        with alone_in(self.folder, f'training in {self.folder}'), without_denormals():
             try:
                 self._go(report, stopped)
             finally:

@@ -105,6 +105,15 @@ class Examples:
         """Where windows of a task may begin: frames for 'action', clips for the others."""
         return self._windows[task, held_out]
 
+    def prompts(self, task: str) -> tuple[tuple[int, ...], ...]:
+        """Token ids of every different prompt of a task."""
+        return tuple(dict.fromkeys(self._ids if task in ('action', 'policy') else self._ids_of_dynamics))
+
+    def beginnings(self, task: str, rows: int, *, held_out: bool = False) -> NDArray[np.int64]:
+        """Those windows that begin within the first so many rows of their episode."""
+        windows = self.windows(task, held_out=held_out)
+        return windows[self._row(task, windows) < rows]
+
     def draw(
         self,
         task: str,
@@ -132,7 +141,7 @@ class Examples:
             held_out: From the episodes that are kept for validation.
         """
         windows = self.windows(task, held_out=held_out)
-        first = windows[self._row(task, windows) < beginning_rows]
+        first = self.beginnings(task, beginning_rows, held_out=held_out)
         early = int(rng.binomial(count, beginnings)) if len(first) else 0
         chosen = np.concatenate(
             [

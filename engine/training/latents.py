@@ -8,7 +8,6 @@ when it is called again; the folder is there when it is complete, and not before
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from engine.contract import Contract
 from engine.errors import CosmosError, InvalidInput, Problem
 from engine.network.vae import VideoVae
 from engine.observation.geometry import choose_canvas, content_size, latent_crop
+from engine.training.alone import alone_in
 from engine.training.autoencoder_files import autoencoder_fingerprint, load_autoencoder
 from engine.training.autoencoder_pictures import on_canvas
 from engine.training.corpus import Corpus
@@ -294,19 +294,13 @@ def _unfinished(output: Path, key: Mapping[str, Any]) -> Iterator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = output.with_name(f'.{output.name}.unfinished')
     folder.mkdir(exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with alone_in(folder, f'making {output}'):
         if _document(folder / BEGUN) != dict(key):
             for path in folder.iterdir():
                 path.unlink()
             _note(folder / DONE, {})
             _note(folder / BEGUN, key)
         yield folder
-    except BlockingIOError as error:
-        raise CosmosError(f'another process is making {output} -> wait for it') from error
-    finally:
-        os.close(lock)
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.actions import JointCodec
@@ -17,6 +18,7 @@ from engine.training.flow import Batch, sample
 from engine.training.network import BatchedTransformer
 
 _SEED = 11
+_BEGINNING_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Validation:
         """Figures by name.
 
         `action` and `policy`: root mean square error of the chunk's joints in rad, and `hold` that of staying where the
-        arm is. `forward`: error of the imagined video's latents, `forward_repeat` that of the first frame again and
+        arm is; `action_beginning` that of windows from the beginnings of episodes, where words decide, and
+        `action_other_words` the same with the words of another window: as long as both are alike, nobody listens.
+        `forward`: error of the imagined video's latents, `forward_repeat` that of the first frame again and
         again, `forward_wrong` that of the video imagined for another window's actions; latents have a spread of 1.
         `inverse`: error of the rows in the model's space, `inverse_rest` that of standing still.
         """
@@ -54,12 +58,9 @@ class Validation:
         return found
 
     def _measure(self, network: BatchedTransformer, task: str) -> dict[str, float]:
-        rng = np.random.default_rng(_SEED)
-        windows = self.examples.windows(task, held_out=True)
-        chosen = rng.choice(windows, min(self.count, len(windows)), replace=False)
-        batch = self.examples.batch(task, np.sort(chosen)).to(network.transformer.device)
+        batch = self._batch(network, task, self.examples.windows(task, held_out=True))
         if task in ('action', 'policy'):
-            return self._policy(network, task, batch)
+            return self._policy(network, task, batch) | self._words(network, task)
         if task == 'forward':
             return self._forward(network, batch)
         _, rows = self._sampled(network, batch, self.dynamics_steps)
@@ -68,6 +69,22 @@ class Validation:
         width = len(rest)
         standing = rest.to(true.device) - true[..., :width]
         return {'inverse': _rms(_there(rows) - true, width), 'inverse_rest': _rms(standing, width)}
+
+    def _batch(self, network: BatchedTransformer, task: str, windows: NDArray[np.int64]) -> Batch:
+        chosen = np.random.default_rng(_SEED).choice(windows, min(self.count, len(windows)), replace=False)
+        return self.examples.batch(task, np.sort(chosen)).to(network.transformer.device)
+
+    def _words(self, network: BatchedTransformer, task: str) -> dict[str, float]:
+        """What difference words make where they matter."""
+        windows = self.examples.beginnings(task, _BEGINNING_ROWS, held_out=True)
+        if not len(windows):
+            return {}
+        batch = self._batch(network, task, windows)
+        every = self.examples.prompts(task)
+        ahead = 1 + (len(every) - 1) // 2
+        others = replace(batch, ids=tuple(every[(every.index(one) + ahead) % len(every)] for one in batch.ids))
+        names = (f'{task}_beginning', f'{task}_other_words')
+        return {name: self._policy(network, task, one)[task] for name, one in zip(names, (batch, others), strict=True)}
 
     def _sampled(self, network: BatchedTransformer, batch: Batch, steps: int) -> tuple[Tensor | None, Tensor | None]:
         place = network.transformer.place(batch.layout, 1)

@@ -27,7 +27,8 @@ def run(*stays: tuple[float, np.ndarray]) -> RunRecord:
     record = RunRecord(ARM_JOINTS)
     heights = {thing.name: thing.height for thing in OBJECTS}
     there = {
-        name: Pose(np.array([x, y, heights[name]]), np.array([0.0, 0.0, 0.0, 1.0])) for name, (x, y, _) in PLACES.items()
+        name: Pose(np.array([x, y, heights[name]]), np.array([0.0, 0.0, 0.0, 1.0]))
+        for name, (x, y, _) in PLACES.items()
     }
     time = 100.0
     for seconds, joints in stays:

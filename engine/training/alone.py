@@ -1,0 +1,33 @@
+"""One process at a time works in a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.errors import CosmosError
+
+
+@contextmanager
+def alone_in(folder: Path, what: str) -> Iterator[None]:
+    """Keep other processes out of a folder; ends with the process at the latest.
+
+    Args:
+        folder: It must exist.
+        what: What another process would be doing, for the message.
+
+    Raises:
+        CosmosError: Another one is at it.
+    """
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CosmosError(f'another process is {what} -> wait for it') from error
+        yield
+    finally:
+        os.close(lock)
