@@ -17,6 +17,7 @@ from figures import facts, machine, save, table
 
 from cosmos3_ros.eval_runs import EvalOptions, evaluate
 from cosmos3_ros.eval_world import Cast
+from engine.evaluation.closed_loop import LoopTerms
 from engine.evaluation.report_html import summary
 from engine.evaluation.tasks import TASKS
 
@@ -31,17 +32,36 @@ def main() -> int:
     """Run, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--policy', default='expert', help='expert, hold, random, or a checkpoint')
+    parser.add_argument('--contract', default='demo_joint_pos', help='name or path')
     parser.add_argument('--task', default=','.join(TASKS), help='one or several, separated by commas')
     parser.add_argument('--episodes', type=int, default=100, help='of each task')
+    parser.add_argument('--start-seed', type=int, default=0, help='seed of the first episode')
+    parser.add_argument('--share-scene', type=int, default=1, help='seeds in a row that have one scene')
+    parser.add_argument('--replan-rows', type=int, default=8, help='rows from one observation to the next')
+    parser.add_argument('--latency', type=float, default=0.2, help='simulated seconds from an observation to its chunk')
+    parser.add_argument('--graph', action='store_true', help='guard and policy as processes of a ROS graph')
     parser.add_argument('--output', type=Path, required=True, help='folder of the run')
     parser.add_argument('--workers', type=int, default=1, help='processes')
     parser.add_argument('--save', default='', help='write results/closed_loop_NAME.json and .md')
     given = parser.parse_args()
     tasks = tuple(given.task.split(','))
-    options = EvalOptions(given.output, Cast(given.policy), tasks, given.episodes, workers=given.workers)
+    terms = LoopTerms(given.replan_rows, given.latency)
+    cast = Cast(given.policy, given.contract, terms, graph=given.graph)
+    options = EvalOptions(
+        given.output,
+        cast,
+        tasks,
+        given.episodes,
+        given.start_seed,
+        workers=given.workers,
+        share_scene=given.share_scene,
+    )
     outcome = evaluate(options, lines)
     document = {'machine': machine(), **outcome.info}
     words = f'--policy {Path(given.policy).name} --task {given.task} --episodes {given.episodes}'
+    for name in ('contract', 'start_seed', 'share_scene', 'replan_rows', 'latency', 'graph'):
+        if (value := getattr(given, name)) != parser.get_default(name):
+            words += f' --{name.replace("_", "-")}' + ('' if value is True else f' {value}')
     provenance = outcome.info['provenance']
     text = '\n\n'.join(
         [

@@ -67,6 +67,7 @@ def _add_closed_loop(kinds: Commands, bars: Bars) -> None:
     add('--threads', type=int, default=1, help='of PyTorch in each process; the same number makes the same episodes')
     add('--workers', type=int, default=1, help='processes that share the episodes')
     add('--graph', action='store_true', help='guard and policy as processes of a ROS graph, as on a robot')
+    add('--splice', choices=('blend', 'prefix'), default='blend', help='with --graph: how chunks are joined')
     add('--no-films', action='store_true', help='run no episode once more to film it')
     add('--record', type=Path, help='LeRobot data set that episodes are added to as they are run')
     add('-o', '--output', type=Path, required=True, help='folder; what it has of the same run is not run again')
@@ -91,6 +92,7 @@ def _options(given: argparse.Namespace) -> EvalOptions:
             given.compiled,
             given.threads,
             given.graph,
+            given.splice,
             given.dialect,
             given.api_key_variable,
         ),

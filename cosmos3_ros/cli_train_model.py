@@ -63,7 +63,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
 def _run(given: argparse.Namespace, bars: Bars) -> int:
     import torch
 
-    from engine.training.processes import joined
+    from engine.training.processes import joined, leave
     from engine.training.runs import Order, train
     from engine.training.trainer import Length
 
@@ -91,6 +91,7 @@ def _run(given: argparse.Namespace, bars: Bars) -> int:
             progress = train(order, lambda here: report('training', here.share) if leads else None, stopped)
     if leads:
         _conclude(given, progress)
+    leave()
     return 0
 
 

@@ -125,7 +125,7 @@ class GraphRunner:
         model: dict[str, Any] = {'dtype': cast.dtype}
         if cast.policy.startswith(SERVERS):
             model = {'deadline_s': PATIENCE_S, 'server_timeout_s': 2 * PATIENCE_S}
-        pace = {'replan_rows': cast.terms.replan_rows, 'input_timeout_s': 600.0}
+        pace = {'replan_rows': cast.terms.replan_rows, 'input_timeout_s': 600.0, 'splice': cast.splice}
         more = {'guard': patient, 'policy': {**model, **pace}}
         return [
             replace(

@@ -145,6 +145,7 @@ def identity(options: EvalOptions, contract: Contract) -> dict[str, Any]:
         'loop': asdict(cast.terms),
         'jitter': asdict(options.jitter),
         'share_scene': options.share_scene,
+        **({'splice': cast.splice} if cast.splice != 'blend' else {}),
     }
 
 
@@ -206,6 +207,9 @@ def _check(options: EvalOptions) -> None:
         for name, (value, low, high) in ranges.items()
         if not low <= value <= high
     ]
+    if options.cast.splice != 'blend' and not options.cast.graph:
+        given, remedy = options.cast.splice, 'run with --graph'
+        problems.append(Problem('splice', 'is done by the nodes of a graph', given, 'blend', remedy))
     if options.record is not None and (options.workers > 1 or options.cast.graph):
         remedy = 'leave --workers and --graph out, or record a run with the recorder node'
         problems.append(Problem('record', 'episodes are recorded by one process, in which they run', remedy=remedy))

@@ -77,6 +77,7 @@ class Cast:
         compiled: Folder that `cosmos3 compile` made; empty for none.
         threads: Of PyTorch. Sums in another order have other last digits, so the same number makes the same episodes.
         graph: Whether guard and policy are processes of a ROS graph, as on a robot; otherwise all is in one.
+        splice: How the policy's chunks are joined in a graph, see the parameter of the policy node.
         dialect: Of a policy server.
         api_key_variable: Environment variable that holds the key of a policy server; empty: it asks for none.
     """
@@ -89,6 +90,7 @@ class Cast:
     compiled: str = ''
     threads: int = 1
     graph: bool = False
+    splice: str = 'blend'
     dialect: str = 'cosmos-framework'
     api_key_variable: str = ''
 

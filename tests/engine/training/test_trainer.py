@@ -221,7 +221,7 @@ from test_trainer import RECIPE
 from engine.checkpoint import open_checkpoint
 from engine.contract import load_contract
 from engine.training.examples import Examples
-from engine.training.processes import joined
+from engine.training.processes import joined, leave
 from engine.training.trainer import Length, Trainer
 from engine.training.validation import Validation
 
@@ -243,6 +243,7 @@ with joined('cpu') as (device, leads):
     weights = trainer.averaged_weights()
     if leads:
         torch.save(weights, Path({folder!r}) / 'weights.pt')
+leave()
 """
 
 
