@@ -1,0 +1,97 @@
+"""Cosmos3-micro, which ships with the package: small, in the public layout, and it goes to what it is told."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import engine
+from cosmos3_ros.eval_world import Cast, WorldRunner
+from engine.checkpoint import open_checkpoint
+from engine.evaluation.closed_loop import LoopTerms
+from engine.evaluation.simulated_franka import SimulatedFranka
+from engine.evaluation.tasks import TASKS, make_episode
+from engine.policy import layout_of
+from engine.resources import find_model
+from tests.engine.test_network_diffusers import IDS, difference, inputs_for, largest, reference_step
+from tests.ros.system_bench import can_draw
+
+NAME, CONTRACT = 'cosmos3-micro', 'micro_joint_pos'
+MOST_BYTES = 40e6
+
+draws = pytest.mark.skipif(bool(can_draw()), reason=can_draw() or 'pictures can be drawn')
+
+
+@pytest.fixture(scope='module')
+def model() -> engine.Cosmos3:
+    torch.set_num_threads(1)
+    return engine.load(NAME)
+
+
+def seen(robot: SimulatedFranka, instruction: str) -> engine.Observation:
+    return engine.Observation(
+        images=robot.render(),
+        joint_positions=robot.joint_state().positions[:7],
+        gripper_position=0.0,
+        instruction=instruction,
+    )
+
+
+def test_it_is_small_and_says_where_it_comes_from() -> None:
+    root = find_model(NAME)
+    assert root is not None
+    assert sum(path.stat().st_size for path in root.rglob('*') if path.is_file()) <= MOST_BYTES
+    told = json.loads((root / 'checkpoint.json').read_text(encoding='utf-8'))
+    assert told['training']['contract']['name'] == CONTRACT
+    assert {'corpus', 'recipe', 'steps', 'seconds', 'validation'} <= set(told['training'])
+    assert 'cosmos3 train' in (root / 'README.md').read_text(encoding='utf-8')
+
+
+@torch.no_grad()
+def test_diffusers_opens_it_and_computes_the_same() -> None:
+    diffusers = pytest.importorskip('diffusers', reason='diffusers is the reference here')
+    checkpoint = open_checkpoint(NAME)
+    reference = diffusers.Cosmos3OmniTransformer.from_pretrained(
+        checkpoint.root / 'transformer', torch_dtype=torch.float32
+    )
+    ours = checkpoint.load_transformer(dtype=torch.float32)
+    contract = engine.load_contract(CONTRACT)
+    for video in (False, True):
+        layout = layout_of(contract, video=video)
+        inputs = inputs_for(layout, torch.float32)
+        mine = ours.denoise(ours.prefix(IDS), layout, *inputs, 700)
+        assert difference(mine, reference_step(reference, IDS, layout, inputs, 700)) <= 1e-4
+        assert largest(mine) > 0.1
+
+
+@draws
+def test_what_it_does_depends_on_what_it_is_told_and_not_on_a_cache(model: engine.Cosmos3) -> None:
+    contract = engine.load_contract(CONTRACT)
+    episode = make_episode('reach', 0)
+    robot = SimulatedFranka()
+    robot.arrange(episode.setting)
+    one, other = (f'reach for the {name}' for name in ('red cube', 'blue disc'))
+    warm = model.policy(contract)
+    warm.prepare(one)
+    chunks = [warm.infer(seen(robot, words), seed=5).actions for words in (one, other, one)]
+    cold = engine.load(NAME).policy(contract).infer(seen(robot, one), seed=5).actions
+    robot.close()
+    np.testing.assert_array_equal(chunks[0], chunks[2])
+    np.testing.assert_array_equal(chunks[0], cold)
+    assert np.abs(chunks[0] - chunks[1])[-1, :7].max() > 0.05, 'other words lead elsewhere'
+
+
+@draws
+@pytest.mark.slow
+def test_behind_the_guard_the_hand_goes_to_what_is_named() -> None:
+    runner = WorldRunner(Cast(NAME, CONTRACT, LoopTerms(8, 0.1)))
+    records = [runner.run(make_episode('reach', seed, share_scene=4)) for seed in range(8)]
+    runner.close()
+    assert {record.target for record in records} == set(TASKS['reach'].targets)
+    first = [record.reached[0][1] if record.reached else '' for record in records]
+    assert sum(name == record.target for name, record in zip(first, records, strict=True)) >= 7
+    assert sum(record.success for record in records) >= 6
+    assert not any(record.table_contacts for record in records)
