@@ -57,7 +57,7 @@ def _add_closed_loop(kinds: Commands, bars: Bars) -> None:
         '--share-scene',
         type=int,
         default=1,
-        help='seeds in a row that have one scene and are about its objects in turn: does the arm go to what is named?',
+        help='seeds in a row that begin alike and name the objects in turn: does the arm go to what is named?',
     )
     add('--device', default='cpu', help='where a checkpoint runs: cpu, cuda, ...')
     add('--dtype', default='float32', help='precision of a checkpoint')

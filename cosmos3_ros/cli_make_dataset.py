@@ -40,7 +40,7 @@ def add_make_dataset(commands: Commands, bars: Bars) -> None:
         '--share-scene',
         type=int,
         default=1,
-        help='seeds in a row that have one scene and are about its objects in turn: what differs is what is asked for',
+        help='seeds in a row that begin alike and name the objects in turn: only what is asked for tells them apart',
     )
     add('--start-jitter', type=float, default=0.25, help='largest turn of each joint from the start pose, rad')
     add('--light-jitter', type=float, default=0.15, help='largest share by which lamps are brighter or darker')

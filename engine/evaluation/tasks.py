@@ -204,9 +204,9 @@ def make_episode(task: str, seed: int, jitter: Jitter | None = None, share_scene
         task: Name of the task.
         seed: Not negative.
         jitter: What differs beside the objects. More of one kind of jitter changes nothing else.
-        share_scene: So many seeds, from a multiple of it on, have one scene and are about its objects in turn: what
-            differs between them is what is asked for, and where the arm begins. A push needs a way that is free for
-            what is pushed, so its scenes are only alike.
+        share_scene: So many seeds, from a multiple of it on, begin alike to the last pixel and are about the objects in
+            turn: nothing but what is asked for tells them apart. A push needs a way that is free for what is pushed,
+            so there other things may lie elsewhere.
 
     Raises:
         InvalidInput: There is no such task, or the scene is shared by less than one.
@@ -217,8 +217,8 @@ def make_episode(task: str, seed: int, jitter: Jitter | None = None, share_scene
     jitter = jitter or Jitter()
     # Each part has a stream of its own, so that one can be changed without the others.
     kind, turn = zlib.crc32(task.encode()), seed % share_scene
-    streams = [np.random.default_rng([seed, kind, part]) for part in range(4)]
-    streams[0] = np.random.default_rng([seed - turn, kind, 0])
+    # Words are drawn for each seed, all else for the first of those that share it.
+    streams = [np.random.default_rng([seed if part == 1 else seed - turn, kind, part]) for part in range(4)]
     targets = TASKS[task].targets
     target = str(targets[(targets.index(str(streams[0].choice(targets))) + turn) % len(targets)])
     instruction = str(streams[1].choice(wordings(task, target)))
