@@ -18,7 +18,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from engine.contract import Contract
@@ -265,7 +267,7 @@ def _each[Job, Result](
             found[number] = work(job)
             tell(len(found) / len(jobs))
         return list(found.values())
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), get_context('spawn'))
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), get_context('spawn'), _by_itself)
     try:
         futures = {pool.submit(work, job): number for number, job in enumerate(jobs)}
         for future in as_completed(futures):
@@ -276,6 +278,12 @@ def _each[Job, Result](
     finally:
         pool.shutdown(cancel_futures=True)
     return [found[number] for number in range(len(jobs))]
+
+
+def _by_itself() -> None:
+    """Threads for each picture, in processes that are as many as there are cores, only wait for each other."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
 
 
 # ---- One episode ----------------------------------------------------------------------------------------------------

@@ -210,7 +210,11 @@ class _Encoder:
         self._canvas = choose_canvas(contract.timing.resolution_tier, height, width)
         self.grid = latent_crop(*content_size(height, width, self._canvas))
         dtype = {'float32': torch.float32, 'bfloat16': torch.bfloat16}[terms.dtype]
-        self._vae = VideoVae(load_autoencoder(autoencoder, terms.device, dtype))
+        loaded = load_autoencoder(autoencoder, terms.device, dtype)
+        for weight in loaded.parameters():
+            if weight.ndim == 5:  # channels last: a third faster on processors
+                weight.data = weight.data.to(memory_format=torch.channels_last_3d)
+        self._vae = VideoVae(loaded)
         self.channels = self._vae.latent_channels
         self.starts, self.real = clip_starts(corpus, terms)
         self.times = (terms.frames - 1) // self._vae.temporal + 1
@@ -229,7 +233,7 @@ class _Encoder:
     def _encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float16]:
         """As :meth:`engine.network.vae.VideoVae.encode` does it, for several clips [B, F, H, W, 3] at once."""
         vae, (rows, columns) = self._vae, self.grid
-        pixels: Tensor = on_canvas(frames, self._canvas).to(vae.device, vae.dtype)
+        pixels: Tensor = on_canvas(frames, self._canvas).to(vae.device, vae.dtype, memory_format=torch.channels_last_3d)
         mean, inverse_std = vae.statistics
         latents = (vae.autoencoder.encode(pixels)[:, : self.channels] - mean) * inverse_std
         return np.asarray(latents[..., :rows, :columns].to('cpu', torch.float16).numpy())

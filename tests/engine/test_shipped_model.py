@@ -22,6 +22,7 @@ from tests.ros.system_bench import can_draw
 NAME, CONTRACT = 'cosmos3-micro', 'micro_joint_pos'
 MOST_BYTES = 40e6
 
+pytestmark = pytest.mark.skipif(find_model(NAME) is None, reason='no model ships with this version')
 draws = pytest.mark.skipif(bool(can_draw()), reason=can_draw() or 'pictures can be drawn')
 
 
