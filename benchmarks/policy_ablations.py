@@ -95,7 +95,8 @@ def main() -> int:
         [
             f'# What decides whether {given.policy} works',
             f'{facts(document["machine"])}.',
-            f'`python benchmarks/policy_ablations.py --task {given.task} --episodes {given.episodes}`, the same seeds.',
+            f'`python benchmarks/policy_ablations.py --policy {given.policy} --contract {given.contract} '
+            f'--task {given.task} --episodes {given.episodes}{" --video" if given.video else ""}`, the same seeds.',
             table(HEAD, rows),
             'Differences in points of success with 95 % intervals, and the exact McNemar test, episode by episode. '
             'Times are means over successes; the speed is that of the tool, highest in each episode, on average.',

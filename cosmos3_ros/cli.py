@@ -75,7 +75,10 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         '--contract', default='', help='name in config/contracts or a path; the smallest that fits if left out'
     )
     demo.add_argument(
-        '--instruction', action='append', default=[], help='what to tell the policy; several are followed in turn'
+        '--instruction',
+        action='append',
+        default=argparse.SUPPRESS,
+        help='what to tell the policy; given several times, they are followed in turn. Left out: what the model knows',
     )
     demo.add_argument('--duration', type=float, default=8.0, help='seconds to follow each instruction')
     demo.add_argument('--episode', default='', help='play a recorded episode instead of the simulated robot')
@@ -100,7 +103,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         DemoOptions(
             checkpoint=arguments.checkpoint,
             contract=arguments.contract,
-            instructions=tuple(arguments.instruction),
+            instructions=tuple(getattr(arguments, 'instruction', ())),
             duration_s=arguments.duration,
             episode=arguments.episode,
             output=arguments.output,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cosmos3_ros.bringup import Options, ProcessSpec, processes
@@ -259,7 +260,7 @@ def _follow(instruction: str, runner: Runner, recorder: RunRecorder, progress: P
     handle = _result(client.send_goal_async(goal), 10.0, 'an answer to the goal')
     if not handle.accepted:
         raise CosmosError(f'the policy refused the instruction {instruction!r}; see {options.output / "logs"}')
-    task = progress.add_task(instruction, total=options.duration_s, note='')
+    task = progress.add_task(escape(instruction), total=options.duration_s, note='')
     outcome = handle.get_result_async()
     begin_s = recorder.now_s()
     start = time.monotonic()

@@ -148,7 +148,7 @@ def dataset_plan(options: DatasetOptions) -> Plan:
         'tasks': [task for task in TASKS if task in options.tasks],
         'start_seed': options.start_seed,
         'jitter': asdict(options.jitter),
-        'share_scene': options.share_scene,
+        **({'share_scene': options.share_scene} if options.share_scene > 1 else {}),
         'linger_s': terms.linger_s,
         'disturbed': terms.disturbed,
         'only_successes': options.only_successes,

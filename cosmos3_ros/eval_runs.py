@@ -144,7 +144,7 @@ def identity(options: EvalOptions, contract: Contract) -> dict[str, Any]:
         'robot': IN_GRAPH if cast.graph else IN_PROCESS,
         'loop': asdict(cast.terms),
         'jitter': asdict(options.jitter),
-        'share_scene': options.share_scene,
+        **({'share_scene': options.share_scene} if options.share_scene > 1 else {}),
         **({'splice': cast.splice} if cast.splice != 'blend' else {}),
     }
 
@@ -207,9 +207,10 @@ def _check(options: EvalOptions) -> None:
         for name, (value, low, high) in ranges.items()
         if not low <= value <= high
     ]
-    if options.cast.splice != 'blend' and not options.cast.graph:
-        given, remedy = options.cast.splice, 'run with --graph'
-        problems.append(Problem('splice', 'is done by the nodes of a graph', given, 'blend', remedy))
+    plays = options.cast.policy in SCRIPTED or is_server(options.cast.policy)
+    if options.cast.splice != 'blend' and (plays or not options.cast.graph):
+        given, remedy = options.cast.splice, 'name a checkpoint, and run it with --graph'
+        problems.append(Problem('splice', 'is for the policy node with weights of its own', given, 'blend', remedy))
     if options.record is not None and (options.workers > 1 or options.cast.graph):
         remedy = 'leave --workers and --graph out, or record a run with the recorder node'
         problems.append(Problem('record', 'episodes are recorded by one process, in which they run', remedy=remedy))

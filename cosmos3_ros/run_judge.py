@@ -11,6 +11,7 @@ import numpy as np
 
 from cosmos3_ros.run_record import Leg, RunRecord
 from engine.evaluation.expert_kinematics import place
+from engine.evaluation.franka_scene import ARM_JOINTS
 from engine.evaluation.tasks import NAMES, TASKS
 from engine.evaluation.tasks_watch import HOLD_S, Truth
 
@@ -23,7 +24,7 @@ class Reached:
         target: The object that was named.
         after_s: After how long the hand was there to stay for half a second; None if it never was.
         beside_m: How far beside the object's middle the hand was in the end, seen from above.
-        others: Other objects above which the hand stayed, in order.
+        others: Other objects above which the hand stayed, in order; not the one that it was above to begin with.
     """
 
     target: str
@@ -45,7 +46,7 @@ def judge(record: RunRecord, leg: Leg) -> Reached | None:
     """What came of a leg of a run; None where nobody can tell: other tasks, or a robot that is not simulated."""
     target = target_of(leg.instruction)
     poses = [(time, joints) for time, joints in record.measured if leg.begin_s <= time <= leg.end_s]
-    if target is None or not record.objects or not poses:
+    if target is None or not record.objects or not poses or record.joint_names != ARM_JOINTS:
         return None
     told = np.array([time for time, _ in record.objects])
     since: dict[str, float] = {}
@@ -56,7 +57,8 @@ def judge(record: RunRecord, leg: Leg) -> Reached | None:
         for name in there:
             if not truth.reached(name):
                 since.pop(name, None)
-            elif time - since.setdefault(name, time) >= HOLD_S:
+            elif time - since.setdefault(name, time) >= HOLD_S and (name == target or since[name] > poses[0][0]):
+                # Where the hand still is from the leg before says nothing of this one.
                 stayed.setdefault(name, since[name])
     beside = float(np.hypot(*(truth.tool - truth.objects[target].position)[:2]))
     others = tuple(sorted((name for name in stayed if name != target), key=stayed.__getitem__))

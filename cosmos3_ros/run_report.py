@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.table import Table
 
 from cosmos3_ros.run_judge import Reached
@@ -48,7 +49,7 @@ def reached_table(legs: Sequence[tuple[Leg, Reached]]) -> Table:
     for leg, found in legs:
         after = '[yellow]never[/yellow]' if found.after_s is None else f'{found.after_s:.1f} s'
         others = ', '.join(name.replace('_', ' ') for name in found.others) or '-'
-        table.add_row(leg.instruction, after, f'{100 * found.beside_m:.1f} cm', others)
+        table.add_row(escape(leg.instruction), after, f'{100 * found.beside_m:.1f} cm', others)
     return table
 
 

@@ -204,11 +204,13 @@ class SimRobotNode(CosmosLifecycleNode):
         for arm, publisher in self._poses.items():
             pose = robot.end_effector_pose(arm)
             publisher.publish(pose_to_message(Pose(pose.position, pose.quaternion, robot.kind.base), stamp))
-        if not 0 <= self._objects_due_ns - stamp_ns < self._picture_period_ns:  # due, or the clock was set back
+        if not 0 < self._objects_due_ns - stamp_ns <= self._picture_period_ns:  # due, or the clock was set back
             self._tell_objects(robot, stamp_ns)
 
     def _tell_objects(self, robot: SimulatedFranka, stamp_ns: int) -> None:
-        self._objects_due_ns = stamp_ns + self._picture_period_ns
+        period = self._picture_period_ns
+        late = stamp_ns - self._objects_due_ns
+        self._objects_due_ns = (self._objects_due_ns if 0 <= late < period else stamp_ns) + period
         stamp, there = ns_to_stamp(stamp_ns), robot.objects()
         messages = [pose_to_message(Pose(*there[thing.name], robot.kind.base), stamp) for thing in scene.OBJECTS]
         self._objects.publish(PoseArray(header=messages[0].header, poses=[message.pose for message in messages]))

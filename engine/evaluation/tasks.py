@@ -204,16 +204,17 @@ def make_episode(task: str, seed: int, jitter: Jitter | None = None, share_scene
         task: Name of the task.
         seed: Not negative.
         jitter: What differs beside the objects. More of one kind of jitter changes nothing else.
-        share_scene: So many seeds, from a multiple of it on, begin alike to the last pixel and are about the objects in
-            turn: nothing but what is asked for tells them apart. A push needs a way that is free for what is pushed,
-            so there other things may lie elsewhere.
+        share_scene: So many seeds, from a multiple of it on, begin alike to the last pixel and are about the targets of
+            the task in turn: nothing but what is asked for tells them apart. Not for `push`, whose scenes are laid out
+            around what is pushed.
 
     Raises:
-        InvalidInput: There is no such task, or the scene is shared by less than one.
+        InvalidInput: There is no such task, or its scenes cannot be shared by so many.
     """
     check_tasks([task])
-    if share_scene < 1:
-        raise InvalidInput('episode', [Problem('share_scene', 'out of range', str(share_scene), '1 or more')])
+    if share_scene < 1 or (share_scene > 1 and task == 'push'):
+        allowed = '1, for a push is laid out around what is pushed' if task == 'push' else '1 or more'
+        raise InvalidInput('episode', [Problem('share_scene', 'out of range', str(share_scene), allowed)])
     jitter = jitter or Jitter()
     # Each part has a stream of its own, so that one can be changed without the others.
     kind, turn = zlib.crc32(task.encode()), seed % share_scene

@@ -15,19 +15,27 @@ from engine.errors import CosmosError
 def alone_in(folder: Path, what: str) -> Iterator[None]:
     """Keep other processes out of a folder; ends with the process at the latest.
 
+    Where the file system cannot lock a folder, as some of a network, nobody is kept out.
+
     Args:
-        folder: It must exist.
+        folder: Is made if it is not there.
         what: What another process would be doing, for the message.
 
     Raises:
-        CosmosError: Another one is at it.
+        CosmosError: Another one is at it, or the folder cannot be made.
     """
-    lock = os.open(folder, os.O_RDONLY)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise CosmosError(f'{folder} cannot be made: {error} -> name another folder') from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CosmosError(f'another process is {what} -> wait for it') from error
+        except OSError:
+            pass
         yield
     finally:
         os.close(lock)

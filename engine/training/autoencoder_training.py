@@ -118,13 +118,14 @@ def train_autoencoder(
 
     Raises:
         InvalidInput: The corpus does not fit, or the folder holds another run; lists every difference.
-        CosmosError: What was kept there cannot be read.
+        CosmosError: What was kept there cannot be read, or another process trains there.
     """
     tell = report or (lambda _what, _share: None)
-    trainer = AutoencoderTrainer(corpus, contract, folder, order)
-    tell('training', 0.0)
-    trainer.run(lambda here: tell('training', here.share))
-    return trainer.finish(lambda share: tell('looking at it', share))
+    with alone_in(folder, f'training in {folder}'):
+        trainer = AutoencoderTrainer(corpus, contract, folder, order)
+        tell('training', 0.0)
+        trainer.run(lambda here: tell('training', here.share))
+        return trainer.finish(lambda share: tell('looking at it', share))
 
 
 class AutoencoderTrainer:
@@ -152,8 +153,7 @@ class AutoencoderTrainer:
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """Train to the end, or until asked to stop; what is reached is kept, also if the process is interrupted."""
-        # Weights that begin at zero leave plenty of denormals.
-        with alone_in(self.folder, f'training in {self.folder}'), without_denormals():
+        with without_denormals():  # weights that begin at zero leave plenty of them
             try:
                 self._go(report, stopped)
             finally:

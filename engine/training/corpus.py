@@ -36,7 +36,8 @@ CARD, COMPOSITES, NUMBERS = 'corpus.json', 'composites.npy', 'numbers.npz'
 DISTURBED = 'disturbed'
 """A column of this name says by 1 that something else than the policy moved the arm."""
 HELD_OUT, TOGETHER = 20, 12
-"""Of every so many episodes one is kept for validation, so many in a row: neighbours may share a scene."""
+"""Of every so many episodes one is kept for validation, so many in a row: neighbours may share a scene, and what shares
+one with what is trained on says little. The ends of a row still may."""
 
 Report = Callable[[str, float], None]
 Numbers = Mapping[str, NDArray[Any]]

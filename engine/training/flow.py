@@ -101,9 +101,7 @@ def flow_loss(
     device = place.cos.device
     first = noise_levels(count, recipe, generator)
     second = noise_levels(count, recipe, generator) if recipe.independent_times else first
-    vision, vision_target = _mixed(
-        batch.vision, None if place.vision is None else place.vision.free, first, generator, recipe.picture_noise
-    )
+    vision, vision_target = _mixed(batch.vision, None if place.vision is None else place.vision.free, first, generator)
     action, action_target = _mixed(batch.action, None if place.action is None else place.action.free, second, generator)
     times = (TRAIN_TIMESTEPS * sigma.to(device) for sigma in (first, second))
     found = network(batch.ids, batch.which, batch.layout, Noisy(vision, action, *times))
@@ -148,16 +146,14 @@ def sample(
 
 
 def _mixed(
-    clean: Tensor | None, free: Tensor | None, sigma: Tensor, generator: torch.Generator, given_noise: float = 0.0
+    clean: Tensor | None, free: Tensor | None, sigma: Tensor, generator: torch.Generator
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What the network sees of clean numbers, what is given with a little noise, and the velocity that it is to say."""
+    """What the network sees of clean numbers, and the velocity that it is to say."""
     if clean is None or free is None:
         return None, None
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     level = sigma.to(clean.device)[:, None, None]
-    # What fills incomplete patches up is 0, and stays it.
-    given = clean + given_noise * noise * clean.ne(0) if given_noise else clean
-    return torch.where(free, clean + level * (noise - clean), given), noise - clean
+    return torch.where(free, clean + level * (noise - clean), clean), noise - clean
 
 
 def _wrong(out: Tensor | None, target: Tensor | None, place: VisionPlacement | ActionPlacement | None) -> Tensor | None:

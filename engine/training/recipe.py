@@ -44,8 +44,6 @@ class Recipe:
         independent_times: Whether vision and actions are noisy to different degrees.
         action_weight: Of the actions' loss where there is a video's beside it.
         condition_dropout: Share of sequences that are not told what is asked for, which guidance needs.
-        picture_noise: Spread of the noise on pictures that are given, whose latents have a spread of 1. Small details
-            tell episodes apart, as the shade of a lamp does: who knows them by heart does not listen to words.
         beginnings: Share of sequences that begin within the first `beginning_rows` of an episode. Words decide there;
             later the arm is on its way, and the picture says where to.
         beginning_rows: How many rows of an episode are its beginning.
@@ -72,7 +70,6 @@ class Recipe:
     independent_times: bool = False
     action_weight: float = 1.0
     condition_dropout: float = 0.1
-    picture_noise: float = 0.0
     beginnings: float = 0.0
     beginning_rows: int = 15
     committed: float = 0.0
@@ -97,7 +94,6 @@ class Recipe:
             ('logit_mean', -20.0, 20.0),
             ('action_weight', 0.0, 1e6),
             ('condition_dropout', 0.0, 1.0),
-            ('picture_noise', 0.0, 10.0),
             ('beginnings', 0.0, 1.0),
             ('committed', 0.0, 1.0),
             ('learning_rate', 1e-12, 10.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from engine.checkpoint import Checkpoint, open_checkpoint
 from engine.contract import Contract, load_contract
 from engine.cosmos3 import contract_differences, usable_device
 from engine.errors import ContractError, InvalidInput, Problem
+from engine.training.alone import alone_in
 from engine.training.autoencoder_files import autoencoder_fingerprint, load_autoencoder
 from engine.training.corpus import Corpus, open_corpus
 from engine.training.curves import draw_curves
@@ -106,23 +108,25 @@ def train(
         'latents': str(latents.card['autoencoder']),
         'contract': contract.fingerprint,
     }
-    trainer = Trainer(
-        transformer,
-        examples,
-        order.recipe,
-        order.folder,
-        autocast=DTYPES[order.products],
-        compiled=order.compiled,
-        sharded=sharded,
-        origin=origin,
-    )
-    validation = Validation(examples, tasks=tuple(task for task, share in order.recipe.tasks.items() if share > 0))
-    progress = trainer.run(
-        order.length, report=report, stopped=stopped, validate=validation, validate_minutes=order.validate_minutes
-    )
-    weights = trainer.averaged_weights()
-    if not several or dist.get_rank() == 0:
-        _conclude(order, contract, base, corpus, progress, weights)
+    leads = not several or dist.get_rank() == 0
+    with alone_in(order.folder, f'training in {order.folder}') if leads else nullcontext():
+        trainer = Trainer(
+            transformer,
+            examples,
+            order.recipe,
+            order.folder,
+            autocast=DTYPES[order.products],
+            compiled=order.compiled,
+            sharded=sharded,
+            origin=origin,
+        )
+        validation = Validation(examples, tasks=tuple(task for task, share in order.recipe.tasks.items() if share > 0))
+        progress = trainer.run(
+            order.length, report=report, stopped=stopped, validate=validation, validate_minutes=order.validate_minutes
+        )
+        weights = trainer.averaged_weights()
+        if leads:
+            _conclude(order, contract, base, corpus, progress, weights)
     return progress
 
 

@@ -32,7 +32,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from engine.errors import CosmosError, InvalidInput, Problem
 from engine.network.layers import GENERATION
 from engine.network.transformer import CosmosTransformer
-from engine.training.alone import alone_in
 from engine.training.denormals import without_denormals
 from engine.training.examples import Examples
 from engine.training.flow import Loss, flow_loss
@@ -166,18 +165,17 @@ class Trainer:
         here = self.progress
         self.transformer.train()
         here.share = length.share(here.step, here.seconds)
-        with alone_in(self.folder, f'training in {self.folder}') if _leads() else nullcontext():
-            try:
-                with without_denormals():
-                    every = _Every(validate_minutes if validate else math.inf, keep_minutes)
-                    self._go(length, every, report, validate, stopped)
-            except KeyboardInterrupt:
-                if _count() == 1:
-                    self.keep()
-                raise
-            if validate is not None:
-                self._validate(validate)
-            self.keep()
+        try:
+            with without_denormals():
+                every = _Every(validate_minutes if validate else math.inf, keep_minutes)
+                self._go(length, every, report, validate, stopped)
+        except KeyboardInterrupt:
+            if _count() == 1:
+                self.keep()
+            raise
+        if validate is not None:
+            self._validate(validate)
+        self.keep()
         return here
 
     def _go(

@@ -42,7 +42,8 @@ class Validation:
 
         `action` and `policy`: root mean square error of the chunk's joints in rad, and `hold` that of staying where the
         arm is; `action_beginning` that of windows from the beginnings of episodes, where words decide, and
-        `action_other_words` the same with the words of another window: as long as both are alike, nobody listens.
+        `action_other_words` the same with other prompts, some of which may mean the same: as long as both are alike,
+        nobody listens. (Likewise `policy_...`; only where there are two prompts or more.)
         `forward`: error of the imagined video's latents, `forward_repeat` that of the first frame again and
         again, `forward_wrong` that of the video imagined for another window's actions; latents have a spread of 1.
         `inverse`: error of the rows in the model's space, `inverse_rest` that of standing still.
@@ -77,10 +78,10 @@ class Validation:
     def _words(self, network: BatchedTransformer, task: str) -> dict[str, float]:
         """What difference words make where they matter."""
         windows = self.examples.beginnings(task, _BEGINNING_ROWS, held_out=True)
-        if not len(windows):
+        every = self.examples.prompts(task)
+        if not len(windows) or len(every) < 2:
             return {}
         batch = self._batch(network, task, windows)
-        every = self.examples.prompts(task)
         ahead = 1 + (len(every) - 1) // 2
         others = replace(batch, ids=tuple(every[(every.index(one) + ahead) % len(every)] for one in batch.ids))
         names = (f'{task}_beginning', f'{task}_other_words')

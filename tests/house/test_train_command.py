@@ -11,6 +11,7 @@ import pytest
 import engine
 from cosmos3_ros.cli import main
 from engine.contract import load_contract
+from engine.training.alone import alone_in
 from engine.training.journal import read_journal
 
 pytestmark = pytest.mark.slow
@@ -93,6 +94,14 @@ def test_latents_of_another_autoencoder_are_refused_before_anything_is_trained(
     assert 'are not of the autoencoder of' in told
     assert '--vae' in told
     assert not (made / 'other').exists()
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made / 'busy'
+    with alone_in(folder, 'training'):
+        assert train(made, '--vae', made / 'autoencoder', '--run', folder) == 2
+    assert 'another process is training in' in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(('words', 'told'), [

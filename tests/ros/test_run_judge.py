@@ -63,8 +63,18 @@ def test_each_leg_is_judged_by_its_own_time():
     assert judge(record, Leg('hover over the green ball', 100.0, 101.0)).after_s is None
 
 
+def test_where_the_hand_was_from_the_leg_before_is_not_held_against_it():
+    record = run((1.0, above('red_cube')), (1.0, above('blue_disc')))
+    assert judge(record, Leg('go to the blue disc', 100.0, 102.0)).others == ()
+    assert judge(record, Leg('reach for the red cube', 100.0, 102.0)).others == ('blue_disc',)
+
+
 def test_where_nobody_can_tell_nothing_is_said():
     record = run((1.0, above('red_cube')))
+    two_arms = RunRecord(tuple(f'{side}_{name}' for side in ('left', 'right') for name in ARM_JOINTS))
+    two_arms.measured = [(time, np.tile(joints, 2)) for time, joints in record.measured]
+    two_arms.objects = record.objects
+    assert judge(two_arms, Leg('reach for the red cube', 100.0, 101.0)) is None
     assert judge(record, Leg('put the red cube in the bowl', 100.0, 101.0)) is None
     assert judge(record, Leg('reach for the red cube', 200.0, 201.0)) is None
     record.objects.clear()

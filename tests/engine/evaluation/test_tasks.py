@@ -78,6 +78,8 @@ def test_seeds_that_share_a_scene_name_its_objects_in_turn() -> None:
     assert all(one.instruction in wordings('reach', one.target) for one in shared)
     with pytest.raises(InvalidInput, match='share_scene: out of range, got 0'):
         make_episode('reach', 0, share_scene=0)
+    with pytest.raises(InvalidInput, match='laid out around what is pushed'):
+        make_episode('push', 0, share_scene=2)
 
 
 def test_each_kind_of_jitter_changes_what_it_says_and_nothing_else() -> None:

@@ -18,7 +18,8 @@ from tests.engine.serving.clients import OMNI, Client, Held, composite, serving
 from tests.engine.serving.fuzz import frames
 
 RESIDENT_MB = 24
-"""Noise of the allocator; 60 frames of a megabyte that were kept would be 60 MB, every time."""
+"""Noise of the allocator; the large frames of a round that were kept would be 48 MB, every time."""
+LARGE = [b'\xc1' + bytes(4_000_000)] * 12
 
 
 def resident_mb() -> float:
@@ -50,7 +51,7 @@ def test_a_well_behaved_client_is_served_among_malformed_frames_and_memory_stays
         instant.seen.clear()
         resident = [resident_mb()]
         for k in range(4):
-            abuse(server.url, frames(60, seed=2 + k), path)
+            abuse(server.url, [*frames(60, seed=2 + k), *LARGE], path)
             assert instant.seen == []  # none of them reached the policy
             answer = good.ask(composite(float(k)))
             assert answer['action'][0, 0] == np.float32(0.1 + k)

@@ -206,7 +206,7 @@ def test_a_contract_of_another_rate_is_told_apart(data_set: Path, contract: Cont
         make_corpus([data_set], slow, tmp_path / 'corpus')
 
 
-def test_every_twentieth_episode_is_held_out_and_of_few_the_last():
+def test_a_twentieth_of_the_episodes_is_held_out_in_rows_of_twelve_and_of_few_the_last():
     assert np.flatnonzero(held_out(45)).tolist() == [43, 44]
     assert np.flatnonzero(held_out(480)).tolist() == [*range(228, 240), *range(468, 480)]
     assert held_out(3).tolist() == [False, False, True]

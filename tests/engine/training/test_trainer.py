@@ -15,7 +15,6 @@ import torch
 import engine
 from engine.checkpoint import open_checkpoint
 from engine.errors import CheckpointError, CosmosError, InvalidInput
-from engine.training.alone import alone_in
 from engine.training.curves import draw_curves
 from engine.training.journal import read_journal
 from engine.training.recipe import Recipe
@@ -70,13 +69,6 @@ def test_a_policy_does_what_it_is_told_after_training(learned):
         assert after[f'valid/{name}'] < 0.4 * before['hold'], name
         assert after[f'valid/{name}_other_words'] > 3 * after[f'valid/{name}_beginning'], name
     assert after['valid/hold'] == before['hold']
-
-
-def test_a_run_is_trained_by_one_process_at_a_time(fresh_checkpoint, examples, tmp_path):
-    trainer = make_trainer(fresh_checkpoint, examples, tmp_path)
-    with alone_in(tmp_path, 'training'), pytest.raises(CosmosError, match='another process is training in'):
-        trainer.run(Length(steps=1))
-    assert trainer.run(Length(steps=1)).step == 1
 
 
 def test_a_run_that_was_interrupted_goes_on_as_if_nothing_had_happened(fresh_checkpoint, examples, tmp_path):
