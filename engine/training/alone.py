@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,22 +15,25 @@ from engine.errors import CosmosError
 
 @contextmanager
 def alone_in(folder: Path, what: str) -> Iterator[None]:
-    """Keep other processes out of a folder; ends with the process at the latest.
+    """Keep this user's other processes on this machine out of a folder; ends with the process at the latest.
 
-    Where the file system cannot lock a folder, as some of a network, nobody is kept out.
+    What is locked is a file of its own for temporary files: folders of a network cannot always be locked, and whoever
+    writes into this one may lock it in turn. Where that is not to be had either, nobody is kept out.
 
     Args:
-        folder: Is made if it is not there.
+        folder: Need not be there.
         what: What another process would be doing, for the message.
 
     Raises:
-        CosmosError: Another one is at it, or the folder cannot be made.
+        CosmosError: Another one is at it.
     """
+    name = hashlib.sha256(os.fsencode(folder.expanduser().resolve())).hexdigest()[:16]
+    file = Path(tempfile.gettempdir()) / f'cosmos3_{os.getuid()}_{name}.lock'
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise CosmosError(f'{folder} cannot be made: {error} -> name another folder') from error
+        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        yield
+        return
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
