@@ -10,6 +10,7 @@ from engine.errors import InvalidInput, Problem
 
 PACKAGE = 'cosmos3_ros'
 _SUFFIX = '.yaml'
+_WHOLE = 'model_index.json'  # of a checkpoint
 
 
 def find_config(kind: str, name: str) -> Path:
@@ -41,12 +42,12 @@ def find_model(name: str) -> Path | None:
     """Directory of a checkpoint that ships with the package; None if there is none of that name."""
     if name not in model_names():
         return None
-    return next(root / name for root in _model_roots() if (root / name).is_dir()).resolve()
+    return next(root / name for root in _model_roots() if (root / name / _WHOLE).is_file()).resolve()
 
 
 def model_names() -> list[str]:
-    """Names that `find_model` knows, sorted."""
-    return sorted({path.name for root in _model_roots() if root.is_dir() for path in root.iterdir() if path.is_dir()})
+    """Names that `find_model` knows, sorted; parts of a checkpoint are none."""
+    return sorted({path.parent.name for root in _model_roots() for path in root.glob(f'*/{_WHOLE}')})
 
 
 def config_names(kind: str) -> list[str]:

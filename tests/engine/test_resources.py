@@ -98,7 +98,9 @@ def test_the_ament_index_is_asked_when_the_code_lies_elsewhere(repository, tmp_p
 
 
 def test_a_checkpoint_that_ships_with_the_package_is_found_by_name(tmp_path, monkeypatch):
-    (tmp_path / 'small').mkdir()
+    for name in ('small', 'part'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'small' / 'model_index.json').touch()
     monkeypatch.setattr(resources, '_model_roots', lambda: [tmp_path / 'nowhere', tmp_path])
     assert resources.model_names() == ['small']
     assert resources.find_model('small') == (tmp_path / 'small').resolve()
