@@ -1,6 +1,6 @@
 """What decides whether a policy works: the same episodes with one thing changed at a time.
 
-    nice -n 10 python benchmarks/policy_ablations.py --output FOLDER --workers 2 --save
+    nice -n 10 python benchmarks/policy_ablations.py --policy CHECKPOINT --output FOLDER --workers 2 --save
 
 Denoising steps, guidance and how often the policy looks are changed; with `--video` also whether it imagines the video
 beside its actions, which the checkpoint must have been trained for. A call that was interrupted goes on where it
@@ -67,7 +67,7 @@ def row(name: str, records: Sequence[EpisodeRecord], first: Sequence[EpisodeReco
 def main() -> int:
     """Run all variants, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--policy', default='cosmos3-micro', help='a checkpoint')
+    parser.add_argument('--policy', required=True, help='a checkpoint')
     parser.add_argument('--contract', default='micro_joint_pos', help='its contract')
     parser.add_argument('--task', default='reach', help='one or several, separated by commas')
     parser.add_argument('--episodes', type=int, default=100, help='of each task')
@@ -90,12 +90,13 @@ def main() -> int:
         found[name] = evaluate(options, lines).records
     first = next(iter(found.values()))
     rows = [row(name, records, first) for name, records in found.items()]
-    document = {'machine': machine(), 'policy': given.policy, 'columns': HEAD, 'rows': rows}
+    name = Path(given.policy).name
+    document = {'machine': machine(), 'policy': name, 'columns': HEAD, 'rows': rows}
     text = '\n\n'.join(
         [
-            f'# What decides whether {given.policy} works',
+            f'# What decides whether {name} works',
             f'{facts(document["machine"])}.',
-            f'`python benchmarks/policy_ablations.py --policy {given.policy} --contract {given.contract} '
+            f'`python benchmarks/policy_ablations.py --policy {name} --contract {plain["name"]} '
             f'--task {given.task} --episodes {given.episodes}{" --video" if given.video else ""}`, the same seeds.',
             table(HEAD, rows),
             'Differences in points of success with 95 % intervals, and the exact McNemar test, episode by episode. '

@@ -70,7 +70,9 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help='simulated robot, policy and guard for a few seconds, then a table, a video and a plot',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    demo.add_argument('--checkpoint', default='', help='directory, hub id, or a model that ships with the package')
+    demo.add_argument(
+        '--checkpoint', default='', help='directory or hub id; left out: what ships, or a tiny random one'
+    )
     demo.add_argument(
         '--contract', default='', help='name in config/contracts or a path; the smallest that fits if left out'
     )

@@ -63,7 +63,8 @@ def _add_options(command: argparse.ArgumentParser) -> None:
 def _run(given: argparse.Namespace, bars: Bars) -> int:
     import torch
 
-    from engine.training.processes import joined, leave
+    from cosmos3_ros.process import leave
+    from engine.training.processes import are_several, joined
     from engine.training.runs import Order, train
     from engine.training.trainer import Length
 
@@ -91,7 +92,10 @@ def _run(given: argparse.Namespace, bars: Bars) -> int:
             progress = train(order, lambda here: report('training', here.share) if leads else None, stopped)
     if leads:
         _conclude(given, progress)
-    leave()
+    if are_several():
+        # Autograd's threads outlive the process group. They ask for the interpreter's lock while it is taken apart, and
+        # on a busy machine abort the process: torchrun would take a finished training for a failed one.
+        leave(0)
     return 0
 
 

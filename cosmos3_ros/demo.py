@@ -276,7 +276,7 @@ def _follow(instruction: str, runner: Runner, recorder: RunRecorder, progress: P
     if result.reason != RunPolicy.Result.TIME_LIMIT:
         raise CosmosError(f'the run ended early: {result.text}')
     time.sleep(0.8)  # the stop that follows belongs into the record
-    recorder.record.legs.append(Leg(instruction, begin_s, recorder.now_s(), result.text))
+    recorder.record.legs.append(Leg(instruction, begin_s, recorder.now_s()))
 
 
 def _result(future: object, timeout_s: float, what: str) -> object:

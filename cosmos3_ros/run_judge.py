@@ -12,7 +12,7 @@ import numpy as np
 from cosmos3_ros.run_record import Leg, RunRecord
 from engine.evaluation.expert_kinematics import place
 from engine.evaluation.franka_scene import ARM_JOINTS
-from engine.evaluation.tasks import NAMES, TASKS
+from engine.evaluation.tasks import TASKS, wordings
 from engine.evaluation.tasks_watch import HOLD_S, Truth
 
 
@@ -36,10 +36,7 @@ class Reached:
 def target_of(instruction: str) -> str | None:
     """The object that an instruction to reach names; None if it is none, or asks for something else."""
     said = instruction.strip().rstrip('.').lower()
-    for target in TASKS['reach'].targets:
-        if any(said == words.format(it=name) for words in TASKS['reach'].wordings for name in NAMES[target]):
-            return target
-    return None
+    return next((target for target in TASKS['reach'].targets if said in wordings('reach', target)), None)
 
 
 def judge(record: RunRecord, leg: Leg) -> Reached | None:

@@ -60,12 +60,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class Leg:
-    """One instruction of a run: its words, when it began and ended, and what the policy said in the end."""
+    """One instruction of a run: its words, and when it began and ended (s)."""
 
     instruction: str
     begin_s: float
     end_s: float
-    text: str = ''
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from geometry_msgs.msg import PoseArray
+from geometry_msgs.msg import PoseArray, PoseStamped
 from numpy.typing import NDArray
 from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
@@ -14,7 +14,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, PolicyStatus
 from cosmos3_ros import qos
-from cosmos3_ros.conversions import JointReader, image_to_rgb, stamp_to_ns
+from cosmos3_ros.conversions import JointReader, image_to_rgb, message_to_pose, stamp_to_ns
 from cosmos3_ros.run_record import Decision, RunRecord, SeenChunk, SeenCommand
 from engine.contract import Contract
 from engine.errors import ObservationError
@@ -128,8 +128,11 @@ class RunRecorder(Node):
             return
         there = {}
         for thing, pose in zip(OBJECTS, message.poses, strict=True):
-            point, turn = pose.position, pose.orientation
-            there[thing.name] = Pose(np.array([point.x, point.y, point.z]), np.array([turn.x, turn.y, turn.z, turn.w]))
+            try:
+                found = message_to_pose(PoseStamped(header=message.header, pose=pose), f'objects/{thing.name}')
+            except ObservationError:
+                return
+            there[thing.name] = Pose(found.position, found.quaternion)
         self.record.objects.append((stamp_to_ns(message.header.stamp) / 1e9, there))
 
     def _on_image(self, name: str, topic: str, message: Image) -> None:

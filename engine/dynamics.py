@@ -30,7 +30,7 @@ from engine.observation.geometry import (
     latent_crop,
     to_unit,
 )
-from engine.observation.prompts import VIEWPOINTS, action_prompt
+from engine.observation.prompts import ACTION_FORMATS, VIEWPOINTS, action_prompt
 from engine.observation.views import compose, in_shape
 from engine.runtime import Stopwatch, Task
 from engine.runtime_lanes import hand_out
@@ -55,7 +55,6 @@ Frames = NDArray[np.uint8]
 """RGB, uint8 [F, H, W, 3]."""
 SPACE = 'ee_delta'
 """The action space that imagination was trained on; other ones need the bridge of the robot's kinematics first."""
-PROMPTS = ('plain', 'json', 'bare')
 _FASTEST = 1000  # rows per second
 _LARGEST_SEED = 2**32 - 1  # of the generator that the framework's noise comes from
 _SHIFTS = {'camera_pose': 5.0}  # where the framework's example has another than 10
@@ -108,8 +107,8 @@ class DynamicsTerms:
             problems.append(Problem('fps', 'is not known or out of range', str(self.fps), f'1 to {_FASTEST}'))
         if self.viewpoint is not None and self.viewpoint not in VIEWPOINTS:
             problems.append(Problem('viewpoint', 'is unknown', repr(self.viewpoint), ', '.join(VIEWPOINTS)))
-        if self.prompt not in PROMPTS:
-            problems.append(Problem('prompt', 'is unknown', repr(self.prompt), ', '.join(PROMPTS)))
+        if self.prompt not in ACTION_FORMATS:
+            problems.append(Problem('prompt', 'is unknown', repr(self.prompt), ', '.join(ACTION_FORMATS)))
         if not math.isfinite(self.guidance):
             problems.append(Problem('guidance', 'is not finite', str(self.guidance)))
         for check in (lambda: canvases(self.tier), lambda: flow_unipc_schedule(self.steps, self.shift)):

@@ -36,6 +36,9 @@ DROID_DESCRIPTION: Final = (
 )
 """What follows the `concat_view` sentence for the DROID composite."""
 
+ACTION_FORMATS: Final = ('plain', 'json', 'bare')
+"""How the prompt of an action request is written; see :func:`action_prompt`."""
+
 SYSTEM_PROMPTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         'image': 'You are a helpful assistant who will generate images from a give prompt.',
@@ -139,12 +142,12 @@ def action_prompt(
     Raises:
         InvalidInput: the format is unknown or a number is out of range.
     """
-    writers = {'plain': plain_prompt, 'json': json_prompt}
-    if format not in (*writers, 'bare'):
-        raise InvalidInput('prompt', [Problem('format', 'unknown', repr(format), ', '.join([*writers, 'bare']))])
+    if format not in ACTION_FORMATS:
+        raise InvalidInput('prompt', [Problem('format', 'unknown', repr(format), ', '.join(ACTION_FORMATS))])
     clip = Clip(frames, conditioning_fps(fps), *canvas.size)
     if format == 'bare':
         return caption.strip()
+    writers = {'plain': plain_prompt, 'json': json_prompt}
     idle = None if idle_frames is None else IdleFrames(idle_frames, action_rows)
     return writers[format](caption, clip, viewpoint=viewpoint, description=description, idle=idle)
 

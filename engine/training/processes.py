@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+
+
+def are_several() -> bool:
+    """Whether this process is one of several."""
+    return int(os.environ.get('WORLD_SIZE', '1')) > 1
 
 
 @contextmanager
@@ -18,8 +22,7 @@ def joined(device: str) -> Iterator[tuple[str, bool]]:
     Args:
         device: As asked for; 'cuda' becomes the GPU of this process.
     """
-    count = int(os.environ.get('WORLD_SIZE', '1'))
-    if count == 1:
+    if not are_several():
         yield device, True
         return
     local = int(os.environ.get('LOCAL_RANK', '0'))
@@ -32,16 +35,3 @@ def joined(device: str) -> Iterator[tuple[str, bool]]:
         yield device, dist.get_rank() == 0
     finally:
         dist.destroy_process_group()
-
-
-def leave(code: int = 0) -> None:
-    """End this process at once if it is one of several; everything must be written. Alone, do nothing.
-
-    Threads of PyTorch's autograd outlive their process group. When the interpreter is taken down they ask for its lock,
-    and on a busy machine some of them find it gone and abort: torchrun then takes a finished training for a failed one,
-    and ends the other processes, too.
-    """
-    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)

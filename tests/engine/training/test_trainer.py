@@ -210,10 +210,11 @@ sys.path.insert(0, {tests!r})
 from conftest import make_numbers
 from test_trainer import RECIPE
 
+from cosmos3_ros.process import leave
 from engine.checkpoint import open_checkpoint
 from engine.contract import load_contract
 from engine.training.examples import Examples
-from engine.training.processes import joined, leave
+from engine.training.processes import joined
 from engine.training.trainer import Length, Trainer
 from engine.training.validation import Validation
 
@@ -235,7 +236,7 @@ with joined('cpu') as (device, leads):
     weights = trainer.averaged_weights()
     if leads:
         torch.save(weights, Path({folder!r}) / 'weights.pt')
-leave()
+leave(0)
 """
 
 
