@@ -136,6 +136,7 @@ def _add_latents(kinds: Commands, bars: Bars) -> None:
     add('--autoencoder', required=True, help='folder with vae/: of a training, or a checkpoint; or a hub id')
     add('--contract', default=_MICRO, help=f'name in config/contracts or a path (default: {_MICRO})')
     add('--stride', type=int, default=4, help='frames from the start of one clip to the next; 0: no clips (default: 4)')
+    add('--every', type=int, default=1, help='of the frames by themselves encode each so many (default: 1)')
     add('--frames', type=int, default=17, help='of a clip, 4 k + 1 (default: 17)')
     add('--only-whole', action='store_true', help='no clips that go on at rest behind the end of an episode')
     add('--threads', type=int, default=0, help='of PyTorch; 0: as many as it likes')
@@ -155,7 +156,7 @@ def _latents(given: argparse.Namespace, bars: Bars) -> int:
 
     if given.threads > 0:
         torch.set_num_threads(given.threads)
-    terms = Terms(given.frames, given.stride, not given.only_whole, given.dtype, given.device)
+    terms = Terms(given.frames, given.stride, given.every, not given.only_whole, given.dtype, given.device)
     corpus, contract = open_corpus(given.corpus), load_contract(given.contract)
     with bars() as report:
         made = encode_corpus(corpus, contract, resolve(given.autoencoder), given.output, terms, report)

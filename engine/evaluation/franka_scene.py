@@ -326,19 +326,20 @@ def _arm(arm: MountedArm) -> str:
 </body>"""
 
 
-def _camera(name: str, position: Sequence[float], target: Sequence[float]) -> str:
+def _camera(name: str, position: Sequence[float], target: Sequence[float], fovy: float) -> str:
     axes = _camera_axes(position, target, (0, 0, 1))
-    return f'<camera name="{name}" pos="{_numbers(position)}" fovy="54" {axes}/>'
+    return f'<camera name="{name}" pos="{_numbers(position)}" fovy="{fovy}" {axes}/>'
 
 
-# Cameras that do not move with an arm: where they stand, and what they look at. Those of one arm stand behind it as
-# DROID's do, those of two in front and to the sides as RoboMIND's do.
+# Cameras that do not move with an arm: where they stand, what they look at, and their vertical angle of view in degrees.
+# Those of one arm face it from opposite sides as DROID's do, so near that what lies on the table is still several pixels
+# wide where a composite leaves them a quarter of its picture; those of two stand in front and to the sides as RoboMIND's.
 _STANDING = {
-    'exterior_1': ((-0.22, 0.72, 0.78), (0.34, 0.0, 0.22)),
-    'exterior_2': ((-0.22, -0.72, 0.78), (0.34, 0.0, 0.22)),
-    'front': ((1.4, 0.0, 0.95), (0.25, 0.0, 0.3)),
-    'left': ((0.85, 1.25, 1.05), (0.28, 0.1, 0.25)),
-    'right': ((0.85, -1.25, 1.05), (0.28, -0.1, 0.25)),
+    'exterior_1': ((1.08, 0.48, 0.82), (0.48, 0.0, 0.1), 34),
+    'exterior_2': ((1.08, -0.48, 0.82), (0.48, 0.0, 0.1), 34),
+    'front': ((1.4, 0.0, 0.95), (0.25, 0.0, 0.3), 54),
+    'left': ((0.85, 1.25, 1.05), (0.28, 0.1, 0.25), 54),
+    'right': ((0.85, -1.25, 1.05), (0.28, -0.1, 0.25), 54),
 }
 
 

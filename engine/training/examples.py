@@ -49,9 +49,10 @@ class Recorded:
         episode: [N], ascending.
         disturbed: [N], whether something else than the policy moved the arm.
         instructions: Of each episode.
-        first: [N, C, h, w], the latents of each picture by itself.
+        first: [K, C, h, w], the latents of pictures by themselves: of frames 0, `every`, 2 `every`, ...
         clips: [M, C, T, h, w], the latents of clips.
         starts: [M], frame with which each clip begins.
+        every: Frames from one that is encoded by itself to the next.
     """
 
     joints: Floats
@@ -66,6 +67,7 @@ class Recorded:
     first: NDArray[np.floating]
     clips: NDArray[np.floating]
     starts: NDArray[np.int64]
+    every: int = 1
 
 
 class Examples:
@@ -171,7 +173,7 @@ class Examples:
         layout = self.layout(task, committed)
         count = layout.split(self._patch)[0]
         # A latent frame depends on its own and earlier pictures alone, so the first ones of a clip are a shorter clip.
-        vision = self._first[frames] if task == 'action' else self._clips[windows, :count]
+        vision = self._first[frames // self._recorded.every] if task == 'action' else self._clips[windows, :count]
         action = self.chunks(frames) if task in ('action', 'policy') else self.motions(frames)
         padded = torch.zeros(*action.shape[:2], MODEL_WIDTH)
         padded[..., : action.shape[-1]] = torch.from_numpy(action.astype(np.float32))
@@ -321,7 +323,8 @@ class Examples:
         frames, clips = np.arange(len(found.episode)), np.arange(len(found.starts))
         # A recording that ends while the arm moves says nothing of what comes after; one that ends at rest does.
         whole = frames + self.chunk - 1 <= self._last
-        by_task = {'action': frames[calm(frames, self.chunk) & (whole | self._ends_at_rest())]}
+        seen = frames % found.every == 0
+        by_task = {'action': frames[seen & calm(frames, self.chunk) & (whole | self._ends_at_rest())]}
         by_task['policy'] = clips[calm(found.starts, self.chunk)] if len(clips) else clips
         # What moved the arm does not matter to what is seen of it.
         by_task['forward'] = by_task['inverse'] = clips if len(self._motion) else clips[:0]

@@ -1,6 +1,6 @@
 """A corpus as latents: every frame by itself, as the policy encodes what it sees, and clips, as it imagines them.
 
-    corpus --autoencoder--> first.npy [N, C, h, w], clips.npy [M, C, T, h, w], starts.npy [M], real.npy [M]
+    corpus --autoencoder--> first.npy [K, C, h, w], clips.npy [M, C, T, h, w], starts.npy [M], real.npy [M]
 
 Latents are normalised and cut to the cells that the policy denoises. Encoding takes a while, so what was begun goes on
 when it is called again; the folder is there when it is complete, and not before.
@@ -31,7 +31,7 @@ from engine.training.autoencoder_files import autoencoder_fingerprint, load_auto
 from engine.training.autoencoder_pictures import on_canvas
 from engine.training.corpus import Corpus
 
-VERSION = 1
+VERSION = 2
 CARD, BEGUN, DONE = 'latents.json', 'begun.json', 'done.json'
 FIRST, CLIPS, STARTS, REAL = 'first.npy', 'clips.npy', 'starts.npy', 'real.npy'
 REST_ROWS, REST_RAD, REST_M = 3, 0.01, 0.002
@@ -50,6 +50,7 @@ class Terms:
     Attributes:
         frames: Of a clip, 4 k + 1.
         stride: Frames from the start of a clip to that of the next; 0: no clips.
+        every: Of the frames that are encoded by themselves, each so many; neighbours are nearly alike.
         past_the_end: Whether a clip may go on with the last frame behind the end of an episode that ends at rest.
         dtype: Of the autoencoder: float32 or bfloat16.
         device: Where.
@@ -58,6 +59,7 @@ class Terms:
 
     frames: int = 17
     stride: int = 4
+    every: int = 1
     past_the_end: bool = True
     dtype: str = 'float32'
     device: str = 'cpu'
@@ -70,6 +72,8 @@ class Terms:
             problems.append(Problem('frames', 'is no length of a clip', str(self.frames), '4 k + 1, from 5'))
         if self.stride < 0:
             problems.append(Problem('stride', 'is out of range', str(self.stride), '0 or more'))
+        if self.every < 1:
+            problems.append(Problem('every', 'is out of range', str(self.every), '1 or more'))
         if self.dtype not in ('float32', 'bfloat16'):
             problems.append(Problem('dtype', 'is not known', repr(self.dtype), 'float32, bfloat16'))
         if self.batch < 1:
@@ -85,7 +89,7 @@ class Latents:
     Attributes:
         root: Its folder.
         card: As in `latents.json`.
-        first: Float16 [N, C, h, w], each frame by itself; on disk.
+        first: Float16 [K, C, h, w], frames 0, `every`, 2 `every`, ... by themselves; on disk.
         clips: Float16 [M, C, T, h, w]; on disk.
         starts: [M], the frame with which each clip begins.
         real: [M], how many frames of it were recorded; behind them the last one stays.
@@ -97,6 +101,11 @@ class Latents:
     clips: NDArray[np.float16]
     starts: NDArray[np.int64]
     real: NDArray[np.int64]
+
+    @property
+    def every(self) -> int:
+        """Frames from one that is encoded by itself to the next."""
+        return int(self.card['every'])
 
 
 def open_latents(root: Path) -> Latents:
@@ -220,8 +229,10 @@ class _Encoder:
         self.times = (terms.frames - 1) // self._vae.temporal + 1
 
     def frames(self, at: slice) -> NDArray[np.float16]:
-        """Latents [B, C, h, w] of frames by themselves."""
-        return self._encode(self.corpus.composites[at][:, None])[:, :, 0]
+        """Latents [B, C, h, w] of frames by themselves, counted as those that are encoded."""
+        every = self.terms.every
+        frames = self.corpus.composites[at.start * every : at.stop * every : every]
+        return self._encode(frames[:, None])[:, :, 0]
 
     def clips(self, at: slice) -> NDArray[np.float16]:
         """Latents [B, C, T, h, w] of clips."""
@@ -244,7 +255,7 @@ def _fill(folder: Path, encoder: _Encoder, tell: Report) -> None:
     np.save(folder / STARTS, encoder.starts)
     np.save(folder / REAL, encoder.real)
     done = json.loads((folder / DONE).read_text(encoding='utf-8'))
-    count, grid, frames = len(encoder.corpus), encoder.grid, encoder.terms.frames
+    count, grid, frames = -(-len(encoder.corpus) // encoder.terms.every), encoder.grid, encoder.terms.frames
     parts = (
         (FIRST, 'frames', (count, encoder.channels, *grid), encoder.frames, encoder.terms.batch),
         (CLIPS, 'clips', (len(encoder.starts), encoder.channels, encoder.times, *grid), encoder.clips,

@@ -185,6 +185,7 @@ def recorded(corpus: Corpus, latents: Latents) -> Recorded:
         first=latents.first,
         clips=latents.clips,
         starts=np.asarray(latents.starts, np.int64),
+        every=latents.every,
     )
 
 
@@ -193,7 +194,7 @@ def _check(order: Order, contract: Contract, base: Checkpoint, corpus: Corpus, l
     if order.products not in DTYPES:
         problems.append(Problem('products', 'is unknown', order.products, ', '.join(DTYPES)))
     given, allowed = str(latents.card.get('corpus')), corpus.fingerprint
-    if given != allowed or len(latents.first) != len(corpus):
+    if given != allowed or len(latents.first) != -(-len(corpus) // latents.every):
         remedy = f'cosmos3 train latents {order.corpus}'
         problems.append(Problem(str(order.latents), 'are of another corpus', given, allowed, remedy))
     place = order.vae or base.root

@@ -79,6 +79,16 @@ def test_frames_and_clips_are_encoded_as_the_policy_encodes_them(
         np.testing.assert_allclose(found.clips[number], wanted, rtol=2e-3, atol=2e-3)
 
 
+def test_neighbours_that_are_nearly_alike_can_be_left_out(
+    corpus: Corpus, contract: Contract, tiny_checkpoint: Path, tmp_path: Path
+):
+    every = encode_corpus(corpus, contract, tiny_checkpoint, tmp_path / 'every', Terms(stride=0, batch=8))
+    third = encode_corpus(corpus, contract, tiny_checkpoint, tmp_path / 'third', Terms(stride=0, every=3, batch=4))
+    assert (every.every, third.every) == (1, 3)
+    assert len(third.first) == 9
+    np.testing.assert_allclose(third.first, every.first[::3], rtol=2e-3, atol=2e-3)
+
+
 def test_clips_lie_within_episodes_and_go_on_only_at_rest(corpus: Corpus):
     starts, real = clip_starts(corpus, Terms(frames=9, stride=2))
     assert list(zip(starts.tolist(), real.tolist(), strict=True)) == [(0, 9), (2, 9), (4, 8), (6, 6), (16, 9)]
@@ -161,5 +171,5 @@ def test_two_processes_do_not_encode_into_one_folder(
 
 def test_terms_out_of_range_are_listed():
     with pytest.raises(InvalidInput) as error:
-        Terms(frames=6, stride=-1, dtype='float8', batch=0)
-    assert [problem.where for problem in error.value.problems] == ['frames', 'stride', 'dtype', 'batch']
+        Terms(frames=6, stride=-1, every=0, dtype='float8', batch=0)
+    assert [problem.where for problem in error.value.problems] == ['frames', 'stride', 'every', 'dtype', 'batch']
