@@ -331,9 +331,9 @@ def _camera(name: str, position: Sequence[float], target: Sequence[float], fovy:
     return f'<camera name="{name}" pos="{_numbers(position)}" fovy="{fovy}" {axes}/>'
 
 
-# Cameras that do not move with an arm: where they stand, what they look at, and their vertical angle of view in degrees.
-# Those of one arm face it from opposite sides as DROID's do, so near that what lies on the table is still several pixels
-# wide where a composite leaves them a quarter of its picture; those of two stand in front and to the sides as RoboMIND's.
+# Cameras that do not move with an arm: where they stand, what they look at, and their vertical angle of view (degrees).
+# Those of one arm face it from opposite sides as DROID's do, so near that a small composite still has several pixels
+# for each thing on the table; those of two arms stand in front and to the sides as RoboMIND's do.
 _STANDING = {
     'exterior_1': ((1.08, 0.48, 0.82), (0.48, 0.0, 0.1), 34),
     'exterior_2': ((1.08, -0.48, 0.82), (0.48, 0.0, 0.1), 34),

@@ -44,7 +44,9 @@ def test_windows_in_which_something_else_moved_the_arm_teach_the_policy_nothing(
 
 
 def test_windows_begin_where_a_picture_was_encoded(examples, numbers, small_contract, fresh_checkpoint):
-    few = Examples(replace(numbers, first=numbers.first[::3], every=3), small_contract, fresh_checkpoint.load_tokenizer())
+    few = Examples(
+        replace(numbers, first=numbers.first[::3], every=3), small_contract, fresh_checkpoint.load_tokenizer()
+    )
     windows = few.windows('action')
     assert set(windows.tolist()) == {frame for frame in examples.windows('action').tolist() if frame % 3 == 0}
     seen = few.batch('action', windows[:5]).vision
