@@ -47,6 +47,8 @@ def add_make_dataset(commands: Commands, bars: Bars) -> None:
     add('--camera-jitter', type=float, default=0.0, help='largest shift of each camera along each axis, m')
     add('--camera-turn', type=float, default=0.0, help='largest turn of each camera about each axis, rad')
     add('--perturb', type=float, default=0.0, help='share of the episodes in which the arm is displaced once or twice')
+    add('--led', type=float, default=0.0, help='share of the episodes in which somebody else leads at first')
+    add('--led-by', default='', help='who: a checkpoint (directory or hub id), ws://HOST:PORT, random or hold')
     add('--linger', type=float, default=0.6, help='seconds that an episode goes on after success')
     add('--replan-rows', type=int, default=4, help='rows from one observation to the next')
     add('--latency', type=float, default=0.0, help='simulated seconds from an observation to its chunk')
@@ -76,7 +78,7 @@ def _options(given: argparse.Namespace) -> DatasetOptions:
     loop = LoopTerms(given.replan_rows, given.latency)
     return DatasetOptions(
         given.output,
-        Terms(given.contract, loop, given.linger, given.perturb, given.picture),
+        Terms(given.contract, loop, given.linger, given.perturb, given.picture, given.led, given.led_by),
         tuple(dict.fromkeys(name.strip() for name in given.task.split(',') if name.strip())),
         given.episodes,
         given.start_seed,

@@ -22,7 +22,7 @@ from typing import Any
 
 from cosmos3_ros.demonstrations import DISTURBED, Demonstrator, Take, Terms
 from cosmos3_ros.eval_runs import mixed
-from cosmos3_ros.recorder_episodes import episode_plan, setting_of
+from cosmos3_ros.recorder_episodes import episode_plan, player_of, setting_of
 from cosmos3_ros.safety_expert import check_arm
 from engine.contract import load_contract
 from engine.datasets.writer import DatasetWriter, Feature, Plan
@@ -151,6 +151,7 @@ def dataset_plan(options: DatasetOptions) -> Plan:
         **({'share_scene': options.share_scene} if options.share_scene > 1 else {}),
         'linger_s': terms.linger_s,
         'disturbed': terms.disturbed,
+        **({'led': {'share': terms.led, **player_of(terms.leader)}} if terms.led else {}),
         'only_successes': options.only_successes,
         'versions': {name: version(name) for name in _PACKAGES},
     }
@@ -246,6 +247,7 @@ def _check(options: DatasetOptions) -> None:
         'latency': (terms.loop.latency_s, 0.0, 10.0),
         'linger': (terms.linger_s, 0.0, 10.0),
         'perturb': (terms.disturbed, 0.0, 1.0),
+        'led': (terms.led, 0.0, 1.0),
         'start_jitter': (jitter.start_rad, 0.0, 0.3),
         'light_jitter': (jitter.light, 0.0, 1.0),
         'camera_jitter': (jitter.camera_m, 0.0, 0.2),
@@ -256,6 +258,9 @@ def _check(options: DatasetOptions) -> None:
         for name, (value, low, high) in ranges.items()
         if not low <= value <= high
     ]
+    if bool(terms.led) != bool(terms.led_by):
+        remedy = 'name both --led and --led-by, or none'
+        problems.append(Problem('led', 'goes with whoever leads', f'{terms.led:g}, by {terms.led_by!r}', remedy=remedy))
     if not options.tasks:
         problems.append(Problem('task', 'none is named', '', ', '.join(TASKS)))
     if problems:

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_ros.demonstration_disturbances import Disturbed
+from cosmos3_ros.demonstration_leads import Led
+from cosmos3_ros.eval_world import Cast, RemoteActor, make_actor
 from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.guarded_robot import ORIGIN_NS
 from cosmos3_ros.recorder_episodes import RecordedWorld, row_values
@@ -33,7 +35,7 @@ from engine.evaluation.video import VideoWriter
 Floats = NDArray[np.float64]
 
 DISTURBED = 'disturbed'
-"""Column of the data set: 1 where the action is part of a displacement, else 0."""
+"""Column of the data set: 1 where the action is part of a displacement, or of what somebody else led, else 0."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Terms:
         linger_s: How long an episode goes on after success.
         disturbed: Share of the episodes in which the arm is displaced, once or twice.
         picture: Height and width of the pictures, pixels.
+        led: Share of the episodes in which somebody else leads at first.
+        led_by: Who: 'random', 'hold', a checkpoint or a policy server.
     """
 
     contract: str = 'micro_joint_pos'
@@ -53,6 +57,13 @@ class Terms:
     linger_s: float = 0.6
     disturbed: float = 0.0
     picture: tuple[int, int] = (180, 320)
+    led: float = 0.0
+    led_by: str = ''
+
+    @property
+    def leader(self) -> Cast:
+        """Who leads, as episodes know it."""
+        return Cast(self.led_by, self.contract, self.loop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +75,7 @@ class Take:
         columns: [N, width] by feature.
         videos: Finished file by camera, N frames each; they are the caller's to move or to remove.
         stats: Of the pictures, by camera.
-        disturbances: How often the arm was displaced.
+        disturbances: How often the arm was displaced, or led.
     """
 
     record: EpisodeRecord
@@ -133,7 +144,7 @@ class Demonstrator:
             folder: Where videos are put; it must exist.
 
         Raises:
-            CosmosError: The contract or the simulator does not work.
+            CosmosError: The contract, the simulator or whoever leads does not work.
         """
         # A software renderer with threads of its own would share the core with the physics and only wait for itself.
         os.environ.setdefault('LP_NUM_THREADS', '0')
@@ -145,7 +156,10 @@ class Demonstrator:
         expert = Expert(
             1.0 / self._fps, contract.timing.chunk_rows, limits.velocity, limits.acceleration, terms.loop.latency_s
         )
-        self._actor = Disturbed(expert, limits, contract.timing, terms.loop, terms.disturbed)
+        self._actor: Disturbed | Led = Disturbed(expert, limits, contract.timing, terms.loop, terms.disturbed)
+        self._leader = make_actor(terms.leader, contract) if terms.led else None
+        if self._leader is not None:
+            self._actor = Led(self._actor, self._leader, contract.timing, terms.loop, terms.led)
         robot = SimulatedFranka(image_size=terms.picture, render_views=self._views, zone=True)
         self.world = RecordedWorld(robot, limits, contract)
         robot.render()  # better to hear now that it does not work
@@ -174,8 +188,10 @@ class Demonstrator:
         )
 
     def close(self) -> None:
-        """Free the cameras."""
+        """Free the cameras, and end the connection to a server."""
         self.world.robot.close()
+        if isinstance(self._leader, RemoteActor):
+            self._leader.close()
 
     def _columns(self, camera: FilmingCamera) -> dict[str, Floats]:
         arm, gripper = self.world.targets()

@@ -98,7 +98,7 @@ class RecordingRunner:
         robot = SimulatedFranka(render_views=None, zone=True)
         self.world = RecordedWorld(robot, load_limits(contract.robot.description), contract)
         try:
-            self._writer = DatasetWriter(root, episode_plan(contract, robot.image_size, _player(cast)), go_on=True)
+            self._writer = DatasetWriter(root, episode_plan(contract, robot.image_size, player_of(cast)), go_on=True)
             self._done = _recorded(root, self._writer.notes)
         except CosmosError:
             robot.close()
@@ -169,8 +169,12 @@ def _recorded(root: Path, notes: Sequence[Mapping[str, Any]]) -> set[tuple[str, 
     return {(str(one['suite_task']), int(one['seed']), str(one['setting'])) for one in notes}
 
 
-def _player(cast: Cast) -> dict[str, Any]:
-    """Who plays and on what terms: what the episodes of one data set have in common."""
+def player_of(cast: Cast) -> dict[str, Any]:
+    """Who plays and on what terms: what the episodes of one data set have in common.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be opened.
+    """
     found: dict[str, Any] = {'policy': cast.policy, 'loop': asdict(cast.terms)}
     if cast.policy in SCRIPTED:
         return found

@@ -183,3 +183,29 @@ def test_the_command_counts_and_names_what_there_is(tmp_path: Path, capsys: pyte
     assert main([*asked, '--workers', '0', '--perturb', '2', '--linger', '-1']) == 2
     told = capsys.readouterr().err
     assert all(name in told for name in ('workers', 'perturb', 'linger'))
+
+
+def test_the_hand_makes_good_what_somebody_else_began_and_only_that_is_unmarked(tmp_path: Path) -> None:
+    asked = options(tmp_path / 'led', 3, led=1.0, led_by='random')
+    made = make_dataset(asked, quiet)
+    assert made.episodes + len(made.dropped) == 3
+    assert made.episodes
+    for episode in range(made.episodes):
+        found = rows(tmp_path / 'led', episode)
+        marked = found[DISTURBED].ravel() > 0
+        led = int(marked.sum())
+        assert marked[:led].all(), 'one span, from the beginning on'
+        assert 4 <= led < len(marked) - 10
+        speed = np.abs(np.diff(found[ACTION][:, :7], axis=0)).max(axis=1)
+        assert speed[: led - 8].max() > 0.005, 'it was led somewhere'
+        assert speed[led - 3 : led].min() < 0.3 * speed[: led - 8].max(), 'the hand goes on from rest'
+    make_dataset(replace(asked, output=tmp_path / 'again', workers=2), quiet)
+    assert contents(tmp_path / 'again') == contents(tmp_path / 'led')
+    with pytest.raises(InvalidInput, match='led: is another'):
+        make_dataset(replace(asked, terms=replace(asked.terms, led=0.5)), quiet)
+
+
+def test_a_share_without_a_leader_is_refused(tmp_path: Path) -> None:
+    for terms in ({'led': 0.5}, {'led_by': 'random'}, {'led': 1.5, 'led_by': 'random'}):
+        with pytest.raises(InvalidInput, match='led'):
+            make_dataset(options(tmp_path / 'none', **terms), quiet)
