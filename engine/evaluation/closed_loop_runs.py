@@ -165,8 +165,7 @@ _RUNNERS: list[Runner | CosmosError] = []  # the one of this process, if it is a
 
 def _begin(make: MakeRunner) -> None:
     try:
-        _RUNNERS[:] = [runner := make()]
-        atexit.register(runner.close)
+        _RUNNERS[:] = [make()]
     except CosmosError as error:  # told by the first episode: a pool says of its beginning only that it broke
         _RUNNERS[:] = [error]
 
@@ -175,4 +174,16 @@ def _work(episode: Episode) -> EpisodeRecord:
     runner = _RUNNERS[0]
     if isinstance(runner, CosmosError):
         raise CosmosError(str(runner))
-    return runner.run(episode)
+    try:
+        return runner.run(episode)
+    finally:
+        # Only now is the renderer loaded, which closes its display at exit: pictures have to be freed before it does.
+        atexit.unregister(_finish)
+        atexit.register(_finish)
+
+
+def _finish() -> None:
+    for one in _RUNNERS:
+        if not isinstance(one, CosmosError):
+            one.close()
+    _RUNNERS.clear()
