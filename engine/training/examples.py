@@ -92,6 +92,7 @@ class Examples:
         self._check()
         last = np.append(np.nonzero(np.diff(recorded.episode))[0], len(recorded.episode) - 1)
         self._last = last[np.searchsorted(last, np.arange(len(recorded.episode)))]
+        self._calm = _since(recorded.episode, recorded.disturbed)
         self._motion = self._deltas()
         self._first, self._clips = cut(recorded.first[:, :, None], patch), cut(recorded.clips, patch)
         canvas, terms, texts = canvas_of(contract), self._terms, recorded.instructions
@@ -112,7 +113,7 @@ class Examples:
         return tuple(dict.fromkeys(self._ids if task in ('action', 'policy') else self._ids_of_dynamics))
 
     def beginnings(self, task: str, rows: int, *, held_out: bool = False) -> NDArray[np.int64]:
-        """Those windows that begin within the first so many rows of their episode."""
+        """Those windows that begin within the first so many rows of their episode, or after a disturbance."""
         windows = self.windows(task, held_out=held_out)
         return windows[self._row(task, windows) < rows]
 
@@ -124,6 +125,7 @@ class Examples:
         *,
         captions: int = 8,
         condition_dropout: float = 0.0,
+        hidden: float = 0.0,
         committed: int = 0,
         beginnings: float = 0.0,
         beginning_rows: int = 15,
@@ -137,8 +139,9 @@ class Examples:
             rng: Source of all that is drawn.
             captions: Different prompts at most.
             condition_dropout: Share of sequences without one.
+            hidden: Largest share of a picture's tokens that are blank; for 'action'.
             committed: First rows of the chunk that are given; for 'action' and 'policy'.
-            beginnings: Share of windows that are drawn from the beginnings of episodes.
+            beginnings: Share of windows that are drawn from :meth:`beginnings`.
             beginning_rows: How many rows those are.
             held_out: From the episodes that are kept for validation.
         """
@@ -155,7 +158,11 @@ class Examples:
         texts = [self._text(task, self._frame(task, one)) for one in chosen]
         dropped = rng.random(count) < condition_dropout
         ids, which = _shared([self._no_ids if none else text for none, text in zip(dropped, texts, strict=True)])
-        return self.batch(task, chosen, ids, which, committed=committed)
+        batch = self.batch(task, chosen, ids, which, committed=committed)
+        if task == 'action' and hidden and batch.vision is not None:
+            shown = rng.random(batch.vision.shape[:2]) >= hidden * rng.random((count, 1))
+            batch = replace(batch, vision=batch.vision * torch.from_numpy(shown)[..., None])
+        return batch
 
     def batch(
         self,
@@ -308,9 +315,9 @@ class Examples:
         return int(window if task == 'action' else self._recorded.starts[window])
 
     def _row(self, task: str, windows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which row of its episode each window begins with."""
+        """How many rows each window begins behind the beginning of its episode, or the end of a disturbance."""
         frames = windows if task == 'action' else self._recorded.starts[windows]
-        return frames - self._begin(frames)
+        return frames - self._calm[frames]
 
     def _find_windows(self) -> Mapping[tuple[str, bool], NDArray[np.int64]]:
         found = self._recorded
@@ -352,6 +359,13 @@ class Examples:
         shares = [len(part) for part in np.array_split(np.arange(count), captions)]
         picked = [rng.choice(group, share) for group, share in zip(groups, shares, strict=True)]
         return np.concatenate(picked).astype(np.int64)
+
+
+def _since(episode: NDArray[np.int64], disturbed: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Of each frame the one since which its episode has been going on, or nothing but the policy has moved the arm."""
+    numbers = np.arange(len(episode))
+    new = np.append(True, (np.diff(episode) != 0) | (disturbed[:-1] & ~disturbed[1:]))
+    return np.maximum.accumulate(np.where(new, numbers, 0))
 
 
 def cut(latents: NDArray[np.floating], patch: int) -> NDArray[np.float16]:

@@ -44,9 +44,11 @@ class Recipe:
         independent_times: Whether vision and actions are noisy to different degrees.
         action_weight: Of the actions' loss where there is a video's beside it.
         condition_dropout: Share of sequences that are not told what is asked for, which guidance needs.
-        beginnings: Share of sequences that begin within the first `beginning_rows` of an episode. Words decide there;
-            later the arm is on its way, and the picture says where to.
-        beginning_rows: How many rows of an episode are its beginning.
+        hidden: Largest share of a picture's tokens that are blank where nothing but actions is learned, so that scenes
+            are not learned by heart; drawn for each sequence.
+        beginnings: Share of sequences that begin within the first `beginning_rows` of an episode, or after a
+            disturbance. Words decide there; later the arm is on its way, and the picture says where to.
+        beginning_rows: How many rows are a beginning.
         committed: Share of batches in which the first rows of a chunk are given, as when they are being executed.
         most_committed: How many at most.
         trained: Parts that are trained, of :data:`GROUPS`.
@@ -70,6 +72,7 @@ class Recipe:
     independent_times: bool = False
     action_weight: float = 1.0
     condition_dropout: float = 0.1
+    hidden: float = 0.0
     beginnings: float = 0.0
     beginning_rows: int = 15
     committed: float = 0.0
@@ -94,6 +97,7 @@ class Recipe:
             ('logit_mean', -20.0, 20.0),
             ('action_weight', 0.0, 1e6),
             ('condition_dropout', 0.0, 1.0),
+            ('hidden', 0.0, 1.0),
             ('beginnings', 0.0, 1.0),
             ('committed', 0.0, 1.0),
             ('learning_rate', 1e-12, 10.0),

@@ -256,6 +256,7 @@ class Trainer:
             rng,
             captions=recipe.captions,
             condition_dropout=recipe.condition_dropout,
+            hidden=recipe.hidden,
             committed=committed,
             beginnings=recipe.beginnings,
             beginning_rows=recipe.beginning_rows,

@@ -108,13 +108,35 @@ def test_latents_of_another_picture_size_are_refused(numbers, small_contract, fr
         Examples(wrong, small_contract, fresh_checkpoint.load_tokenizer())
 
 
-def test_beginnings_of_episodes_can_be_drawn_more_often(examples):
+def test_beginnings_of_episodes_can_be_drawn_more_often(numbers, small_contract, fresh_checkpoint):
+    calm = replace(numbers, disturbed=np.zeros(len(numbers.episode), bool))
+    examples = Examples(calm, small_contract, fresh_checkpoint.load_tokenizer())
     rng = np.random.default_rng(4)
     drawn = {share: examples.draw('action', 64, rng, beginnings=share, beginning_rows=4) for share in (0.0, 1.0)}
     # In these recordings the gripper is told to close after twenty rows, which no window from the beginning reaches.
     told = {share: batch.action[:, 1:, 7] for share, batch in drawn.items()}
     assert len(torch.unique(told[1.0])) == 1
     assert len(torch.unique(told[0.0])) == 2
+
+
+def test_tokens_of_pictures_can_be_hidden_from_sequences_that_learn_actions(examples):
+    whole = examples.draw('action', 256, np.random.default_rng(5)).vision
+    shown = examples.draw('action', 256, np.random.default_rng(5), hidden=0.5).vision
+    blank = (shown == 0).all(dim=-1)
+    torch.testing.assert_close(shown[~blank], whole[~blank])
+    share = blank[(whole != 0).any(dim=-1).all(dim=-1)].float().mean(dim=1)
+    assert 0.15 < float(share.mean()) < 0.35
+    assert float(share.max()) > float(share.min())
+
+
+def test_what_follows_a_disturbance_is_a_beginning_too(numbers, small_contract, fresh_checkpoint):
+    frames, disturbed = np.arange(len(numbers.episode)), np.zeros(len(numbers.episode), bool)
+    disturbed[[LENGTH + 3, LENGTH + 4, 2 * LENGTH + 10]] = True
+    pushed = Examples(replace(numbers, disturbed=disturbed), small_contract, fresh_checkpoint.load_tokenizer())
+    found = {int(frame) for held in (False, True) for frame in pushed.beginnings('action', 4, held_out=held)}
+    wanted = {frame for frame in frames.tolist() if frame % LENGTH < 4} - set(range(LENGTH, LENGTH + 4))
+    wanted |= {LENGTH + 5 + k for k in range(4)} | {2 * LENGTH + 11 + k for k in range(4)}
+    assert found == {frame for frame in wanted if not disturbed[frame : frame + 16].any()}
 
 
 def test_a_recording_that_ends_in_motion_says_nothing_of_what_comes_after(examples):
