@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cosmos3_ros.demonstration_disturbances import Disturbed
 from engine.contract import TimingTerms
+from engine.errors import InvalidInput, Problem
 from engine.evaluation.closed_loop import NS, Actor, LoopTerms
 from engine.evaluation.expert_paths import Rows, Seen
 from engine.evaluation.tasks import Episode
@@ -47,7 +48,23 @@ class _Fading:
         share = np.clip((times - self.begin_s) / _FADE_S, 0.0, 1.0)
         along = self.begin_s + _FADE_S * (share - share**2 / 2)
         positions = np.stack([np.interp(along, self.times, column) for column in self.rows.positions.T], axis=1)
-        return Rows(positions, np.full(len(times), float(self.rows.grippers[0])))
+        grip = float(np.interp(self.begin_s, self.times, self.rows.grippers))
+        return Rows(positions, np.full(len(times), grip))
+
+
+def check_lead(timing: TimingTerms, loop: LoopTerms) -> None:
+    """Refuse terms with which a chunk ends before its motion has died away.
+
+    Raises:
+        InvalidInput: It does.
+    """
+    needed = max(loop.replan_rows / timing.fps, loop.latency_s) + loop.latency_s + _FADE_S / 2
+    if needed > timing.chunk_rows / timing.fps:
+        allowed = f'{timing.chunk_rows / timing.fps:.2f} s, the length of a chunk'
+        remedy = 'look more often, or with less latency'
+        raise InvalidInput(
+            'led demonstrations', [Problem('led', 'needs longer chunks', f'{needed:.2f} s', allowed, remedy)]
+        )
 
 
 class Led:
@@ -76,6 +93,11 @@ class Led:
     def spans(self) -> list[tuple[int, int]]:
         """Of this episode: beginning and end of all that was not the hand's, ns on the clock of the stamps."""
         return [*self._led, *self._hand.spans]
+
+    @property
+    def leads(self) -> bool:
+        """Whether the hand has not taken over yet."""
+        return self._left_s > 0 or self._fading is not None
 
     def begin(self, episode: Episode) -> None:
         """The seed decides whether it is led, and for how long."""

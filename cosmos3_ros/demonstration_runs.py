@@ -20,6 +20,7 @@ from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
 
+from cosmos3_ros.demonstration_leads import check_lead
 from cosmos3_ros.demonstrations import DISTURBED, Demonstrator, Take, Terms
 from cosmos3_ros.eval_runs import mixed
 from cosmos3_ros.recorder_episodes import episode_plan, player_of, setting_of
@@ -55,7 +56,7 @@ class DatasetOptions:
         start_seed: Seed of the first; the others count up from it.
         jitter: How much the beginnings differ.
         share_scene: How many seeds in a row have one scene and are about its objects in turn.
-        only_successes: Whether episodes that did not succeed are dropped.
+        only_successes: Whether episodes are dropped that did not succeed, or in which the hand never took over.
         workers: Processes that run episodes; with 1 it is this one.
     """
 
@@ -118,7 +119,8 @@ def make_dataset(options: DatasetOptions, bars: Bars) -> Made:
         with bars() as report:
             report('episodes', 1.0 - len(missing) / len(episodes))
             for done, take in enumerate(_takes(missing, options, folder), start=1):
-                if take.record.key not in there and (take.record.success or not options.only_successes):
+                shown = take.record.success and not take.led
+                if take.record.key not in there and (shown or not options.only_successes):
                     _keep(writer, missing[done - 1], take)
                 for path in take.videos.values():
                     path.unlink(missing_ok=True)
@@ -141,6 +143,8 @@ def dataset_plan(options: DatasetOptions) -> Plan:
     terms = options.terms
     contract = load_contract(terms.contract)
     check_arm(contract)
+    if terms.led:
+        check_lead(contract.timing, terms.loop)
     player = {
         'made_by': MADE_BY,
         'policy': 'expert',
@@ -211,6 +215,8 @@ def _begin(terms: Terms, folder: Path) -> None:
         atexit.register(_finish)
     except CosmosError as error:  # told by the first episode: a pool says of its beginning only that it broke
         _DEMONSTRATORS[:] = [error]
+    except Exception as error:  # of whatever loads the one who leads
+        _DEMONSTRATORS[:] = [CosmosError(f'a process cannot run episodes: {type(error).__name__}: {error}')]
 
 
 def _finish() -> None:

@@ -76,6 +76,7 @@ class Take:
         videos: Finished file by camera, N frames each; they are the caller's to move or to remove.
         stats: Of the pictures, by camera.
         disturbances: How often the arm was displaced, or led.
+        led: Whether the hand never took over.
     """
 
     record: EpisodeRecord
@@ -83,6 +84,7 @@ class Take:
     videos: Mapping[str, Path]
     stats: Mapping[str, Stats]
     disturbances: int
+    led: bool = False
 
     @property
     def length(self) -> int:
@@ -185,6 +187,7 @@ class Demonstrator:
             {camera_key(view): path for view, path in paths.items()},
             {camera_key(view): found for view, found in stats.items()},
             len(self._actor.spans),
+            isinstance(self._actor, Led) and self._actor.leads,
         )
 
     def close(self) -> None:

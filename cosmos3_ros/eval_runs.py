@@ -20,6 +20,7 @@ from engine.contract import Contract, load_contract
 from engine.errors import ContractError, InvalidInput, Problem
 from engine.evaluation.closed_loop import EpisodeRecord, Runner
 from engine.evaluation.closed_loop_runs import EPISODES_FILE, Journal, MakeRunner, fill
+from engine.evaluation.franka_scene import REVISION
 from engine.evaluation.report import eval_info
 from engine.evaluation.report_films import Film, make_films, worth_seeing
 from engine.evaluation.report_html import write_report
@@ -142,6 +143,7 @@ def identity(options: EvalOptions, contract: Contract) -> dict[str, Any]:
         'contract': contract.name,
         'contract_fingerprint': contract.fingerprint,
         'robot': IN_GRAPH if cast.graph else IN_PROCESS,
+        'scene': REVISION,
         'loop': asdict(cast.terms),
         'jitter': asdict(options.jitter),
         **({'share_scene': options.share_scene} if options.share_scene > 1 else {}),

@@ -28,6 +28,7 @@ from engine.datasets.writer import DatasetWriter, Feature, Plan
 from engine.errors import CosmosError, InvalidInput, Problem
 from engine.evaluation.closed_loop import Actor, Camera, EpisodeRecord, LoopTerms, World, play
 from engine.evaluation.expert_paths import Rows, Seen
+from engine.evaluation.franka_scene import REVISION
 from engine.evaluation.recording_signals import ARM_JOINTS
 from engine.evaluation.simulated_franka import SimulatedFranka
 from engine.evaluation.tasks import Episode
@@ -198,7 +199,7 @@ def episode_plan(contract: Contract, picture: tuple[int, int], player: Mapping[s
     sizes = {camera_key(view): picture for view in contract.views.streams}
     text = Path(contract.source).read_text(encoding='utf-8')
     origin = {'made_by': 'cosmos3 eval closed-loop --record', **player, 'contract': contract.name}
-    origin |= {'fingerprint': contract.fingerprint, 'actions': 'commanded'}
+    origin |= {'fingerprint': contract.fingerprint, 'actions': 'commanded', 'scene': REVISION}
     features = {STATE: joints, END_EFFECTOR: Feature(POSE_NAMES, 'float64'), ACTION: joints}
     return Plan(contract.timing.fps, features, sizes, 'simulated_franka', text, origin)
 

@@ -166,6 +166,7 @@ _RUNNERS: list[Runner | CosmosError] = []  # the one of this process, if it is a
 def _begin(make: MakeRunner) -> None:
     try:
         _RUNNERS[:] = [make()]
+        atexit.register(_finish)
     except CosmosError as error:  # told by the first episode: a pool says of its beginning only that it broke
         _RUNNERS[:] = [error]
 
@@ -177,7 +178,7 @@ def _work(episode: Episode) -> EpisodeRecord:
     try:
         return runner.run(episode)
     finally:
-        # Only now is the renderer loaded, which closes its display at exit: pictures have to be freed before it does.
+        # The renderer, loaded meanwhile, closes its display at exit: pictures have to be freed before it does.
         atexit.unregister(_finish)
         atexit.register(_finish)
 

@@ -16,6 +16,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+REVISION = 2
+"""Another number whenever the same episode looks or moves otherwise: what is on disk is then of another scene."""
+
 PHYSICS_STEP_NS = 1_000_000
 """One step of the physics and of the servo: 1 ms, as the arm's own control loop."""
 

@@ -112,10 +112,11 @@ class Examples:
         """Token ids of every different prompt of a task."""
         return tuple(dict.fromkeys(self._ids if task in ('action', 'policy') else self._ids_of_dynamics))
 
-    def beginnings(self, task: str, rows: int, *, held_out: bool = False) -> NDArray[np.int64]:
-        """Those windows that begin within the first so many rows of their episode, or after a disturbance."""
+    def beginnings(self, task: str, rows: int, *, held_out: bool = False, disturbed: bool = True) -> NDArray[np.int64]:
+        """Those windows that begin within so many rows of an episode's beginning, or (`disturbed`) a disturbance's end."""
         windows = self.windows(task, held_out=held_out)
-        return windows[self._row(task, windows) < rows]
+        frames = windows if task == 'action' else self._recorded.starts[windows]
+        return windows[frames - (self._calm[frames] if disturbed else self._begin(frames)) < rows]
 
     def draw(
         self,
@@ -314,11 +315,6 @@ class Examples:
     def _frame(self, task: str, window: int) -> int:
         return int(window if task == 'action' else self._recorded.starts[window])
 
-    def _row(self, task: str, windows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many rows each window begins behind the beginning of its episode, or the end of a disturbance."""
-        frames = windows if task == 'action' else self._recorded.starts[windows]
-        return frames - self._calm[frames]
-
     def _find_windows(self) -> Mapping[tuple[str, bool], NDArray[np.int64]]:
         found = self._recorded
         disturbed = np.concatenate([[0], np.cumsum(found.disturbed)])
@@ -342,7 +338,10 @@ class Examples:
             held[task, True], held[task, False] = windows[kept], windows[~kept]
         if not len(held['action', False]):
             what = 'leave no window without a disturbance'
-            raise InvalidInput('training', [Problem('episodes', what, str(len(found.instructions)), 'longer ones')])
+            raise InvalidInput(
+                'training',
+                [Problem('episodes', what, str(len(found.instructions)), 'longer ones, or latents of more frames')],
+            )
         return held
 
     def _by_caption(

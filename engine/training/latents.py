@@ -31,7 +31,7 @@ from engine.training.autoencoder_files import autoencoder_fingerprint, load_auto
 from engine.training.autoencoder_pictures import on_canvas
 from engine.training.corpus import Corpus
 
-VERSION = 2
+VERSION = 1
 CARD, BEGUN, DONE = 'latents.json', 'begun.json', 'done.json'
 FIRST, CLIPS, STARTS, REAL = 'first.npy', 'clips.npy', 'starts.npy', 'real.npy'
 REST_ROWS, REST_RAD, REST_M = 3, 0.01, 0.002
@@ -105,7 +105,7 @@ class Latents:
     @property
     def every(self) -> int:
         """Frames from one that is encoded by itself to the next."""
-        return int(self.card['every'])
+        return int(self.card.get('every', 1))
 
 
 def open_latents(root: Path) -> Latents:
@@ -161,6 +161,8 @@ def encode_corpus(
         'tier': contract.timing.resolution_tier,
         **{name: value for name, value in asdict(terms).items() if name not in ('device', 'batch')},
     }
+    if terms.every == 1:  # as of latents that were made when there was no other
+        del key['every']
     output = output.absolute()
     if _holds(output, key):
         return open_latents(output)
@@ -300,7 +302,7 @@ def _holds(output: Path, key: Mapping[str, Any]) -> bool:
     if not card:
         remedy = 'name a folder that is not there yet'
         raise InvalidInput('output', [Problem(str(output), 'holds something else', remedy=remedy)])
-    return all(card.get(name) == value for name, value in key.items())
+    return all(card.get(name) == value for name, value in key.items()) and card.get('every', 1) == key.get('every', 1)
 
 
 @contextmanager

@@ -106,6 +106,7 @@ def train(
         'base': base.fingerprint,
         'corpus': corpus.fingerprint,
         'latents': str(latents.card['autoencoder']),
+        **({'every': str(latents.every)} if latents.every > 1 else {}),
         'contract': contract.fingerprint,
     }
     leads = not several or dist.get_rank() == 0

@@ -398,7 +398,8 @@ class Trainer:
             return
         try:
             old = yaml.safe_load(place.read_text(encoding='utf-8'))
-            given = {**old.pop('recipe'), **old}
+            # What a recipe did not have when the run began is as it is if nothing is said.
+            given = {**Recipe().document(), **old.pop('recipe'), **old}
         except (OSError, yaml.YAMLError, AttributeError, LookupError, TypeError) as error:
             raise CosmosError(f'{place} cannot be read: {error} -> name another folder') from error
         wanted = {**self.recipe.document(), **dict(self._origin)}

@@ -41,9 +41,9 @@ class Validation:
         """Figures by name.
 
         `action` and `policy`: root mean square error of the chunk's joints in rad, and `hold` that of staying where the
-        arm is; `action_beginning` that of windows from the beginnings of episodes and after disturbances, where words
-        decide, and `action_other_words` the same with other prompts, some of which may mean the same: as long as both
-        are alike, nobody listens. (Likewise `policy_...`; only where there are two prompts or more.)
+        arm is; `action_beginning` that of windows from the beginnings of episodes, where words decide, and
+        `action_other_words` the same with other prompts, some of which may mean the same: as long as both are alike,
+        nobody listens. (Likewise `policy_...`; only where there are two prompts or more.)
         `forward`: error of the imagined video's latents, `forward_repeat` that of the first frame again and
         again, `forward_wrong` that of the video imagined for another window's actions; latents have a spread of 1.
         `inverse`: error of the rows in the model's space, `inverse_rest` that of standing still.
@@ -77,7 +77,7 @@ class Validation:
 
     def _words(self, network: BatchedTransformer, task: str) -> dict[str, float]:
         """What difference words make where they matter."""
-        windows = self.examples.beginnings(task, _BEGINNING_ROWS, held_out=True)
+        windows = self.examples.beginnings(task, _BEGINNING_ROWS, held_out=True, disturbed=False)
         every = self.examples.prompts(task)
         if not len(windows) or len(every) < 2:
             return {}

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip('mujoco', reason='the simulator is not installed')
 pytest.importorskip('sensor_msgs', reason='ROS 2 is not installed')
 
+from cosmos3_ros import demonstration_leads
 from cosmos3_ros.cli import main
 from cosmos3_ros.demonstration_disturbances import FARTHEST_RAD
 from cosmos3_ros.demonstration_runs import START_SEED, DatasetOptions, make_dataset
@@ -209,3 +210,19 @@ def test_a_share_without_a_leader_is_refused(tmp_path: Path) -> None:
     for terms in ({'led': 0.5}, {'led_by': 'random'}, {'led': 1.5, 'led_by': 'random'}):
         with pytest.raises(InvalidInput, match='led'):
             make_dataset(options(tmp_path / 'none', **terms), quiet)
+
+
+def test_an_episode_in_which_the_hand_never_took_over_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demonstration_leads, '_SHORTEST_S', 60.0)
+    monkeypatch.setattr(demonstration_leads, 'LONGEST_SHARE', 60.0)
+    made = make_dataset(options(tmp_path / 'led', 1, led=1.0, led_by='hold'), quiet)
+    assert (made.episodes, len(made.dropped)) == (0, 1)
+
+
+def test_a_leader_needs_chunks_that_last_until_its_motion_has_died_away(tmp_path: Path) -> None:
+    slow = options(tmp_path / 'none', led=1.0, led_by='hold', loop=LoopTerms(8, 0.5))
+    with pytest.raises(InvalidInput, match='needs longer chunks'):
+        make_dataset(slow, quiet)
+    assert not (tmp_path / 'none').exists()

@@ -137,6 +137,10 @@ def test_what_follows_a_disturbance_is_a_beginning_too(numbers, small_contract, 
     wanted = {frame for frame in frames.tolist() if frame % LENGTH < 4} - set(range(LENGTH, LENGTH + 4))
     wanted |= {LENGTH + 5 + k for k in range(4)} | {2 * LENGTH + 11 + k for k in range(4)}
     assert found == {frame for frame in wanted if not disturbed[frame : frame + 16].any()}
+    plain = {
+        int(one) for held in (False, True) for one in pushed.beginnings('action', 4, held_out=held, disturbed=False)
+    }
+    assert plain == {frame for frame in found if frame % LENGTH < 4}
 
 
 def test_a_recording_that_ends_in_motion_says_nothing_of_what_comes_after(examples):
