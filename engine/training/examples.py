@@ -113,7 +113,7 @@ class Examples:
         return tuple(dict.fromkeys(self._ids if task in ('action', 'policy') else self._ids_of_dynamics))
 
     def beginnings(self, task: str, rows: int, *, held_out: bool = False, disturbed: bool = True) -> NDArray[np.int64]:
-        """Those windows that begin within so many rows of an episode's beginning, or (`disturbed`) a disturbance's end."""
+        """Those windows that begin within so many rows of the beginning of an episode, or the end of a disturbance."""
         windows = self.windows(task, held_out=held_out)
         frames = windows if task == 'action' else self._recorded.starts[windows]
         return windows[frames - (self._calm[frames] if disturbed else self._begin(frames)) < rows]
