@@ -7,6 +7,7 @@ Scripted policies have no process of their own: what they make is published as a
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -46,6 +47,9 @@ ANSWER_S = 30.0
 GRACE_S = 15.0
 PATIENT_S = 10.0
 _CHECK_S = 0.5
+_RUNNERS = itertools.count(
+    1
+)  # a namespace each: a guard would take the last one, whose end is not known yet, for a rival
 _LINGER_NS = NS // 2  # how long an episode goes on after its run has ended by itself
 
 
@@ -70,7 +74,7 @@ class GraphRunner:
         """
         contract = load_contract(cast.contract)
         check_arm(contract)
-        self._cast, self._namespace = cast, f'eval_{os.getpid()}'
+        self._cast, self._namespace = cast, f'eval_{os.getpid()}_{next(_RUNNERS)}'
         self._actor = make_actor(cast, contract) if cast.policy in SCRIPTED else None
         self._throws_away, self._logs = logs is None, logs or Path(tempfile.mkdtemp(prefix='cosmos3_eval_'))
         keep_to_ourselves()
