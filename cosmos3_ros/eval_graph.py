@@ -47,9 +47,8 @@ ANSWER_S = 30.0
 GRACE_S = 15.0
 PATIENT_S = 10.0
 _CHECK_S = 0.5
-_RUNNERS = itertools.count(
-    1
-)  # a namespace each: a guard would take the last one, whose end is not known yet, for a rival
+# A namespace each: a guard would take the last one, of whose end it has not heard yet, for a rival.
+_RUNNERS = itertools.count(1)
 _LINGER_NS = NS // 2  # how long an episode goes on after its run has ended by itself
 
 
