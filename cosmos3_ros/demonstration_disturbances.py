@@ -26,6 +26,9 @@ Floats = NDArray[np.float64]
 FARTHEST_RAD = 0.15
 """Largest turn of a joint by one disturbance."""
 
+INSTANT_S = 0.011
+"""More than a control period, by which observations come early or late."""
+
 _SECONDS = (0.25, 0.5)  # how long one lasts, to whole observations; a faster arm needs the longer one to brake
 _SHARE = 0.6  # of the accelerations that the displacement may take, and 0.9 of them with the motion it breaks off
 _KEPT = 0.9
@@ -35,7 +38,6 @@ _MARGIN_RAD = 0.1  # to the ends of every joint
 _EARLY, _LATE = 0.05, 0.85  # of the planned time, when one may happen; the rest is for the goal
 _SECOND = 0.4  # share of the disturbed episodes that have a second one
 _TRIES = 40  # at each observation; if all are out of bounds, the next one will do
-_INSTANT_S = 0.011  # more than a control period, by which observations come early or late
 _PEAK = 10 / math.sqrt(3)  # highest acceleration of a motion of least jerk, as a multiple of way / time²
 
 
@@ -92,7 +94,7 @@ class Disturbed:
     def act(self, seen: Seen) -> Rows:
         """The next chunk: the hand's own, or away from it."""
         now = seen.stamp_ns * 1e-9
-        if self._away is not None and now >= self._away.end_s - _INSTANT_S:
+        if self._away is not None and now >= self._away.end_s - INSTANT_S:
             self.spans[-1] = self.spans[-1][0], round((now + self._delay_s) * NS)
             self._away = self._due_s = None
             self._expert.look_again()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos3_ros.demonstration_disturbances import Disturbed
+from cosmos3_ros.demonstration_disturbances import INSTANT_S, Disturbed
 from engine.contract import TimingTerms
 from engine.errors import InvalidInput, Problem
 from engine.evaluation.closed_loop import NS, Actor, LoopTerms
@@ -27,7 +27,6 @@ LONGEST_SHARE = 0.55
 
 _SHORTEST_S = 0.3
 _FADE_S = 0.6  # in which what was led comes to rest
-_INSTANT_S = 0.011  # more than a control period, by which observations come early or late
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +125,7 @@ class Led:
             self._fading, self._left_s = _Fading(now + self._delay_s, *self._last), 0.0
         if self._fading is None:
             return self._hand.act(seen)
-        if now < self._fading.end_s - _INSTANT_S:
+        if now < self._fading.end_s - INSTANT_S:
             return self._fading.at(times)
         self._led = [(self._led[0][0], round((now + self._delay_s) * NS))]
         self._fading = None
