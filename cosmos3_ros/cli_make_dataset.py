@@ -48,7 +48,7 @@ def add_make_dataset(commands: Commands, bars: Bars) -> None:
     add('--camera-turn', type=float, default=0.0, help='largest turn of each camera about each axis, rad')
     add('--perturb', type=float, default=0.0, help='share of the episodes in which the arm is displaced once or twice')
     add('--led', type=float, default=0.0, help='share of the episodes in which somebody else leads at first')
-    add('--led-by', default='', help='who: a checkpoint (directory or hub id), ws://HOST:PORT, random or hold')
+    add('--led-by', default='', help='who: a checkpoint, ws://HOST:PORT, another, random or hold')
     add('--linger', type=float, default=0.6, help='seconds that an episode goes on after success')
     add('--replan-rows', type=int, default=4, help='rows from one observation to the next')
     add('--latency', type=float, default=0.0, help='simulated seconds from an observation to its chunk')

@@ -30,6 +30,7 @@ def add_train(commands: Commands, bars: Bars) -> None:
     _add_corpus(kinds, bars)
     _add_autoencoder(kinds, bars)
     _add_latents(kinds, bars)
+    _add_answers(kinds, bars)
     add_model(kinds, bars)
 
 
@@ -161,4 +162,38 @@ def _latents(given: argparse.Namespace, bars: Bars) -> int:
     with bars() as report:
         made = encode_corpus(corpus, contract, resolve(given.autoencoder), given.output, terms, report)
     print(f'{made.root}: {len(made.first)} frames, {len(made.starts)} clips')
+    return 0
+
+
+def _add_answers(kinds: Commands, bars: Bars) -> None:
+    command = kinds.add_parser(
+        'answers', help='ask the scripted hand, in recorded moments, for every other object that lies there'
+    )
+    add = command.add_argument
+    add('data_sets', type=Path, nargs='+', metavar='DATA_SET', help='what the corpus was made of, in the same order')
+    add('--corpus', type=Path, required=True, help='folder that cosmos3 train corpus made')
+    add('--contract', default=_MICRO, help=f'name in config/contracts or a path (default: {_MICRO})')
+    add('--every', type=int, default=1, help='in each so many frames; as the latents (default: 1)')
+    add('--workers', type=int, default=1, help='processes that share the episodes (default: 1)')
+    add('-o', '--output', type=Path, required=True, help='folder to make; earlier answers there are replaced')
+    command.set_defaults(run=lambda arguments: _answers(arguments, bars))
+
+
+def _answers(given: argparse.Namespace, bars: Bars) -> int:
+    from engine.contract import load_contract
+    from engine.training.answering import make_answers
+    from engine.training.corpus import open_corpus
+
+    corpus, contract = open_corpus(given.corpus), load_contract(given.contract)
+    with bars() as report:
+        made = make_answers(
+            given.data_sets,
+            corpus,
+            contract,
+            given.output,
+            every=given.every,
+            workers=given.workers,
+            report=report,
+        )
+    print(f'{given.output}: {len(made)} answers, {len(made.texts)} instructions')
     return 0

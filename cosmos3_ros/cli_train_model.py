@@ -46,6 +46,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     add('base', help='checkpoint to begin with: a directory or a hub id')
     add('--corpus', type=Path, required=True, help='folder that cosmos3 train corpus made')
     add('--latents', type=Path, required=True, help='folder that cosmos3 train latents made of it')
+    add('--answers', type=Path, help='folder that cosmos3 train answers made of it')
     add('--contract', default='micro_joint_pos', help='name in config/contracts or a path')
     add('--minutes', type=float, default=0.0, help='of work altogether; the learning rate follows the clock')
     add('--steps', type=int, default=0, help='in place of minutes: steps altogether')
@@ -87,6 +88,7 @@ def _run(given: argparse.Namespace, bars: Bars) -> int:
             name,
             given.compile,
             given.validate_minutes,
+            given.answers,
         )
         with _asked_to_stop() as stopped:
             progress = train(order, lambda here: report('training', here.share) if leads else None, stopped)

@@ -49,7 +49,7 @@ class Terms:
         disturbed: Share of the episodes in which the arm is displaced, once or twice.
         picture: Height and width of the pictures, pixels.
         led: Share of the episodes in which somebody else leads at first.
-        led_by: Who: 'random', 'hold', a checkpoint or a policy server.
+        led_by: Who: 'another' (the hand, on its way to another object), 'random', 'hold', a checkpoint, a server.
     """
 
     contract: str = 'micro_joint_pos'

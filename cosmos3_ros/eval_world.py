@@ -11,7 +11,7 @@ from cosmos3_ros.guarded_robot import GuardedRobot
 from cosmos3_ros.safety_expert import check_arm
 from engine.contract import Contract, load_contract
 from engine.evaluation.closed_loop import Actor, Camera, EpisodeRecord, Hold, LoopTerms, PolicyActor, RandomWalk, play
-from engine.evaluation.expert import Expert
+from engine.evaluation.expert import Expert, Mistaken
 from engine.evaluation.simulated_franka import SimulatedFranka
 from engine.evaluation.tasks import Episode
 from engine.evaluation.tasks_watch import Truth, truth_of
@@ -20,7 +20,7 @@ from engine.serving.addresses import SERVERS, key_from
 if TYPE_CHECKING:
     from engine.serving.client import RemotePolicy
 
-SCRIPTED = ('expert', 'hold', 'random')
+SCRIPTED = ('expert', 'another', 'hold', 'random')
 """Policies that are no checkpoint."""
 PATIENCE_S = 60.0
 """For an answer of a server: simulated time stands still meanwhile."""
@@ -69,7 +69,7 @@ class Cast:
     """Who plays, and where; what a process needs to run episodes.
 
     Attributes:
-        policy: 'expert', 'hold', 'random', a checkpoint (directory or hub id), or a policy server: ws://HOST:PORT.
+        policy: 'expert', 'another', 'hold', 'random', a checkpoint (directory or hub id), or a policy server: ws://HOST:PORT.
         contract: Name or path.
         terms: How the loop is closed.
         device: Of a checkpoint: cpu, cuda, ...
@@ -135,9 +135,9 @@ def make_actor(cast: Cast, contract: Contract) -> Actor:
         CosmosError: The checkpoint cannot be loaded, the server cannot be asked, or it does not fit the contract.
     """
     step_s, rows = 1.0 / contract.timing.fps, contract.timing.chunk_rows
-    if cast.policy == 'expert':
-        limits = load_limits(contract.robot.description)
-        return Expert(step_s, rows, limits.velocity, limits.acceleration, cast.terms.latency_s)
+    if cast.policy in ('expert', 'another'):
+        limits, hand = load_limits(contract.robot.description), Expert if cast.policy == 'expert' else Mistaken
+        return hand(step_s, rows, limits.velocity, limits.acceleration, cast.terms.latency_s)
     if cast.policy == 'hold':
         return Hold(rows)
     if cast.policy == 'random':

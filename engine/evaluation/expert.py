@@ -19,7 +19,7 @@ from engine.errors import InvalidInput, Problem
 from engine.evaluation import franka_scene as scene
 from engine.evaluation.expert_kinematics import DOWN, Placement, downwards, place, solve
 from engine.evaluation.expert_paths import CLOSING_S, Plan, Rows, Seen, quintic
-from engine.evaluation.tasks import BOWL, TOPS, Episode
+from engine.evaluation.tasks import BOWL, TASKS, TOPS, Episode
 
 Floats = NDArray[np.float64]
 State = tuple[Floats, Floats, Floats]
@@ -47,6 +47,7 @@ _RAISED_M, _NEAR_M = 0.01, 0.03  # an object that is so far up, and so near to t
 _PUSH_GRIP = 0.6
 _ABOVE_M, _LIFT_M, _HOVER_M, _DESCENT_M = 0.10, 0.14, 0.03, 0.05
 _FREE_M = 0.13  # height at which the tool may go anywhere
+_THERE_M = 0.03  # so near to where it reaches for, it goes there straight
 _RUN_UP_M = 0.04
 _RELEASE_M = 0.045  # above where an object was taken
 _GRIP_S, _RELEASE_S = 0.6, 0.5
@@ -136,6 +137,7 @@ class Expert:
         velocity: Floats = VELOCITY,
         acceleration: Floats = ACCELERATION,
         latency_s: float = 0.2,
+        ahead_s: float = math.inf,
     ) -> None:
         """Prepare.
 
@@ -145,8 +147,9 @@ class Expert:
             velocity: Limits [J], rad/s.
             acceleration: Limits [J], rad/s².
             latency_s: From an observation to the arrival of its chunk: until then nothing can be changed.
+            ahead_s: How far it plans, for who asks for a single chunk: legs that would begin later are left out.
         """
-        self._step_s, self._rows, self._latency_s = step_s, chunk_rows, latency_s
+        self._step_s, self._rows, self._latency_s, self._ahead_s = step_s, chunk_rows, latency_s, ahead_s
         self._velocity, self._acceleration = velocity, acceleration
 
     def begin(self, episode: Episode) -> None:
@@ -179,6 +182,18 @@ class Expert:
         """Forget the plan: the next chunk begins at rest, where the arm is seen to be."""
         self._course = None
 
+    def take_over(self, seen: Seen, so_far: Course) -> None:
+        """Plan from a motion that somebody else has under way; chunks then follow that plan.
+
+        Args:
+            seen: What is to be seen now.
+            so_far: The motion, from a little before now to a little after it.
+
+        Raises:
+            InvalidInput: Something is out of reach, however the hand is turned.
+        """
+        self._course = self._renew(seen.stamp_ns * 1e-9, so_far, seen)
+
     # Planning
 
     def _attend(self, seen: Seen) -> Course:
@@ -206,7 +221,9 @@ class Expert:
         state = so_far.moving(begin)
         here = place(state[0])
         legs, touch = _LEGS[self._episode.task](self._episode, seen)
-        if here.position[2] < _FREE_M:  # up first, whatever lies around
+        if self._episode.task == 'reach' and np.linalg.norm(here.position - legs[touch - 1].tool) < _THERE_M:
+            legs, touch = legs[touch - 1 :], 1
+        elif here.position[2] < _FREE_M:  # up first, whatever lies around
             up = np.array([*here.position[:2], _FREE_M])
             grip = 1.0 if _in_hand(self._episode.target, seen) else 0.0
             legs, touch = [Leg('fly', up, _turn_of_hand(here), 0.6, grip), *legs], touch + 1
@@ -236,13 +253,16 @@ class Expert:
         times, positions, ends, state = [np.array([now])], [start[0][None]], [now], start
         turn = None
         for leg in legs:
+            if ends[-1] - now > self._ahead_s:
+                break
             ticks, rows = self._leg(leg, state, turn)
             times.append(ends[-1] + ticks)
             positions.append(rows)
             ends.append(float(times[-1][-1]))
             turn, state = leg.turn, (rows[-1], np.zeros_like(rows[-1]), np.zeros_like(rows[-1]))
-        grips = np.array([leg.grip for leg in legs])
-        return Course(np.concatenate(times), np.concatenate(positions), np.array(ends[:-1]), grips, ends[touch])
+        grips = np.array([leg.grip for leg in legs[: len(ends) - 1]])
+        touch_s = ends[min(touch, len(ends) - 1)]
+        return Course(np.concatenate(times), np.concatenate(positions), np.array(ends[:-1]), grips, touch_s)
 
     def _leg(self, leg: Leg, state: State, turn: float | None) -> tuple[Floats, Floats]:
         """Times [N] since it begins, the beginning left out, and positions [N, J]; as slow as the limits ask for."""
@@ -291,6 +311,16 @@ class Expert:
             return np.asarray(spline(u**3 * (10 - 15 * u + 6 * u**2)))
 
         return shape, max(leg.least_s, _PEAK * length / leg.pace)
+
+
+class Mistaken(Expert):
+    """A scripted hand that does it to another object than it is asked to; the seed of the episode decides which."""
+
+    def begin(self, episode: Episode) -> None:
+        """A new episode."""
+        others = [name for name in TASKS[episode.task].targets if name != episode.target]
+        another = str(np.random.default_rng([episode.seed, 7]).choice(others))
+        super().begin(replace(episode, target=another))
 
 
 # What there is to be done, as legs, and how many of them lead to the object

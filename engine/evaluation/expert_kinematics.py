@@ -52,7 +52,8 @@ def place(joints: Floats) -> Placement:
         c, s = math.cos(angle), math.sin(angle)
         rotation = rotation @ np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
     position = origin + rotation @ _TOOL
-    return Placement(position, rotation, np.vstack([np.cross(axes, position - origins).T, axes.T]))
+    (x, y, z), (u, v, w) = axes.T, (position - origins).T
+    return Placement(position, rotation, np.array([y * w - z * v, z * u - x * w, x * v - y * u, x, y, z]))
 
 
 def solve(positions: Floats, rotations: Sequence[Floats], start: Floats) -> Floats:
@@ -81,7 +82,7 @@ def _solve_one(position: Floats, rotation: Floats, start: Floats, row: int) -> F
     for _ in range(_ITERATIONS):
         here = place(joints)
         shift = position - here.position
-        turn = Rotation.from_matrix(rotation @ here.rotation.T).as_rotvec()
+        turn = _turn_of(rotation @ here.rotation.T)
         apart, angle = float(np.linalg.norm(shift)), float(np.linalg.norm(turn))
         if apart <= POSITION_TOLERANCE_M and angle <= ROTATION_TOLERANCE_RAD:
             return _within_range(joints, position, row)
@@ -92,6 +93,16 @@ def _solve_one(position: Floats, rotation: Floats, start: Floats, row: int) -> F
         joints += step * min(1.0, _LARGEST_STEP_RAD / max(float(np.abs(step).max()), 1e-12))
     what = f'cannot be reached; {apart * 1e3:.1f} mm and {math.degrees(angle):.1f} degrees are left'
     raise InvalidInput('the scripted hand', [Problem(f'pose {row}', what, np.array2string(position))])
+
+
+def _turn_of(rotation: Floats) -> Floats:
+    """Rotation vector [3] of a rotation [3, 3]; scipy's checks take longer than all else here."""
+    m = rotation
+    twice = np.array([m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]])  # 2 sin(angle) times the axis
+    sine, cosine = math.sqrt(float(twice @ twice)), float(m[0, 0] + m[1, 1] + m[2, 2]) - 1.0
+    if sine < 1e-9 or cosine < -1.9:  # no turn at all; or nearly half a turn, where the axis is not in the difference
+        return np.asarray(Rotation.from_matrix(rotation).as_rotvec())
+    return twice * (math.atan2(sine, cosine) / sine)
 
 
 def _within_range(joints: Floats, position: Floats, row: int) -> Floats:

@@ -28,11 +28,13 @@ from engine.sequence import (
     inverse_dynamics_layout,
     latent_frames,
 )
+from engine.training.answers import Answers
 from engine.training.corpus import held_out as kept_for_validation
 from engine.training.flow import Batch
 
 Floats = NDArray[np.float64]
 _REST_RAD = 0.01  # the servo sags by less
+_NONE: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,7 @@ class Recorded:
         clips: [M, C, T, h, w], the latents of clips.
         starts: [M], frame with which each clip begins.
         every: Frames from one that is encoded by itself to the next.
+        answers: What would have been done had something else been asked for; None if nobody knows.
     """
 
     joints: Floats
@@ -68,6 +71,7 @@ class Recorded:
     clips: NDArray[np.floating]
     starts: NDArray[np.int64]
     every: int = 1
+    answers: Answers | None = None
 
 
 class Examples:
@@ -96,26 +100,31 @@ class Examples:
         self._motion = self._deltas()
         self._first, self._clips = cut(recorded.first[:, :, None], patch), cut(recorded.clips, patch)
         canvas, terms, texts = canvas_of(contract), self._terms, recorded.instructions
+        self._answers = recorded.answers
+        asked = () if self._answers is None else self._answers.texts
         self._ids = [tuple(tokenizer.encode(caption_of(contract, text))) for text in texts]
+        self._ids_of_answers = [tuple(tokenizer.encode(caption_of(contract, text))) for text in asked]
         told = [terms.caption(text, canvas) for text in texts] if terms is not None else []
         self._ids_of_dynamics = [tuple(tokenizer.encode(text)) for text in told]
         self._no_ids = tuple(tokenizer.encode(''))
-        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        numbers = {text: number for number, text in enumerate(dict.fromkeys([*texts, *asked]))}
         self._text_numbers = np.array([numbers[text] for text in texts], np.int64)
+        self._numbers_of_answers = np.array([numbers[text] for text in asked], np.int64)
         self._windows = self._find_windows()
 
     def windows(self, task: str, *, held_out: bool = False) -> NDArray[np.int64]:
-        """Where windows of a task may begin: frames for 'action', clips for the others."""
+        """Where windows of a task may begin: frames for 'action', clips for the others; for 'answers' their numbers."""
         return self._windows[task, held_out]
 
     def prompts(self, task: str) -> tuple[tuple[int, ...], ...]:
         """Token ids of every different prompt of a task."""
-        return tuple(dict.fromkeys(self._ids if task in ('action', 'policy') else self._ids_of_dynamics))
+        known = {'action': self._ids, 'policy': self._ids, 'answers': self._ids_of_answers}
+        return tuple(dict.fromkeys(known.get(task, self._ids_of_dynamics)))
 
     def beginnings(self, task: str, rows: int, *, held_out: bool = False, disturbed: bool = True) -> NDArray[np.int64]:
         """Those windows that begin within so many rows of the beginning of an episode, or the end of a disturbance."""
         windows = self.windows(task, held_out=held_out)
-        frames = windows if task == 'action' else self._recorded.starts[windows]
+        frames = self._frames(task, windows)
         return windows[frames - (self._calm[frames] if disturbed else self._begin(frames)) < rows]
 
     def draw(
@@ -130,6 +139,7 @@ class Examples:
         committed: int = 0,
         beginnings: float = 0.0,
         beginning_rows: int = 15,
+        answers: float = 0.0,
         held_out: bool = False,
     ) -> Batch:
         """A batch.
@@ -144,22 +154,32 @@ class Examples:
             committed: First rows of the chunk that are given; for 'action' and 'policy'.
             beginnings: Share of windows that are drawn from :meth:`beginnings`.
             beginning_rows: How many rows those are.
+            answers: Share of sequences, of all of them, that are answers to something else; for 'action'.
             held_out: From the episodes that are kept for validation.
         """
+        asked = 0
+        if task == 'action' and len(self.windows('answers', held_out=held_out)):
+            asked = int(rng.binomial(count, answers))
+        told = count - asked
         windows = self.windows(task, held_out=held_out)
         first = self.beginnings(task, beginning_rows, held_out=held_out)
-        early = int(rng.binomial(count, beginnings)) if len(first) else 0
-        chosen = np.concatenate(
+        early = int(rng.binomial(told, beginnings)) if len(first) else 0
+        chosen, others = (
             [
-                self._by_caption(task, some, share, max(1, round(captions * share / count)), rng)
-                for some, share in ((first, early), (windows, count - early))
+                self._by_caption(kind, some, share, max(1, round(captions * share / count)), rng)
+                for kind, some, share in parts
                 if share
             ]
+            for parts in (
+                ((task, first, early), (task, windows, told - early)),
+                (('answers', self.windows('answers', held_out=held_out), asked),),
+            )
         )
-        texts = [self._text(task, self._frame(task, one)) for one in chosen]
+        batches = [np.concatenate(some) if some else np.empty(0, np.int64) for some in (chosen, others)]
+        texts = [self._text(kind, one) for kind, some in zip((task, 'answers'), batches, strict=True) for one in some]
         dropped = rng.random(count) < condition_dropout
         ids, which = _shared([self._no_ids if none else text for none, text in zip(dropped, texts, strict=True)])
-        batch = self.batch(task, chosen, ids, which, committed=committed)
+        batch = self.batch(task, batches[0], ids, which, committed=committed, answers=batches[1])
         if task == 'action' and hidden and batch.vision is not None:
             shown = rng.random(batch.vision.shape[:2]) >= hidden * rng.random((count, 1))
             batch = replace(batch, vision=batch.vision * torch.from_numpy(shown)[..., None])
@@ -173,16 +193,21 @@ class Examples:
         which: Tensor | None = None,
         *,
         committed: int = 0,
+        answers: NDArray[np.int64] = _NONE,
     ) -> Batch:
-        """The batch of chosen windows, by default each with the prompt of its episode."""
-        frames = np.array([self._frame(task, one) for one in windows], np.int64)
+        """The batch of chosen windows, and of answers behind them, by default each with its own prompt."""
+        frames = self._frames(task, windows)
         if ids is None or which is None:
-            ids, which = _shared([self._text(task, frame) for frame in frames])
+            texts = [self._text(task, one) for one in windows] + [self._text('answers', one) for one in answers]
+            ids, which = _shared(texts)
         layout = self.layout(task, committed)
         count = layout.split(self._patch)[0]
         # A latent frame depends on its own and earlier pictures alone, so the first ones of a clip are a shorter clip.
-        vision = self._first[frames // self._recorded.every] if task == 'action' else self._clips[windows, :count]
+        shown = np.concatenate([frames, self._frames('answers', answers)])
+        vision = self._first[shown // self._recorded.every] if task == 'action' else self._clips[windows, :count]
         action = self.chunks(frames) if task in ('action', 'policy') else self.motions(frames)
+        if len(answers):
+            action = np.concatenate([action, self.answered(answers)])
         padded = torch.zeros(*action.shape[:2], MODEL_WIDTH)
         padded[..., : action.shape[-1]] = torch.from_numpy(action.astype(np.float32))
         return Batch(task, layout, ids, which, torch.from_numpy(vision).float(), padded)
@@ -230,6 +255,16 @@ class Examples:
             return rows
         return np.concatenate([of.encode_state(found.joints[back], found.gripper[back]), rows], axis=1)
 
+    def answered(self, answers: NDArray[np.int64]) -> Floats:
+        """State (and history) rows of the frames of answers and the chunks that answer, [B, rows, D]."""
+        found, of = self._answers, self._codec
+        if found is None or not isinstance(of, JointCodec):
+            raise InvalidInput('training', [Problem('answers', 'there are none', remedy='cosmos3 train answers')])
+        frames = found.frames[answers]
+        joints, gripper = found.joints[answers].astype(np.float64), found.gripper[answers].astype(np.float64)
+        rows = of.encode(joints, gripper, self._recorded.joints[frames][:, None])
+        return np.concatenate([self.chunks(frames)[:, : self.contract.embodiment.clean_rows], rows], axis=1)
+
     def motions(self, frames: NDArray[np.int64]) -> Floats:
         """Rows of measured motion from frames on, [B, rows, D], as dynamics takes them."""
         rows = 0 if self._terms is None else self._terms.chunk
@@ -257,6 +292,7 @@ class Examples:
         if len(found.clips) and found.clips.shape[2] < most:
             remedy = f'cosmos3 train latents --frames {TEMPORAL_COMPRESSION * (most - 1) + 1}'
             problems.append(Problem('clips', 'are too short', f'{found.clips.shape[2]} latents', f'{most}', remedy))
+        problems += _faults_of_answers(found, self.contract)
         if isinstance(self._codec, PoseCodec) and np.isnan(found.position).any():
             problems.append(Problem('poses', 'are missing in some recordings', remedy='use cosmos3 dataset doctor'))
         if isinstance(self._codec, JointCodec) and terms.action_space != 'joint_position':
@@ -307,13 +343,24 @@ class Examples:
         self._policy_deltas = along(self._codec) if isinstance(self._codec, PoseCodec) else np.empty((0, 0))
         return np.empty((0, 0)) if self._terms is None else along(self._terms.codec())
 
-    def _text(self, task: str, frame: int) -> tuple[int, ...]:
+    def _text(self, task: str, window: int) -> tuple[int, ...]:
         """Token ids of the prompt of a window."""
+        if self._answers is not None and task == 'answers':
+            return self._ids_of_answers[self._answers.text[window]]
         known = self._ids if task in ('action', 'policy') else self._ids_of_dynamics
-        return known[self._recorded.episode[frame]]
+        return known[self._recorded.episode[self._frames(task, np.array([window]))[0]]]
 
-    def _frame(self, task: str, window: int) -> int:
-        return int(window if task == 'action' else self._recorded.starts[window])
+    def _frames(self, task: str, windows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The frames in which windows begin."""
+        if task == 'answers':
+            return windows if self._answers is None else self._answers.frames[windows]
+        return windows if task == 'action' else self._recorded.starts[windows]
+
+    def _numbers(self, task: str, windows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of the texts of windows."""
+        if self._answers is not None and task == 'answers':
+            return self._numbers_of_answers[self._answers.text[windows]]
+        return self._text_numbers[self._recorded.episode[self._frames(task, windows)]]
 
     def _find_windows(self) -> Mapping[tuple[str, bool], NDArray[np.int64]]:
         found = self._recorded
@@ -331,10 +378,11 @@ class Examples:
         by_task['policy'] = clips[calm(found.starts, self.chunk)] if len(clips) else clips
         # What moved the arm does not matter to what is seen of it.
         by_task['forward'] = by_task['inverse'] = clips if len(self._motion) else clips[:0]
+        by_task['answers'] = np.arange(0 if self._answers is None else len(self._answers))
         held: dict[tuple[str, bool], NDArray[np.int64]] = {}
         apart = kept_for_validation(len(found.instructions))
         for task, windows in by_task.items():
-            kept = apart[found.episode[windows if task == 'action' else found.starts[windows]]]
+            kept = apart[found.episode[self._frames(task, windows)]]
             held[task, True], held[task, False] = windows[kept], windows[~kept]
         if not len(held['action', False]):
             what = 'leave no window without a disturbance'
@@ -351,13 +399,26 @@ class Examples:
         if not len(windows):
             problem = Problem('windows', 'are none', task, remedy='encode clips, or leave the task out')
             raise InvalidInput('training', [problem])
-        episodes = self._recorded.episode[windows if task == 'action' else self._recorded.starts[windows]]
-        texts = self._text_numbers[episodes]
+        texts = self._numbers(task, windows)
         leaders = texts[rng.integers(len(windows), size=captions)]
         groups = [windows[texts == leader] for leader in leaders]
         shares = [len(part) for part in np.array_split(np.arange(count), captions)]
         picked = [rng.choice(group, share) for group, share in zip(groups, shares, strict=True)]
         return np.concatenate(picked).astype(np.int64)
+
+
+def _faults_of_answers(found: Recorded, contract: Contract) -> list[Problem]:
+    """What is wrong with answers."""
+    if found.answers is None:
+        return []
+    answers, problems = found.answers, []
+    shape, allowed = answers.joints.shape[1:], (contract.timing.chunk_rows, len(contract.robot.joints))
+    if shape != allowed or contract.embodiment.action_space != 'joint_position':
+        problems.append(Problem('answers', 'are not chunks of the contract', str(shape), str(allowed)))
+    if len(answers) and (answers.frames.max() >= len(found.episode) or (answers.frames % found.every).any()):
+        given, remedy = f'every {found.every}', f'cosmos3 train answers --every {found.every}'
+        problems.append(Problem('answers', 'are to pictures that are not encoded', given, remedy=remedy))
+    return problems
 
 
 def _since(episode: NDArray[np.int64], disturbed: NDArray[np.bool_]) -> NDArray[np.int64]:

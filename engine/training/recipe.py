@@ -49,6 +49,8 @@ class Recipe:
         beginnings: Share of sequences that begin within the first `beginning_rows` of an episode, or after a
             disturbance. Words decide there; later the arm is on its way, and the picture says where to.
         beginning_rows: How many rows are a beginning.
+        answers: Share of the sequences of 'action' that are answers to what nobody asked, where there are such; see
+            :mod:`engine.training.answers`. The others are as above.
         committed: Share of batches in which the first rows of a chunk are given, as when they are being executed.
         most_committed: How many at most.
         trained: Parts that are trained, of :data:`GROUPS`.
@@ -75,6 +77,7 @@ class Recipe:
     hidden: float = 0.0
     beginnings: float = 0.0
     beginning_rows: int = 15
+    answers: float = 0.0
     committed: float = 0.0
     most_committed: int = 6
     trained: tuple[str, ...] = ('generation', 'heads')
@@ -99,6 +102,7 @@ class Recipe:
             ('condition_dropout', 0.0, 1.0),
             ('hidden', 0.0, 1.0),
             ('beginnings', 0.0, 1.0),
+            ('answers', 0.0, 1.0),
             ('committed', 0.0, 1.0),
             ('learning_rate', 1e-12, 10.0),
             ('warmup', 0.0, 1.0),

@@ -17,6 +17,7 @@ from engine.contract import Contract, load_contract
 from engine.cosmos3 import contract_differences, usable_device
 from engine.errors import ContractError, InvalidInput, Problem
 from engine.training.alone import alone_in
+from engine.training.answers import Answers, open_answers
 from engine.training.autoencoder_files import autoencoder_fingerprint, load_autoencoder
 from engine.training.corpus import Corpus, open_corpus
 from engine.training.curves import draw_curves
@@ -54,6 +55,7 @@ class Order:
         name: Of the checkpoint.
         compiled: Whether layers are compiled first.
         validate_minutes: How often held-out episodes are looked at.
+        answers: Folder of :func:`engine.training.answering.make_answers`, of the corpus; None for none.
     """
 
     base: str
@@ -70,6 +72,7 @@ class Order:
     name: str = 'trained'
     compiled: bool = False
     validate_minutes: float = 5.0
+    answers: Path | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -94,19 +97,21 @@ def train(
     if problems := contract_differences(base, contract):
         raise ContractError(f'contract {contract.name} and checkpoint {base.root}', problems)
     corpus, latents = open_corpus(order.corpus), open_latents(order.latents)
-    _check(order, contract, base, corpus, latents)
+    answers = None if order.answers is None else open_answers(order.answers)
+    _check(order, contract, base, corpus, latents, answers)
     several = dist.is_initialized() and dist.get_world_size() > 1
     sharded = several and order.device.startswith('cuda')
     # What is to be spread over GPUs is loaded beside them first: no GPU has room for all of a large network.
     transformer = base.load_transformer('cpu' if sharded else order.device, torch.float32, ('policy', 'dynamics'))
     patch = base.transformer_config.latent_patch_size
-    examples = Examples(recorded(corpus, latents), contract, base.load_tokenizer(), patch)
+    examples = Examples(recorded(corpus, latents, answers), contract, base.load_tokenizer(), patch)
     _check_tasks(order, contract, examples)
     origin = {
         'base': base.fingerprint,
         'corpus': corpus.fingerprint,
         'latents': str(latents.card['autoencoder']),
         **({'every': str(latents.every)} if latents.every > 1 else {}),
+        **({} if answers is None else {'answers': answers.fingerprint}),
         'contract': contract.fingerprint,
     }
     leads = not several or dist.get_rank() == 0
@@ -127,7 +132,7 @@ def train(
         )
         weights = trainer.averaged_weights()
         if leads:
-            _conclude(order, contract, base, corpus, progress, weights)
+            _conclude(order, contract, base, corpus, answers, progress, weights)
     return progress
 
 
@@ -136,6 +141,7 @@ def _conclude(
     contract: Contract,
     base: Checkpoint,
     corpus: Corpus,
+    answers: Answers | None,
     progress: Progress,
     weights: Mapping[str, torch.Tensor],
 ) -> None:
@@ -156,6 +162,7 @@ def _conclude(
                     'fingerprint': corpus.fingerprint,
                     'episodes': len(corpus.instructions),
                     'frames': len(corpus),
+                    **({} if answers is None else {'answers': len(answers)}),
                 },
                 'recipe': order.recipe.document(),
                 'steps': progress.step,
@@ -171,7 +178,7 @@ def _conclude(
     draw_curves(order.folder / JOURNAL, order.folder / CURVES)
 
 
-def recorded(corpus: Corpus, latents: Latents) -> Recorded:
+def recorded(corpus: Corpus, latents: Latents, answers: Answers | None = None) -> Recorded:
     """What examples are drawn from."""
     numbers = corpus.numbers
     named: dict[str, NDArray[np.float64]] = {
@@ -187,10 +194,13 @@ def recorded(corpus: Corpus, latents: Latents) -> Recorded:
         clips=latents.clips,
         starts=np.asarray(latents.starts, np.int64),
         every=latents.every,
+        answers=answers,
     )
 
 
-def _check(order: Order, contract: Contract, base: Checkpoint, corpus: Corpus, latents: Latents) -> None:
+def _check(
+    order: Order, contract: Contract, base: Checkpoint, corpus: Corpus, latents: Latents, answers: Answers | None
+) -> None:
     problems = [] if order.output is None else [*in_the_way(order.output.expanduser().resolve())]
     if order.products not in DTYPES:
         problems.append(Problem('products', 'is unknown', order.products, ', '.join(DTYPES)))
@@ -198,6 +208,11 @@ def _check(order: Order, contract: Contract, base: Checkpoint, corpus: Corpus, l
     if given != allowed or len(latents.first) != -(-len(corpus) // latents.every):
         remedy = f'cosmos3 train latents {order.corpus}'
         problems.append(Problem(str(order.latents), 'are of another corpus', given, allowed, remedy))
+    if answers is not None and answers.corpus != corpus.fingerprint:
+        remedy = f'cosmos3 train answers --corpus {order.corpus}'
+        problems.append(
+            Problem(str(order.answers), 'are of another corpus', answers.corpus, corpus.fingerprint, remedy)
+        )
     place = order.vae or base.root
     load_autoencoder(place)  # better to hear of it now than after the training
     given, allowed = str(latents.card.get('autoencoder')), autoencoder_fingerprint(place)

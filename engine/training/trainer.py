@@ -260,6 +260,7 @@ class Trainer:
             committed=committed,
             beginnings=recipe.beginnings,
             beginning_rows=recipe.beginning_rows,
+            answers=recipe.answers,
         ).to(self.transformer.device)
         place = self.transformer.place(batch.layout, 1)
         rate = learning_rate(recipe, here.share)

@@ -43,7 +43,8 @@ class Validation:
         `action` and `policy`: root mean square error of the chunk's joints in rad, and `hold` that of staying where the
         arm is; `action_beginning` that of windows from the beginnings of episodes, where words decide, and
         `action_other_words` the same with other prompts, some of which may mean the same: as long as both are alike,
-        nobody listens. (Likewise `policy_...`; only where there are two prompts or more.)
+        nobody listens. (Likewise `policy_...`; only where there are two prompts or more.) `answers` and
+        `answers_other_words` are of answers to what nobody asked: of pictures in which the arm is on its way elsewhere.
         `forward`: error of the imagined video's latents, `forward_repeat` that of the first frame again and
         again, `forward_wrong` that of the video imagined for another window's actions; latents have a spread of 1.
         `inverse`: error of the rows in the model's space, `inverse_rest` that of standing still.
@@ -54,6 +55,8 @@ class Validation:
             for task in self.tasks:
                 if len(self.examples.windows(task, held_out=True)):
                     found |= self._measure(network, task)
+            if 'action' in self.tasks and len(self.examples.windows('answers', held_out=True)):
+                found |= self._asked(network)
         finally:
             network.train()
         return found
@@ -72,8 +75,11 @@ class Validation:
         return {'inverse': _rms(_there(rows) - true, width), 'inverse_rest': _rms(standing, width)}
 
     def _batch(self, network: BatchedTransformer, task: str, windows: NDArray[np.int64]) -> Batch:
-        chosen = np.random.default_rng(_SEED).choice(windows, min(self.count, len(windows)), replace=False)
-        return self.examples.batch(task, np.sort(chosen)).to(network.transformer.device)
+        return self.examples.batch(task, self._chosen(windows)).to(network.transformer.device)
+
+    def _chosen(self, windows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same ones every time."""
+        return np.sort(np.random.default_rng(_SEED).choice(windows, min(self.count, len(windows)), replace=False))
 
     def _words(self, network: BatchedTransformer, task: str) -> dict[str, float]:
         """What difference words make where they matter."""
@@ -82,10 +88,18 @@ class Validation:
         if not len(windows) or len(every) < 2:
             return {}
         batch = self._batch(network, task, windows)
-        ahead = 1 + (len(every) - 1) // 2
-        others = replace(batch, ids=tuple(every[(every.index(one) + ahead) % len(every)] for one in batch.ids))
         names = (f'{task}_beginning', f'{task}_other_words')
-        return {name: self._policy(network, task, one)[task] for name, one in zip(names, (batch, others), strict=True)}
+        return {
+            name: self._policy(network, task, one)[task]
+            for name, one in zip(names, (batch, _with_other_words(batch, every)), strict=True)
+        }
+
+    def _asked(self, network: BatchedTransformer) -> dict[str, float]:
+        """What it does where it is asked for something else than what the arm is about."""
+        some = self._chosen(self.examples.windows('answers', held_out=True))
+        batch = self.examples.batch('action', some[:0], answers=some).to(network.transformer.device)
+        both = {'answers': batch, 'answers_other_words': _with_other_words(batch, self.examples.prompts('answers'))}
+        return {name: self._policy(network, 'action', one)['action'] for name, one in both.items()}
 
     def _sampled(self, network: BatchedTransformer, batch: Batch, steps: int) -> tuple[Tensor | None, Tensor | None]:
         place = network.transformer.place(batch.layout, 1)
@@ -115,6 +129,11 @@ class Validation:
         first = true.shape[1] // frames
         errors = {'forward': right, 'forward_repeat': true[:, :first].repeat(1, frames, 1), 'forward_wrong': wrong}
         return {name: float((_there(part) - true)[:, first:].square().mean()) for name, part in errors.items()}
+
+
+def _with_other_words(batch: Batch, every: tuple[tuple[int, ...], ...]) -> Batch:
+    ahead = 1 + (len(every) - 1) // 2
+    return replace(batch, ids=tuple(every[(every.index(one) + ahead) % len(every)] for one in batch.ids))
 
 
 def _there(part: Tensor | None) -> Tensor:

@@ -206,6 +206,14 @@ def test_the_hand_makes_good_what_somebody_else_began_and_only_that_is_unmarked(
         make_dataset(replace(asked, terms=replace(asked.terms, led=0.5)), quiet)
 
 
+def test_the_hand_turns_back_from_another_object(tmp_path: Path) -> None:
+    asked = options(tmp_path / 'led', 4, led=1.0, led_by='another')
+    made = make_dataset(asked, quiet)
+    assert made.episodes >= 2
+    assert any(record.wrong for record in made.records), 'it was led to another object'
+    assert all(record.reached[-1][1] == record.target for record in made.records if record.success)
+
+
 def test_a_share_without_a_leader_is_refused(tmp_path: Path) -> None:
     for terms in ({'led': 0.5}, {'led_by': 'random'}, {'led': 1.5, 'led_by': 'random'}):
         with pytest.raises(InvalidInput, match='led'):

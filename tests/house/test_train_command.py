@@ -12,6 +12,8 @@ import engine
 from cosmos3_ros.cli import main
 from engine.contract import load_contract
 from engine.training.alone import alone_in
+from engine.training.answers import CARD, NUMBERS, open_answers
+from engine.training.corpus import open_corpus
 from engine.training.journal import read_journal
 
 pytestmark = pytest.mark.slow
@@ -41,6 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             '-o',
             root / 'latents',
         ),
+        ('train', 'answers', root / 'data', '--corpus', root / 'corpus', '--every', 5, '-o', root / 'answers'),
         ('make-tiny', root / 'base', '--weights', 'fresh', '--no-sound'),
     )
     for words in steps:
@@ -133,3 +136,46 @@ def test_what_fine_tuning_takes_is_told_without_a_checkpoint(capsys: pytest.Capt
     assert 'activations' in capsys.readouterr().out
     assert run('finetune-memory', 'edge', '--processes', 0) == 2
     assert 'processes: are too few' in capsys.readouterr().err
+
+
+def test_the_hand_is_asked_for_every_other_object_in_every_recorded_moment(made: Path) -> None:
+    answers, corpus = open_answers(made / 'answers'), open_corpus(made / 'corpus')
+    assert set(answers.frames.tolist()) <= set(range(0, len(corpus), 5))
+    by_frame = np.bincount(answers.frames, minlength=len(corpus))[::5]
+    assert np.median(by_frame) == 3, 'three of the four objects, if they are within reach'
+    own = [corpus.instructions[episode] for episode in corpus.episode[answers.frames]]
+    asked = [answers.texts[text] for text in answers.text]
+    assert not any(one.split()[-2:] == other.split()[-2:] for one, other in zip(own, asked, strict=True))
+    # A chunk begins where the arm is, as fast as it is, and ends on the way to what was asked for.
+    joints = corpus.numbers['joints'][answers.frames]
+    assert np.abs(answers.joints[:, 0] - joints).max() < 0.15
+    steps = np.diff(np.concatenate([joints[:, None], answers.joints], axis=1), axis=1)
+    assert np.abs(steps).max() < 0.15
+    assert np.abs(np.diff(steps, axis=1)).max() < 0.06
+    assert np.abs(answers.joints[:, -1] - joints).max(axis=1).min() > 0.02
+
+
+def test_a_network_is_trained_on_answers_too_if_the_recipe_says_so(made: Path) -> None:
+    (made / 'asked.yaml').write_text('tasks: {action: 1.0}\nbatch: {action: 4}\nanswers: 0.5\n', encoding='utf-8')
+    asked = ('--recipe', made / 'asked.yaml', '--vae', made / 'autoencoder', '--answers', made / 'answers')
+    output = made / 'listens'
+    assert train(made, *asked, '--run', made / 'asked', '-o', output) == 0
+    origin = json.loads((output / 'checkpoint.json').read_text(encoding='utf-8'))
+    assert origin['training']['corpus']['answers'] == len(open_answers(made / 'answers'))
+    assert {'answers', 'answers_other_words'} <= set(origin['training']['validation'])
+
+
+def test_answers_to_something_else_are_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (made / 'stale').mkdir()
+    for name in (CARD, NUMBERS):
+        (made / 'stale' / name).write_bytes(
+            (made / 'answers' / name).read_bytes().replace(b'"corpus": "', b'"corpus": "x')
+        )
+    asked = ('--vae', made / 'autoencoder', '--answers', made / 'stale', '--run', made / 'refused')
+    assert train(made, *asked) == 2
+    assert 'are of another corpus' in capsys.readouterr().err
+    given = ('--corpus', made / 'corpus', '--every', 0, '-o', made / 'none')
+    assert run('train', 'answers', made / 'corpus', *given) == 2
+    told = capsys.readouterr().err
+    assert 'data sets: are not those of the corpus' in told
+    assert 'every: is out of range' in told

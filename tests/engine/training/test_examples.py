@@ -11,6 +11,7 @@ import torch
 from engine.errors import InvalidInput
 from engine.network.heads import patchify
 from engine.policy import canvas_of, policy_codec
+from engine.training.answers import Answers
 from engine.training.examples import Examples, cut, row_statistics
 
 LENGTH = 40  # frames of every episode
@@ -180,3 +181,72 @@ def test_dynamics_are_told_what_they_are_told_when_they_are_run(examples, small_
     caption = dynamics.caption('go up', canvas_of(small_contract))
     batch = examples.batch('forward', examples.windows('forward')[:1])
     assert batch.ids == (tuple(fresh_checkpoint.load_tokenizer().encode(caption)),)
+
+
+def answers_to(numbers, frames, texts=('go there', 'go elsewhere')):
+    rng = np.random.default_rng(6)
+    joints = numbers.joints[frames][:, None] + rng.normal(0, 0.2, (len(frames), 16, 7))
+    text = np.arange(len(frames)) % len(texts)
+    gripper = rng.integers(2, size=(len(frames), 16))
+    return Answers(frames, text, joints.astype(np.float32), gripper.astype(np.float32), texts, 'one', 'two')
+
+
+def test_answers_show_a_recorded_picture_and_the_chunk_that_was_asked_for(numbers, small_contract, fresh_checkpoint):
+    tokenizer = fresh_checkpoint.load_tokenizer()
+    frames = np.arange(0, len(numbers.episode), 5)
+    answers = answers_to(numbers, frames)
+    examples = Examples(replace(numbers, answers=answers), small_contract, tokenizer)
+    some = examples.windows('answers')[[1, 4, 8]]
+    batch = examples.batch('action', some[:0], answers=some)
+    of = policy_codec(small_contract)
+    for one, rows, which in zip(some, batch.action.double().numpy(), batch.which, strict=True):
+        decoded = of.decode(rows[1:, :8], numbers.joints[frames[one]])
+        np.testing.assert_allclose(decoded.joint_positions, answers.joints[one], atol=1e-5)
+        np.testing.assert_allclose(decoded.gripper, answers.gripper[one], atol=1e-5)
+        state = of.encode_state(numbers.joints[frames[one]], numbers.gripper[frames[one]])
+        np.testing.assert_allclose(rows[0, :8], state, atol=1e-5)
+        assert batch.ids[int(which)] == examples._ids_of_answers[answers.text[one]]
+    shown = examples.batch('action', frames[some]).vision
+    torch.testing.assert_close(batch.vision, shown)
+
+
+def test_as_many_sequences_are_answers_as_the_recipe_says(numbers, small_contract, fresh_checkpoint):
+    tokenizer = fresh_checkpoint.load_tokenizer()
+    frames = np.arange(0, len(numbers.episode), 5)
+    examples = Examples(replace(numbers, answers=answers_to(numbers, frames)), small_contract, tokenizer)
+    asked = set(examples._ids_of_answers)
+
+    def share(answers, task='action'):
+        batch = examples.draw(task, 400, np.random.default_rng(7), answers=answers)
+        return np.mean([batch.ids[int(which)] in asked for which in batch.which])
+
+    assert share(0.0) == 0.0
+    assert 0.2 < share(0.3) < 0.4
+    assert share(1.0) == 1.0
+    assert share(1.0, 'policy') == 0.0, 'no video was recorded of what was not done'
+    plain = Examples(numbers, small_contract, tokenizer)
+    torch.testing.assert_close(
+        plain.draw('action', 8, np.random.default_rng(8), answers=0.5).action,
+        plain.draw('action', 8, np.random.default_rng(8)).action,
+    )
+
+
+def test_answers_are_kept_for_validation_with_their_episodes(numbers, small_contract, fresh_checkpoint):
+    frames = np.arange(0, len(numbers.episode), 5)
+    examples = Examples(
+        replace(numbers, answers=answers_to(numbers, frames)), small_contract, fresh_checkpoint.load_tokenizer()
+    )
+    episodes = [set(numbers.episode[frames[examples.windows('answers', held_out=held)]].tolist()) for held in (0, 1)]
+    assert all(episodes)
+    assert not episodes[0] & episodes[1]
+
+
+def test_answers_that_do_not_fit_are_refused(numbers, small_contract, fresh_checkpoint):
+    tokenizer = fresh_checkpoint.load_tokenizer()
+    answers = answers_to(numbers, np.arange(0, 40, 5))
+    short = replace(numbers, answers=replace(answers, joints=answers.joints[:, :4], gripper=answers.gripper[:, :4]))
+    with pytest.raises(InvalidInput, match='answers: are not chunks of the contract'):
+        Examples(short, small_contract, tokenizer)
+    few = replace(numbers, first=numbers.first[::3], every=3, answers=answers)
+    with pytest.raises(InvalidInput, match='answers: are to pictures that are not encoded'):
+        Examples(few, small_contract, tokenizer)
