@@ -41,7 +41,9 @@ def _add_closed_loop(kinds: Commands, bars: Bars) -> None:
     )
     add = command.add_argument
     add(
-        '--policy', default='expert', help='expert, hold, random, a checkpoint (directory or hub id), or ws://HOST:PORT'
+        '--policy',
+        default='expert',
+        help='expert, another, hold, random, a checkpoint (directory or hub id), or ws://HOST:PORT',
     )
     add('--task', default='reach,push,lift,place', help='one or several, separated by commas')
     add('--episodes', type=int, default=100, help='of each task')

@@ -147,7 +147,8 @@ class Expert:
             velocity: Limits [J], rad/s.
             acceleration: Limits [J], rad/s².
             latency_s: From an observation to the arrival of its chunk: until then nothing can be changed.
-            ahead_s: How far it plans, for who asks for a single chunk: legs that would begin later are left out.
+            ahead_s: How far it plans, for who asks for a single chunk: legs that would begin later are left out, and
+                whether they are within reach is not asked.
         """
         self._step_s, self._rows, self._latency_s, self._ahead_s = step_s, chunk_rows, latency_s, ahead_s
         self._velocity, self._acceleration = velocity, acceleration
@@ -185,6 +186,8 @@ class Expert:
     def take_over(self, seen: Seen, so_far: Course) -> None:
         """Plan from a motion that somebody else has under way; chunks then follow that plan.
 
+        If the hand is nearly where it is to reach for, it goes there straight, and not up first.
+
         Args:
             seen: What is to be seen now.
             so_far: The motion, from a little before now to a little after it.
@@ -192,7 +195,7 @@ class Expert:
         Raises:
             InvalidInput: Something is out of reach, however the hand is turned.
         """
-        self._course = self._renew(seen.stamp_ns * 1e-9, so_far, seen)
+        self._course = self._renew(seen.stamp_ns * 1e-9, so_far, seen, straight=True)
 
     # Planning
 
@@ -210,7 +213,7 @@ class Expert:
                 self._course = so_far
         return self._course
 
-    def _renew(self, now: float, so_far: Course, seen: Seen) -> Course:
+    def _renew(self, now: float, so_far: Course, seen: Seen, *, straight: bool = False) -> Course:
         """A plan that goes on with `so_far` until it can arrive.
 
         Raises:
@@ -221,8 +224,8 @@ class Expert:
         state = so_far.moving(begin)
         here = place(state[0])
         legs, touch = _LEGS[self._episode.task](self._episode, seen)
-        if self._episode.task == 'reach' and np.linalg.norm(here.position - legs[touch - 1].tool) < _THERE_M:
-            legs, touch = legs[touch - 1 :], 1
+        if straight and touch and np.linalg.norm(here.position - legs[touch - 1].tool) < _THERE_M:
+            legs, touch = [replace(legs[touch - 1], kind='fly'), *legs[touch:]], 1
         elif here.position[2] < _FREE_M:  # up first, whatever lies around
             up = np.array([*here.position[:2], _FREE_M])
             grip = 1.0 if _in_hand(self._episode.target, seen) else 0.0

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,7 @@ def open_answers(root: Path) -> Answers:
         raw = (root / NUMBERS).read_bytes()
         with np.load(root / NUMBERS) as file:
             arrays = {name: file[name] for name in ('frames', 'text', 'joints', 'gripper')}
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError, BadZipFile) as error:
         raise InvalidInput(f'answers {root}', [Problem(str(root), 'cannot be read', str(error), '', remedy)]) from error
     if not isinstance(card, dict) or card.get('version') != VERSION:
         raise InvalidInput(f'answers {root}', [Problem(str(root), 'are of another version', remedy=remedy)])

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -119,7 +120,7 @@ def open_corpus(root: Path) -> Corpus:
         with np.load(root / NUMBERS) as file:
             numbers = {name: file[name] for name in file.files}
         composites = np.load(root / COMPOSITES, mmap_mode='r')
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BadZipFile) as error:
         remedy = 'make it with cosmos3 train corpus'
         raise InvalidInput(f'corpus {root}', [Problem(str(root), 'cannot be read', str(error), '', remedy)]) from error
     problems = list(_card_problems(root, card, numbers, composites))

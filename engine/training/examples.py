@@ -154,11 +154,13 @@ class Examples:
             committed: First rows of the chunk that are given; for 'action' and 'policy'.
             beginnings: Share of windows that are drawn from :meth:`beginnings`.
             beginning_rows: How many rows those are.
-            answers: Share of sequences, of all of them, that are answers to something else; for 'action'.
+            answers: Share of sequences, of all of them, that are answers to something else; for 'action', without
+                rows that are given.
             held_out: From the episodes that are kept for validation.
         """
         asked = 0
-        if task == 'action' and len(self.windows('answers', held_out=held_out)):
+        # First rows that are being executed would say by themselves where an answer leads.
+        if task == 'action' and not committed and len(self.windows('answers', held_out=held_out)):
             asked = int(rng.binomial(count, answers))
         told = count - asked
         windows = self.windows(task, held_out=held_out)
@@ -458,6 +460,8 @@ def _shared(texts: Sequence[tuple[int, ...]]) -> tuple[tuple[tuple[int, ...], ..
 def row_statistics(recorded: Recorded, contract: Contract) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """Mean and standard deviation of state rows and of offsets, by the contract's keys, for a contract to hold.
 
+    Offsets are those of what was recorded, and of answers where there are such.
+
     Spreads have a floor (joints 0.02, grippers 0.25): a channel that hardly moves is not blown up to noise.
     """
     plain = replace(contract.embodiment, normalization='none', statistics=None, state_statistics=None)
@@ -469,8 +473,13 @@ def row_statistics(recorded: Recorded, contract: Contract) -> Iterator[tuple[str
     ends = last[np.searchsorted(last, frames)]
     ahead = np.minimum(frames[:, None] + np.arange(contract.timing.chunk_rows), ends[:, None])
     rows = of.encode(recorded.commanded[ahead], recorded.commanded_gripper[ahead], recorded.joints[:, None])
+    told: Floats = rows.reshape(-1, rows.shape[-1])
+    if (answers := recorded.answers) is not None:
+        joints = recorded.joints[answers.frames][:, None]
+        asked = of.encode(answers.joints.astype(np.float64), answers.gripper.astype(np.float64), joints)
+        told = np.concatenate([told, asked.reshape(-1, asked.shape[-1])])
     of_states = of.encode_state(recorded.joints, recorded.gripper)
-    for name, table in (('statistics', rows.reshape(-1, rows.shape[-1])), ('state_statistics', of_states)):
+    for name, table in (('statistics', told), ('state_statistics', of_states)):
         floor = np.full(table.shape[1], 0.02)
         floor[len(contract.robot.joints) :] = 0.25
         spread = np.maximum(table.std(axis=0), floor)

@@ -50,7 +50,7 @@ class Recipe:
             disturbance. Words decide there; later the arm is on its way, and the picture says where to.
         beginning_rows: How many rows are a beginning.
         answers: Share of the sequences of 'action' that are answers to what nobody asked, where there are such; see
-            :mod:`engine.training.answers`. The others are as above.
+            :mod:`engine.training.answers`. The others are as above. Not in batches with rows that are given.
         committed: Share of batches in which the first rows of a chunk are given, as when they are being executed.
         most_committed: How many at most.
         trained: Parts that are trained, of :data:`GROUPS`.

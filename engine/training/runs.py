@@ -111,7 +111,7 @@ def train(
         'corpus': corpus.fingerprint,
         'latents': str(latents.card['autoencoder']),
         **({'every': str(latents.every)} if latents.every > 1 else {}),
-        **({} if answers is None else {'answers': answers.fingerprint}),
+        **({} if answers is None else {'answered': answers.fingerprint}),
         'contract': contract.fingerprint,
     }
     leads = not several or dist.get_rank() == 0
@@ -238,6 +238,9 @@ def _check_tasks(order: Order, contract: Contract, examples: Examples) -> None:
         for task in shares
         if not len(examples.windows(task))
     ]
+    if order.answers is not None and not (order.recipe.answers and shares.get('action')):
+        what = 'are given, and the recipe has no use for them'
+        problems.append(Problem('answers', what, str(order.answers), 'a share of answers, and one of action'))
     run_as, other = ('policy', 'action') if contract.sampler.video else ('action', 'policy')
     if other in shares and run_as not in shares:
         what = f'leaves out what contract {contract.name} runs (sampler.video {str(contract.sampler.video).lower()})'

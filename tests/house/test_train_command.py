@@ -174,6 +174,9 @@ def test_answers_to_something_else_are_refused(made: Path, capsys: pytest.Captur
     asked = ('--vae', made / 'autoencoder', '--answers', made / 'stale', '--run', made / 'refused')
     assert train(made, *asked) == 2
     assert 'are of another corpus' in capsys.readouterr().err
+    useless = ('--vae', made / 'autoencoder', '--answers', made / 'answers', '--run', made / 'refused')
+    assert train(made, *useless) == 2
+    assert 'the recipe has no use for them' in capsys.readouterr().err
     given = ('--corpus', made / 'corpus', '--every', 0, '-o', made / 'none')
     assert run('train', 'answers', made / 'corpus', *given) == 2
     told = capsys.readouterr().err

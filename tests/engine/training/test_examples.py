@@ -224,6 +224,8 @@ def test_as_many_sequences_are_answers_as_the_recipe_says(numbers, small_contrac
     assert 0.2 < share(0.3) < 0.4
     assert share(1.0) == 1.0
     assert share(1.0, 'policy') == 0.0, 'no video was recorded of what was not done'
+    given = examples.draw('action', 50, np.random.default_rng(7), answers=1.0, committed=2)
+    assert not asked & set(given.ids), 'rows that are given would say where it leads'
     plain = Examples(numbers, small_contract, tokenizer)
     torch.testing.assert_close(
         plain.draw('action', 8, np.random.default_rng(8), answers=0.5).action,
