@@ -9,7 +9,7 @@ pytest.importorskip('mujoco', reason='the simulator is not installed')
 
 from engine.errors import InvalidInput
 from engine.evaluation import franka_scene as scene
-from engine.evaluation.expert import ACCELERATION, VELOCITY, Course, Expert
+from engine.evaluation.expert import ACCELERATION, VELOCITY, Course, Expert, Mistaken
 from engine.evaluation.expert_kinematics import DOWN, downwards, place, solve
 from engine.evaluation.expert_paths import Seen
 from engine.evaluation.simulated_franka import Pose, SimulatedFranka
@@ -118,3 +118,63 @@ def test_an_object_out_of_reach_leaves_the_hand_at_rest() -> None:
 def test_the_gripper_is_told_at_the_beginning_of_a_leg_and_takes_a_moment() -> None:
     course = Course(np.array([0.0, 3.0]), np.zeros((2, 7)), np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 0.0]), 1.0)
     np.testing.assert_allclose(course.grip(np.array([0.5, 1.0, 1.1, 1.5, 2.0, 2.2, 9.0])), [0, 0, 0.5, 1, 1, 0, 0])
+
+
+def course_of(position: np.ndarray, speed: np.ndarray, now: float) -> Course:
+    """A steady motion, as far as anybody has to know it."""
+    times = now + 0.01 * np.arange(-2, 3)
+    return Course(times, position + (times - now)[:, None] * speed, np.array([now]), np.zeros(1), now)
+
+
+def taken_over(episode: Episode, joints: np.ndarray, speed: np.ndarray, ahead_s: float = np.inf) -> Expert:
+    expert = Expert(STEP_S, ROWS, latency_s=0.0, ahead_s=ahead_s)
+    expert.begin(episode)
+    expert.take_over(seen_at(episode, 1.0, joints), course_of(joints, speed, 1.0))
+    return expert
+
+
+def test_a_motion_of_somebody_else_is_gone_on_with_at_its_speed_and_led_to_the_object() -> None:
+    episode, speed = make_episode('reach', 4), np.array([0.3, 0.1, -0.2, 0.2, 0.0, 0.1, 0.2])
+    joints = np.array(episode.setting.joints)
+    expert = taken_over(episode, joints, speed)
+    times = 1.0 + 0.01 * np.arange(800)
+    path = np.stack([expert.moving(time)[0] for time in times])
+    np.testing.assert_allclose(path[1] - path[0], 0.01 * speed, atol=2e-4)
+    assert (np.abs(np.diff(path, n=2, axis=0)) / 0.01**2 < 0.8 * ACCELERATION).all(), 'without a jump anywhere'
+    x, y, _ = episode.setting.places[episode.target]
+    np.testing.assert_allclose(place(path[-1]).position[:2], [x, y], atol=1e-3)
+    rows = expert.act(seen_at(episode, 1.0, joints)).positions
+    np.testing.assert_allclose(rows[0], expert.moving(1.0 + STEP_S)[0], atol=1e-9)
+
+
+def test_a_hand_that_is_nearly_there_does_not_go_up_first() -> None:
+    episode = make_episode('reach', 4)
+    end = whole_way(episode)[-1]
+    aside = solve(place(end).position[None] + [0.015, -0.01, 0.005], [place(end).rotation], end)[0]
+    expert = taken_over(episode, aside, np.array([0.0, 0.2, 0.0, 0.1, 0.0, 0.0, 0.0]))
+    path = np.stack([expert.moving(1.0 + 0.02 * k)[0] for k in range(100)])
+    heights = [place(row).position[2] for row in path]
+    assert max(heights) < heights[0] + 0.02
+    np.testing.assert_allclose(path[-1], end, atol=0.02)
+    np.testing.assert_allclose(path[1] - path[0], [0.0, 0.004, 0.0, 0.002, 0.0, 0.0, 0.0], atol=1e-3)
+
+
+def test_what_is_planned_no_further_than_a_chunk_has_the_same_rows() -> None:
+    for seed in range(4):
+        episode, speed = make_episode('reach', seed), np.full(7, 0.1)
+        joints = np.array(episode.setting.joints)
+        short, whole = (taken_over(episode, joints, speed, ahead) for ahead in (ROWS * STEP_S / 2, np.inf))
+        rows = [hand.act(seen_at(episode, 1.0, joints)).positions[: ROWS // 2] for hand in (short, whole)]
+        np.testing.assert_array_equal(*rows)
+        assert short.end_s < whole.end_s
+
+
+def test_a_mistaken_hand_goes_to_another_object() -> None:
+    for seed in range(6):
+        episode, hand = make_episode('reach', seed), Mistaken(STEP_S, ROWS)
+        hand.begin(episode)
+        joints = hand.act(seen_at(episode)).positions[-1]
+        hand.act(seen_at(episode, 1.0 + ROWS * STEP_S, joints))
+        tool = place(hand.moving(hand.end_s)[0]).position[:2]
+        near = min(episode.setting.places, key=lambda name: np.hypot(*(tool - episode.setting.places[name][:2])))
+        assert near != episode.target
