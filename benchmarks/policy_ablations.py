@@ -54,7 +54,7 @@ class Variant:
 
 def variants(*, video: bool, graph: bool) -> Iterator[Variant]:
     """The first is what the others are held against."""
-    yield Variant('as it ships')
+    yield Variant('as it ships: looks every 8 rows, 0.1 s late')
     for steps in (1, 2, 8):
         yield Variant(f'{steps} step{"s" * (steps > 1)}', {'steps': steps})
     for guidance in (1.5, 3.0):

@@ -51,7 +51,8 @@ LAUNCH_ARGUMENTS = (
     Argument(
         'checkpoint',
         '',
-        'Checkpoint: a directory in the public layout, or a hub id. Empty: the one the contract names.',
+        'Checkpoint: a directory in the public layout, a hub id, or cosmos3-micro, which ships. Empty: the one the '
+        'contract names.',
     ),
     Argument(
         'backend',
@@ -271,7 +272,10 @@ def processes(options: Options) -> tuple[ProcessSpec, ...]:
     checkpoint = options.checkpoint or contract.checkpoint.policy or ''
     if not checkpoint and options.backend != REMOTE:
         what = f'must be given: contract {contract.name} is made for no published checkpoint'
-        remedy = 'give a directory or a hub id; `cosmos3 make-tiny DIR` writes a small random one'
+        remedy = (
+            'give a directory, a hub id, or cosmos3-micro, which ships, with contract:=micro_joint_pos; `cosmos3 '
+            'make-tiny DIR` writes a small random one'
+        )
         problems.append(Problem('checkpoint', what, remedy=remedy))
     if problems:
         raise InvalidInput('launch arguments', problems)

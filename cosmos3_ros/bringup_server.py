@@ -83,7 +83,9 @@ def server_processes(given: Mapping[str, str]) -> tuple[ProcessSpec, ...]:
 def _problems(values: Mapping[str, str], checkpoint: str) -> list[Problem]:
     problems = []
     if not checkpoint:
-        remedy = 'give a directory or a hub id; `cosmos3 make-tiny DIR` writes a small random one'
+        remedy = (
+            'give a directory, a hub id, or cosmos3-micro, which ships; `cosmos3 make-tiny DIR` writes a random one'
+        )
         problems.append(Problem('checkpoint', 'must be given: the contract names none', remedy=remedy))
     if values['port'] and not (values['port'].isdecimal() and int(values['port']) <= 65535):
         problems.append(Problem('port', 'is no port', repr(values['port']), '0 to 65535'))

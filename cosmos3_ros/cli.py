@@ -85,7 +85,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument('--duration', type=float, default=8.0, help='seconds to follow each instruction')
     demo.add_argument('--episode', default='', help='play a recorded episode instead of the simulated robot')
     demo.add_argument('--output', type=Path, default=Path('demo_output'), help='where video, plot and logs go')
-    demo.add_argument('--seed', type=int, default=0, help='seed of the tiny checkpoint and of the policy')
+    demo.add_argument('--seed', type=int, default=0, help='seed of the tiny checkpoint')
     demo.add_argument(
         '--imagined-every', type=float, default=2.0, help='seconds between imagined videos that are decoded; 0: none'
     )

@@ -84,7 +84,7 @@ class Run:
 
     Attributes:
         instruction: Words.
-        started_ns: When it began; moves along if the clock is set back.
+        started_ns: When it began; moves along if the clock is set back. None while nobody has heard a simulated clock.
         limit_ns: Length after which it ends by itself; 0 means never.
         doing: What it is doing, and the inputs that it waits for, or the policy server, each with the reason; both at
             once, so that nobody reads the one of now with the other of a moment ago.
@@ -98,7 +98,7 @@ class Run:
     """
 
     instruction: str
-    started_ns: int
+    started_ns: int | None
     limit_ns: int
     doing: tuple[Phase, tuple[str, ...]] = (Phase.WAITING, ())
     text: str = ''
@@ -108,6 +108,10 @@ class Run:
     seeds: Iterator[int] = field(default_factory=request_seeds)
     greeted: bool = False
     gone_since_ns: int | None = None
+
+    def lasted_ns(self, now_ns: int) -> int:
+        """How long it has been going on."""
+        return 0 if self.started_ns is None else max(0, now_ns - self.started_ns)
 
     @property
     def phase(self) -> Phase:
@@ -253,7 +257,7 @@ class PolicyLoop:
             if self.run is not None and self.run.end is None:
                 raise CosmosError(f'already following {self.run.instruction!r}: cancel it first')
             now = self._now_ns()
-            self.run = Run(instruction, now, limit_ns, seeds=request_seeds(self.options.seed))
+            self.run = Run(instruction, now or None, limit_ns, seeds=request_seeds(self.options.seed))
             self.delays.restart()
             self._new_epoch(now)
             self._changed.notify_all()
@@ -282,7 +286,7 @@ class PolicyLoop:
         """The clock went back: what was seen belongs to another time, and so does a chunk that is being made."""
         with self._changed:
             self.inputs.clear()
-            if self.run is not None:
+            if self.run is not None and self.run.started_ns is not None:
                 self.run.started_ns -= backward_ns
             self._new_epoch()
             self._changed.notify_all()
@@ -323,11 +327,25 @@ class PolicyLoop:
             if run is None or run.end is not None:
                 self._sleep()
                 continue
+            if not self._on_time(run):
+                self._sleep()
+                continue
             try:
                 self._follow(run)
             except Exception as error:
                 self._on_error(f'the policy failed while following {run.instruction!r}: {error}', error)
                 self.finish(End.POLICY_ERROR, str(error))
+
+    def _on_time(self, run: Run) -> bool:
+        """Whether there is a time at all. Simulated time is 0 until /clock is heard; a run from before begins then."""
+        with self._changed:
+            now = self._now_ns()
+            if run.started_ns is None and now:
+                run.started_ns = now
+                self._new_epoch(now)
+            if run.started_ns is None:
+                run.doing = Phase.WAITING, ('/clock: nothing was received yet',)
+            return run.started_ns is not None
 
     def _follow(self, run: Run) -> None:
         """Serve one run to its end."""
@@ -363,7 +381,7 @@ class PolicyLoop:
 
     def _over(self, run: Run) -> bool:
         """Whether the run has ended; ends it if its time is up."""
-        if run.end is None and run.limit_ns and self._now_ns() - run.started_ns >= run.limit_ns:
+        if run.end is None and run.limit_ns and run.lasted_ns(self._now_ns()) >= run.limit_ns:
             self.finish(End.TIME_LIMIT, f'ran for {run.limit_ns / 1e9:g} s')
         return run.end is not None or self._closing
 

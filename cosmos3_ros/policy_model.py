@@ -26,7 +26,11 @@ Report = Callable[[str], None]
 
 MODEL_PARAMETERS = (
     Parameter('contract', Required(str), 'Contract: a name in config/contracts, or a path.'),
-    Parameter('checkpoint', Required(str), 'Checkpoint: a directory in the public layout, or a hub id.'),
+    Parameter(
+        'checkpoint',
+        Required(str),
+        'Checkpoint: a directory in the public layout, a hub id, or cosmos3-micro, which ships.',
+    ),
     Parameter('device', 'cpu', 'Device of the network: cpu, cuda, cuda:1, ...'),
     Parameter('dtype', 'float32', 'Computing precision; compiled parts bring their own.', one_of=PRECISIONS),
     Parameter(

@@ -353,7 +353,7 @@ class PolicyNode(CosmosLifecycleNode):
             phase=phase.value,
             chunks=run.chunks,
             last_latency_s=latest,
-            elapsed=_duration(max(0, self.now_ns() - run.started_ns)),
+            elapsed=_duration(run.lasted_ns(self.now_ns())),
             text='; '.join(missing),
         )
 
@@ -371,7 +371,7 @@ class PolicyNode(CosmosLifecycleNode):
             reason=end.value,
             text=run.text,
             chunks=run.chunks,
-            duration=_duration(max(0, self.now_ns() - run.started_ns)),
+            duration=_duration(run.lasted_ns(self.now_ns())),
         )
 
 

@@ -459,6 +459,17 @@ def test_with_simulated_time_chunks_are_stamped_with_it(graph, sensors, policy_b
     assert bench.chunks[0].epoch in range(100, 200)
 
 
+def test_a_run_from_before_the_clock_is_heard_begins_with_it(graph, sensors, policy_bench):
+    bench = policy_bench(use_sim_time=True).up()
+    _, future = bench.run(limit_s=8.0)
+    graph.eventually(lambda: any('/clock' in one.text for one in bench.feedback))
+    assert bench.feedback[-1].elapsed.sec == 0
+    sensors(clock_ns=100 * 10**9)
+    assert bench.have_chunks(2)[0].epoch in range(100, 200)
+    assert bench.feedback[-1].elapsed.sec < 60
+    assert 8 <= bench.outcome(future).result.duration.sec < 60
+
+
 def test_after_a_jump_back_of_the_clock_nothing_of_before_counts(graph, sensors, policy_bench):
     drivers = sensors(clock_ns=100 * 10**9)
     bench = policy_bench(use_sim_time=True).up()
