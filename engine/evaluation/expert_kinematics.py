@@ -82,7 +82,7 @@ def _solve_one(position: Floats, rotation: Floats, start: Floats, row: int) -> F
     for _ in range(_ITERATIONS):
         here = place(joints)
         shift = position - here.position
-        turn = _turn_of(rotation @ here.rotation.T)
+        turn = _rotation_vector(rotation @ here.rotation.T)
         apart, angle = float(np.linalg.norm(shift)), float(np.linalg.norm(turn))
         if apart <= POSITION_TOLERANCE_M and angle <= ROTATION_TOLERANCE_RAD:
             return _within_range(joints, position, row)
@@ -95,7 +95,7 @@ def _solve_one(position: Floats, rotation: Floats, start: Floats, row: int) -> F
     raise InvalidInput('the scripted hand', [Problem(f'pose {row}', what, np.array2string(position))])
 
 
-def _turn_of(rotation: Floats) -> Floats:
+def _rotation_vector(rotation: Floats) -> Floats:
     """Rotation vector [3] of a rotation [3, 3]; scipy's checks take longer than all else here."""
     m = rotation
     twice = np.array([m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]])  # 2 sin(angle) times the axis

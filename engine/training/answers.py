@@ -2,7 +2,8 @@
 
 Where an arm is on its way, the picture says where to, and a network that is shown nothing but what was done learns to
 go on, and not to listen. So in moments of recorded episodes the hand is asked for every other object, too, and answers
-with the chunk with which it would turn there: the picture is the same, and only words tell the chunks apart.
+with the chunk with which it would turn there: the picture is the same, and only words tell the chunks apart. Where the
+arm was led or pushed away, it is asked for the object that the episode is about, too.
 
     answers.json    version, corpus, contract, texts
     answers.npz     A answers

@@ -166,22 +166,23 @@ class Examples:
         windows = self.windows(task, held_out=held_out)
         first = self.beginnings(task, beginning_rows, held_out=held_out)
         early = int(rng.binomial(told, beginnings)) if len(first) else 0
-        chosen, others = (
-            [
-                self._by_caption(kind, some, share, max(1, round(captions * share / count)), rng)
-                for kind, some, share in parts
-                if share
-            ]
-            for parts in (
-                ((task, first, early), (task, windows, told - early)),
-                (('answers', self.windows('answers', held_out=held_out), asked),),
-            )
+        parts = (
+            (task, first, early),
+            (task, windows, told - early),
+            ('answers', self.windows('answers', held_out=held_out), asked),
         )
-        batches = [np.concatenate(some) if some else np.empty(0, np.int64) for some in (chosen, others)]
-        texts = [self._text(kind, one) for kind, some in zip((task, 'answers'), batches, strict=True) for one in some]
+        picked = [
+            (kind, self._by_caption(kind, some, share, max(1, round(captions * share / count)), rng))
+            for kind, some, share in parts
+            if share
+        ]
+        texts = [self._text(kind, one) for kind, some in picked for one in some]
+        chosen, others = (
+            np.concatenate([_NONE, *(some for kind, some in picked if kind == name)]) for name in (task, 'answers')
+        )
         dropped = rng.random(count) < condition_dropout
         ids, which = _shared([self._no_ids if none else text for none, text in zip(dropped, texts, strict=True)])
-        batch = self.batch(task, batches[0], ids, which, committed=committed, answers=batches[1])
+        batch = self.batch(task, chosen, ids, which, committed=committed, answers=others)
         if task == 'action' and hidden and batch.vision is not None:
             shown = rng.random(batch.vision.shape[:2]) >= hidden * rng.random((count, 1))
             batch = replace(batch, vision=batch.vision * torch.from_numpy(shown)[..., None])
