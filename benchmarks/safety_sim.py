@@ -33,6 +33,10 @@ def main() -> int:
     parser.add_argument('--checkpoint', default='', help='directory or hub id; empty: a tiny random one')
     parser.add_argument('--contract', default='demo_joint_pos', help='contract')
     parser.add_argument('--rung', default='small', help='how well chunks are imagined')
+    parser.add_argument('--proposer', default='expert', choices=('expert', 'checkpoint'), help='who makes the chunks')
+    parser.add_argument('--job', default='pick', choices=('pick', 'reach'), help='what the arm is about')
+    parser.add_argument('--pictures', action='store_true', help='also compare what is seen with what was imagined')
+    parser.add_argument('--name', default='safety_sim', help='of the files in results')
     parser.add_argument('--episodes', type=int, default=25, help='with each hazard')
     parser.add_argument('--nominal', type=int, default=50, help='without one')
     parser.add_argument('--calibration-episodes', type=int, default=40, help='for the bands')
@@ -40,13 +44,13 @@ def main() -> int:
     parser.add_argument('--workers', type=int, default=1, help='processes')
     parser.add_argument('--save', action='store_true', help='write results/safety_sim.json and .md')
     given = vars(parser.parse_args())
-    keep = given.pop('save')
+    keep, name = given.pop('save'), given.pop('name')
     outcome = simulate(SafetyOptions(**given), lines, print)
     document = {'machine': machine(), **outcome.results}
     text = '\n\n'.join(['# Safety simulation', f'{facts(document["machine"])}.', *sections(outcome.results)])
     print(text)
     if keep:
-        save('safety_sim', document, text)
+        save(name, document, text)
     return 0
 
 

@@ -87,7 +87,13 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument('--output', type=Path, default=Path('demo_output'), help='where video, plot and logs go')
     demo.add_argument('--seed', type=int, default=0, help='seed of the tiny checkpoint')
     demo.add_argument(
-        '--imagined-every', type=float, default=2.0, help='seconds between imagined videos that are decoded; 0: none'
+        '--imagined-every', type=float, default=1.0, help='seconds between videos that are imagined or decoded; 0: none'
+    )
+    demo.add_argument(
+        '--hazard',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='with the model that ships: a second act in which the pictures freeze',
     )
     demo.add_argument(
         '--splice',
@@ -112,6 +118,7 @@ def _demo(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             imagined_every_s=arguments.imagined_every,
             splice=arguments.splice,
+            hazard=arguments.hazard,
         )
     )
 

@@ -31,6 +31,7 @@ def add_train(commands: Commands, bars: Bars) -> None:
     _add_autoencoder(kinds, bars)
     _add_latents(kinds, bars)
     _add_answers(kinds, bars)
+    _add_widen(kinds)
     add_model(kinds, bars)
 
 
@@ -196,4 +197,33 @@ def _answers(given: argparse.Namespace, bars: Bars) -> int:
             report=report,
         )
     print(f'{given.output}: {len(made)} answers, {len(made.texts)} instructions')
+    return 0
+
+
+def _add_widen(kinds: Commands) -> None:
+    command = kinds.add_parser(
+        'widen', help='make room for imagination: silence latent channels that say nothing, and carry the rest through'
+    )
+    add = command.add_argument
+    add('base', help='checkpoint that knows something: a directory or a hub id')
+    add('--into', required=True, help='checkpoint of the width that is wanted: cosmos3 make-tiny --weights fresh')
+    add('--latents', type=Path, required=True, help='folder that cosmos3 train latents made with its autoencoder')
+    add('--contract', default=_MICRO, help=f'name in config/contracts or a path (default: {_MICRO})')
+    add('--channels', type=int, default=16, help='latent channels that are kept (default: 16)')
+    add('--turned', type=Path, help='folder for the same latents as the new autoencoder makes them')
+    add('-o', '--output', type=Path, required=True, help='folder to make')
+    command.set_defaults(run=_widen)
+
+
+def _widen(given: argparse.Namespace) -> int:
+    from engine.checkpoint import open_checkpoint
+    from engine.contract import load_contract
+    from engine.training.latents import open_latents
+    from engine.training.widening import turn_latents, widen
+
+    base, into, latents = open_checkpoint(given.base), open_checkpoint(given.into), open_latents(given.latents)
+    axes = widen(base, into, load_contract(given.contract), latents, given.channels, given.output)
+    if given.turned is not None:
+        turn_latents(latents, axes, given.output, given.turned)
+    print(f'{given.output}: {given.channels} channels, {100 * axes.share:.1f} % of the variance of latents')
     return 0

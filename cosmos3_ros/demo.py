@@ -6,10 +6,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cosmos3_ros.bringup import Options, ProcessSpec, processes
+from cosmos3_ros.demo_imagination import imagine_chunks
 from cosmos3_ros.run_judge import judge
-from cosmos3_ros.run_record import Leg, RunRecord, closest_to_limits
+from cosmos3_ros.run_record import Leg, RunRecord, SeenChunk, closest_to_limits
 from cosmos3_ros.run_report import plot_joints, reached_table, summary_table, video_frames
 from cosmos3_ros.runner import Runner, keep_to_ourselves
 from engine.contract import Contract, load_contract
@@ -27,9 +28,12 @@ from engine.errors import CosmosError
 from engine.resources import find_model
 
 if TYPE_CHECKING:
+    from cosmos3_ros.demo_second_act import SecondAct, Stage
     from cosmos3_ros.run_recorder import RunRecorder
 
 NAMESPACE = 'demo'
+CALIBRATION = 'calibration.json'
+"""Of the model that ships: above what its imagination objects."""
 SHIPPED, SHIPPED_CONTRACT = 'cosmos3-micro', 'micro_joint_pos'
 """The model that ships with the package, and what it was trained for."""
 REACHES = ('reach for the red cube', 'go to the blue disc', 'move the hand to the yellow bowl')
@@ -52,8 +56,9 @@ class DemoOptions:
     episode: str = ''
     output: Path = Path('demo_output')
     seed: int = 0
-    imagined_every_s: float = 2.0
+    imagined_every_s: float = 1.0
     splice: str = 'blend'
+    hazard: bool = True
 
 
 def run_demo(options: DemoOptions, console: Console | None = None) -> int:
@@ -73,6 +78,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
     latents = options.output / 'latents'
     _empty(latents)
     keep_to_ourselves()
+    bands = _bands(checkpoint, options)
     launch = Options(
         contract=contract.source,
         checkpoint=checkpoint,
@@ -81,11 +87,21 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
         log_level='info',
         record=str(latents) if options.imagined_every_s > 0 else '',
         episode=options.episode,
+        dynamics=bands is not None,
+        calibration=str(bands or ''),
     )
     specs = _with_stand_ins(_with_splice(processes(launch), options.splice), contract, options, console)
-    record = _run(specs, contract, options, console)
+    record, act = _run(specs, contract, options, console, hazard=bands is not None)
     _write(record, contract, checkpoint, options, console)
-    return _verdict(record, contract, options, console)
+    return _verdict(record, act, contract, options, console)
+
+
+def _bands(checkpoint: str, options: DemoOptions) -> Path | None:
+    """The bands of the monitors that a second act needs; None if there is none."""
+    model = find_model(SHIPPED)
+    if not options.hazard or checkpoint != SHIPPED or model is None or options.episode:
+        return None
+    return path if (path := model / CALIBRATION).is_file() else None
 
 
 def _completed(options: DemoOptions) -> DemoOptions:
@@ -159,11 +175,14 @@ def _termination_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(specs: Sequence[ProcessSpec], contract: Contract, options: DemoOptions, console: Console) -> RunRecord:
+def _run(
+    specs: Sequence[ProcessSpec], contract: Contract, options: DemoOptions, console: Console, *, hazard: bool
+) -> tuple[RunRecord, SecondAct | None]:
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
+    from cosmos3_ros.demo_second_act import second_act
     from cosmos3_ros.run_recorder import RunRecorder
 
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
@@ -179,19 +198,28 @@ def _run(specs: Sequence[ProcessSpec], contract: Contract, options: DemoOptions,
 
         spinner = threading.Thread(target=spin, name='recorder', daemon=True)
         spinner.start()
-        runner = Runner(specs, log_directory=options.output / 'logs', grace_s=STOP_GRACE_S)
-        with _termination_as_interrupt(), runner, _progress(console) as progress:
+        with ExitStack() as stack:
+            stack.enter_context(_termination_as_interrupt())
+            stage = stack.enter_context(second_act(contract, NAMESPACE)) if hazard else None
+            runner = Runner(
+                specs if stage is None else stage.prepared(specs),
+                log_directory=options.output / 'logs',
+                grace_s=STOP_GRACE_S,
+            )
+            stack.enter_context(runner)
+            progress = stack.enter_context(_progress(console))
             _await_start(runner, recorder, progress, options)
             recorder.recording = True
             for instruction in options.instructions:
                 _follow(instruction, runner, recorder, progress, options)
+            act = None if stage is None else _second_act(stage, runner, recorder, progress, options)
             codes = runner.stop()
     finally:
         rclpy.try_shutdown()
     bad = {name: code for name, code in codes.items() if code}
     if bad:
         raise CosmosError(f'processes ended badly: {bad}; see {options.output / "logs"}')
-    return recorder.record
+    return recorder.record, act
 
 
 @contextmanager
@@ -246,20 +274,9 @@ def _last_lines(path: Path, count: int = 12) -> str:
 
 def _follow(instruction: str, runner: Runner, recorder: RunRecorder, progress: Progress, options: DemoOptions) -> None:
     """One run_policy goal, to its end."""
-    from builtin_interfaces.msg import Duration
-
     from cosmos3_msgs.action import RunPolicy
-    from cosmos3_ros.action_client import ActionClient
 
-    client = ActionClient(recorder, RunPolicy, 'run_policy')
-    if not client.wait_for_server(timeout_sec=10.0):
-        raise CosmosError('the policy offers no run_policy action')
-    seconds, rest = divmod(options.duration_s, 1.0)
-    limit = Duration(sec=int(seconds), nanosec=int(rest * 1e9))
-    goal = RunPolicy.Goal(instruction=instruction, time_limit=limit)
-    handle = _result(client.send_goal_async(goal), 10.0, 'an answer to the goal')
-    if not handle.accepted:
-        raise CosmosError(f'the policy refused the instruction {instruction!r}; see {options.output / "logs"}')
+    handle = _told(instruction, options.duration_s, recorder, options)
     task = progress.add_task(escape(instruction), total=options.duration_s, note='')
     outcome = handle.get_result_async()
     begin_s = recorder.now_s()
@@ -279,7 +296,46 @@ def _follow(instruction: str, runner: Runner, recorder: RunRecorder, progress: P
     recorder.record.legs.append(Leg(instruction, begin_s, recorder.now_s()))
 
 
-def _result(future: object, timeout_s: float, what: str) -> object:
+def _told(instruction: str, seconds: float, recorder: RunRecorder, options: DemoOptions) -> Any:
+    """The handle of a run_policy goal that was accepted."""
+    from builtin_interfaces.msg import Duration
+
+    from cosmos3_msgs.action import RunPolicy
+    from cosmos3_ros.action_client import ActionClient
+
+    client = ActionClient(recorder, RunPolicy, 'run_policy')
+    if not client.wait_for_server(timeout_sec=10.0):
+        raise CosmosError('the policy offers no run_policy action')
+    whole, rest = divmod(seconds, 1.0)
+    limit = Duration(sec=int(whole), nanosec=int(rest * 1e9))
+    goal = RunPolicy.Goal(instruction=instruction, time_limit=limit)
+    handle = _result(client.send_goal_async(goal), 10.0, 'an answer to the goal')
+    if not handle.accepted:
+        raise CosmosError(f'the policy refused the instruction {instruction!r}; see {options.output / "logs"}')
+    return handle
+
+
+def _second_act(
+    stage: Stage, runner: Runner, recorder: RunRecorder, progress: Progress, options: DemoOptions
+) -> SecondAct | None:
+    """Another goal, in the middle of which the pictures freeze."""
+    handle = _told(stage.instruction, stage.limit_s, recorder, options)
+    task = progress.add_task('second act: frozen pictures', total=None, note='')
+    outcome, watch = handle.get_result_async(), stage.watch(recorder)
+    while not watch.look():
+        progress.update(task, note=_note(recorder))
+        _check_alive(runner, options)
+        time.sleep(0.05)
+    if not outcome.done():
+        handle.cancel_goal_async()
+        _result(outcome, GOAL_MARGIN_S, 'end of the run')
+    time.sleep(0.8)
+    watch.close()
+    progress.update(task, total=1, completed=1, note='')
+    return watch.act
+
+
+def _result(future: Any, timeout_s: float, what: str) -> Any:
     deadline = time.monotonic() + timeout_s
     while not future.done():
         if time.monotonic() > deadline:
@@ -299,13 +355,12 @@ def _write(record: RunRecord, contract: Contract, checkpoint: str, options: Demo
     from engine.evaluation.video import VideoWriter
 
     with _progress(console) as progress:
-        imagined = _imagined(record, checkpoint, options, progress)
+        imagined = _imagined(record, checkpoint, contract, options, progress)
         if record.frames:
             path = options.output / 'views_and_imagination.mp4'
             task = progress.add_task('writing video', total=len(record.frames), note=str(path))
             other = 'imagined (random weights)' if not options.checkpoint else 'imagined'
-            titles = ('seen', other if contract.sampler.video else 'as the network sees it')
-            frames = video_frames(record, imagined, contract.timing.fps, titles)
+            frames = video_frames(record, imagined, contract.timing.fps, ('seen', other))
             first = next(frames)
             with VideoWriter(path, contract.timing.fps, first.shape[:2]) as writer:
                 writer.write(first)
@@ -319,34 +374,52 @@ def _write(record: RunRecord, contract: Contract, checkpoint: str, options: Demo
 
 
 def _imagined(
-    record: RunRecord, checkpoint: str, options: DemoOptions, progress: Progress
+    record: RunRecord, checkpoint: str, contract: Contract, options: DemoOptions, progress: Progress
 ) -> Mapping[tuple[int, int], NDArray[np.uint8]]:
-    """Decoded videos of chunks at least `imagined_every_s` apart, by epoch and sequence."""
+    """Videos of chunks at least `imagined_every_s` apart, by epoch and sequence."""
+    chosen: list[SeenChunk] = []
+    newest = -np.inf
+    for chunk in record.chunks:
+        if options.imagined_every_s > 0 and chunk.stamp - newest >= options.imagined_every_s:
+            chosen.append(chunk)
+            newest = chunk.stamp
+    if contract.sampler.video:
+        return _decoded(chosen, checkpoint, options, progress)
+    task = progress.add_task('imagining', total=len(chosen), note='loading the checkpoint')
+
+    def done(chunk: SeenChunk) -> None:
+        progress.update(task, advance=1, note=f'chunk {chunk.sequence}')
+
+    videos = imagine_chunks(record, chosen, checkpoint, contract, done) if chosen else {}
+    progress.update(task, note='')
+    return videos
+
+
+def _decoded(
+    chosen: Sequence[SeenChunk], checkpoint: str, options: DemoOptions, progress: Progress
+) -> Mapping[tuple[int, int], NDArray[np.uint8]]:
+    """The videos that the policy imagined beside its actions."""
     import torch
 
     from engine.checkpoint import open_checkpoint
 
-    chosen: list[tuple[int, int]] = []
-    newest = -np.inf
-    for chunk in record.chunks:
-        if options.imagined_every_s > 0 and chunk.stamp - newest >= options.imagined_every_s:
-            chosen.append((chunk.epoch, chunk.sequence))
-            newest = chunk.stamp
     task = progress.add_task('decoding imagination', total=len(chosen), note='loading the autoencoder')
     vae = open_checkpoint(checkpoint).load_vae('cpu', torch.float32)
     videos = {}
-    for epoch, sequence in chosen:
-        progress.update(task, note=f'chunk {sequence}')
-        path = options.output / 'latents' / f'chunk_{epoch}_{sequence:05d}.npz'
+    for chunk in chosen:
+        progress.update(task, note=f'chunk {chunk.sequence}')
+        path = options.output / 'latents' / f'chunk_{chunk.epoch}_{chunk.sequence:05d}.npz'
         if path.is_file():
             with np.load(path) as saved, torch.inference_mode():
-                videos[epoch, sequence] = vae.decode(torch.from_numpy(saved['latents']).float()).numpy()
+                videos[chunk.epoch, chunk.sequence] = vae.decode(torch.from_numpy(saved['latents']).float()).numpy()
         progress.advance(task)
     progress.update(task, note='')
     return videos
 
 
-def _verdict(record: RunRecord, contract: Contract, options: DemoOptions, console: Console) -> int:
+def _verdict(
+    record: RunRecord, act: SecondAct | None, contract: Contract, options: DemoOptions, console: Console
+) -> int:
     closest = []
     if record.commands:
         from cosmos3_ros.guard_node import limits_of
@@ -355,6 +428,8 @@ def _verdict(record: RunRecord, contract: Contract, options: DemoOptions, consol
     console.print(summary_table(record, closest))
     if asked := [(leg, found) for leg in record.legs if (found := judge(record, leg)) is not None]:
         console.print(reached_table(asked))
+    if act is not None:
+        console.print(act.table())
     if not options.checkpoint:
         console.print('[yellow]The weights are random: this shows that everything is connected, nothing more.[/yellow]')
     faults = _faults(record, [excess.quantity for excess in closest if excess.exceeded], bool(options.episode))

@@ -69,6 +69,7 @@ LADDER = (
     Rung('full', steps=30, seeds=2, pictures=True, windows=None),
     Rung('long', steps=30, seeds=2, pictures=True),
     Rung('short', steps=12, seeds=2),
+    Rung('look', steps=4, cycle=False, pictures=True),
     Rung('brief', steps=6),
     Rung('small', steps=6, tier=256, seeds=2),
     Rung('glance', steps=4, cycle=False),
@@ -363,9 +364,9 @@ def _reason(crossed: Sequence[str], scores: Mapping[str, float], thresholds: Map
 
 
 def _as_video(latents: torch.Tensor) -> NDArray[np.float32]:
-    """Latents [1, C, T, h, w] as [T, h, w, C]."""
+    """Latents [1, C, T, h, w] as [T, h, w, C], without silent channels: these hold 0 in pictures, and noise."""
     found: NDArray[np.float32] = latents[0].permute(1, 2, 3, 0).float().cpu().numpy()
-    return found
+    return found[..., (found[0] != 0).any(axis=(0, 1))]
 
 
 def _mean(values: Floats) -> float:

@@ -79,6 +79,7 @@ class RunRecord:
         measured: Times (s) and joint positions [J].
         objects: Times (s) and where a simulated robot says that its loose objects are, by name.
         legs: The instructions, in order.
+        notes: Times (s) and what happened then, in words.
         frames: Times (s) and composed views, uint8 [H, W, 3].
         stages: Median and 95th percentile of each stage of inference (s).
         guard_text: The guard's last word.
@@ -94,12 +95,17 @@ class RunRecord:
     measured: list[tuple[float, NDArray[np.float64]]] = field(default_factory=list)
     objects: list[tuple[float, Mapping[str, Pose]]] = field(default_factory=list)
     legs: list[Leg] = field(default_factory=list)
+    notes: list[tuple[float, str]] = field(default_factory=list)
     frames: list[tuple[float, NDArray[np.uint8]]] = field(default_factory=list)
     stages: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     guard_text: str = ''
     margins: tuple[float, float, float] = (np.inf, np.inf, np.inf)
     observation_age: tuple[float, float] = (np.nan, np.nan)
     dry_run: bool = False
+
+    def instruction_at(self, time_s: float) -> str:
+        """What was asked for at a time; empty between instructions."""
+        return next((leg.instruction for leg in self.legs if leg.begin_s <= time_s <= leg.end_s), '')
 
     @property
     def accepted(self) -> int:

@@ -102,5 +102,6 @@ def video_frames(
         other = imagined_frame(record, imagined, time, fps)
         if other is None:
             other = np.full_like(picture, 32)
-        caption = f'{time - record.frames[0][0]:5.1f} s'
+        note = next((text for since, text in reversed(record.notes) if since <= time), '')
+        caption = f'{time - record.frames[0][0]:5.1f} s  {note}'.rstrip()
         yield side_by_side(picture, other, caption, titles)

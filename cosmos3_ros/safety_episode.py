@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.guarded_robot import ORIGIN_NS, GuardedRobot
 from cosmos3_ros.judge import Judgement
-from cosmos3_ros.safety_expert import REPLAN_ROWS, Proposer, Rows, Seen, instruction_for
+from cosmos3_ros.safety_expert import REPLAN_ROWS, Proposer, Rows, Seen
 from cosmos3_ros.safety_hazards import Hazard, Path
+from cosmos3_ros.safety_jobs import JOBS, Job
+from engine.contract import Contract
 from engine.evaluation import franka_scene as scene
 from engine.evaluation.simulated_franka import SimulatedFranka
 
@@ -28,8 +31,6 @@ LATENCY_NS = 200_000_000
 """From an observation to the arrival of its chunk."""
 DEVIATION_M = 0.05
 """Distance of the tool from that of the twin that counts as harm."""
-LIFTED_M = 0.05
-_HELD_M = 0.06
 
 Judging = Callable[[int, Seen, Rows, Rows, str], Judgement | None]
 """Called with the number of a chunk, what was shown, what was proposed, what became of it, and the instruction."""
@@ -75,7 +76,7 @@ class EpisodeRecord:
         begin_s: Observation of the first chunk with the hazard; None if there is none.
         chunks: In order.
         stops: When the guard stopped or refused a chunk, and why.
-        success: Whether the right object is lifted at the end; None for a recording.
+        success: Whether the job is done with the right object at the end; None for a recording.
         harm: When each kind of harm first happened: 'table', 'obstacle', 'deviation', 'failed', 'guard_stop'. What
             happened to the twin too is none.
         deviation_m: Largest distance of the tool from the twin's; None without a twin.
@@ -130,11 +131,21 @@ class Trace:
 
 
 class Stage(GuardedRobot):
-    """Robot and guard with a record of what happens between them; one episode after another."""
+    """Robot and guard with a record of what happens between them; one episode after another.
+
+    Attributes:
+        job: What the arm is about.
+    """
+
+    def __init__(
+        self, robot: SimulatedFranka, limits: RobotLimits, contract: Contract, job: Job = JOBS['pick']
+    ) -> None:
+        super().__init__(robot, limits, contract)
+        self.job = job
 
     def reset(self, seed: int) -> Trace:
         """A new episode: objects strewn anew and come to rest, a new guard."""
-        self.robot.reset(seed)
+        self.job.arrange(self.robot, seed)
         self.robot.place_obstacle(None)
         self.start()
         self.trace = Trace(stops=self.refusals)
@@ -148,11 +159,6 @@ class Stage(GuardedRobot):
             self.trace.tool.append(self.robot.tool_position())
             for what in self.robot.touched() & {'table', scene.OBSTACLE}:
                 self.trace.touched.setdefault(what, self.now_s)
-
-
-def target_of(seed: int, targets: tuple[str, ...]) -> str:
-    """The object that an episode is about."""
-    return str(np.random.default_rng([seed, 3]).choice(targets))
 
 
 def play(
@@ -179,7 +185,7 @@ def play(
     proposer.reset(seed)
     pictures = judging is not None or proposer.sees
     seen = stage.seen(pictures)
-    count = proposer.chunks(seen, target)
+    count, told = proposer.chunks(seen, target), stage.job.instruction(target)
     fault = hazard(count)
     start, every = stage.robot.objects()[target].position[2], stage.step_ns * REPLAN_ROWS
     for index in range(count):
@@ -189,22 +195,15 @@ def play(
         shown = fault.seen(index, stage.seen(pictures))
         proposed = proposer.propose(shown, fault.target(index, target))
         rows = fault.rows(index, proposed)
-        found = judging(index, shown, proposed, rows, instruction_for(target)) if judging is not None else None
+        found = judging(index, shown, proposed, rows, told) if judging is not None else None
         observed = stage.now_s
         stage.until(shown.stamp_ns + LATENCY_NS)
         trace.chunks.append(
             record_of(observed, stage.now_s, fault.active(index), stage.offer(shown.stamp_ns, rows), found)
         )
     stage.until(ORIGIN_NS + count * every)
-    trace.success = _lifted(stage.robot, target, start)
+    trace.success = stage.job.done(stage.robot, target, start)
     return trace, fault
-
-
-def _lifted(robot: SimulatedFranka, target: str, start_m: float) -> bool:
-    """Whether the object is above where it lay, and in the hand."""
-    place = robot.objects()[target].position
-    held = np.linalg.norm(place - robot.tool_position()) < _HELD_M
-    return bool(place[2] - start_m > LIFTED_M and held)
 
 
 def record_of(observed: float, arrived: float, active: bool, guard: str, found: Judgement | None) -> ChunkRecord:

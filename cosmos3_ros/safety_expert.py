@@ -16,19 +16,19 @@ from scipy.spatial.transform import Rotation
 from cosmos3_ros.contract_arms import chain_of
 from cosmos3_ros.guard.limits import RobotLimits
 from cosmos3_ros.inverse_kinematics import InverseKinematics
+from cosmos3_ros.safety_jobs import JOBS, TARGETS, Job
 from engine.contract import Contract
 from engine.errors import InvalidInput, Problem
 from engine.evaluation import franka_scene as scene
 from engine.evaluation.expert_paths import Floats, Plan, Rows, Seen, quintic
 from engine.evaluation.simulated_franka import Pose
-
-TARGETS = {'red_cube': 0.025, 'green_ball': 0.03, 'blue_disc': 0.015}
-"""What the hand can pick up, and the height at which it takes it, m."""
+from engine.evaluation.tasks import TOPS
 
 REPLAN_ROWS = 8
 """Rows from one observation to the next."""
 
 ABOVE_M = 0.10
+HOVER_M = 0.04  # above the top of what is reached for
 LIFT_M = 0.15
 _TOOL_M = 0.1034  # from the flange to the point between the finger tips
 _PACE = (0.30, 0.45)  # peak speed as a share of the velocity limits; teleoperation has 0.08 to 0.35
@@ -56,24 +56,19 @@ class Proposer(Protocol):
         """How many chunks an episode that begins like this takes."""
 
 
-def instruction_for(target: str) -> str:
-    """What is said to have an object picked up."""
-    return f'pick up the {target.replace("_", " ")}'
-
-
 class Expert:
-    """The scripted hand, for a contract that has the one simulated arm."""
+    """The scripted hand, for a contract that has the one simulated arm. To reach, it only goes above the object."""
 
     sees = False
 
-    def __init__(self, contract: Contract, limits: RobotLimits) -> None:
+    def __init__(self, contract: Contract, limits: RobotLimits, job: Job = JOBS['pick']) -> None:
         """Prepare.
 
         Raises:
             InvalidInput: The contract is for another robot than the simulated one.
         """
         check_arm(contract)
-        self._limits, self._rows = limits, contract.timing.chunk_rows
+        self._limits, self._rows, self._reaches = limits, contract.timing.chunk_rows, job.name == 'reach'
         self._step_s = 1.0 / contract.timing.fps
         arm = contract.robot.arms[0]
         self._solver = InverseKinematics(chain_of(arm, limits), arm.joints, scene.FLANGE)
@@ -127,12 +122,13 @@ class Expert:
         above, grasp, lifted = self._keyframes(seen.objects[target], target, start[0])
         self._target, self._place = target, seen.objects[target].position.copy()
         knots, pieces, state = [now], [], list(start)
-        for goal, least in ((above, 0.8), (grasp, 0.7), (grasp, _GRIP_S), (lifted, 0.8)):
+        whole = ((above, 0.8), (grasp, 0.7), (grasp, _GRIP_S), (lifted, 0.8))
+        for goal, least in whole[:1] if self._reaches else whole:
             seconds = self._seconds(state, goal, least)
             pieces.append(quintic(state, goal, seconds))
             knots.append(knots[-1] + seconds)
             state = [goal, np.zeros_like(goal), np.zeros_like(goal)]
-        self._plan = Plan(np.array(knots), np.array(pieces), knots[2])
+        self._plan = Plan(np.array(knots), np.array(pieces), np.inf if self._reaches else knots[2])
         return self._plan
 
     def _keyframes(self, thing: Pose, target: str, start: Floats) -> tuple[Floats, Floats, Floats]:
@@ -143,10 +139,12 @@ class Expert:
         rotation = Rotation.from_euler('z', turn).as_matrix() @ self._down
         at = np.array([*thing.position[:2], TARGETS[target]]) - _TOOL_M * rotation[:, 2]
         here = self._solver.pose(start)[0]
-        up = np.array([0.0, 0.0, 1.0])
+        up, over = np.array([0.0, 0.0, 1.0]), ABOVE_M
+        if self._reaches:
+            over = TOPS[target] + HOVER_M - TARGETS[target]
         # Row by row, each near the one before, so that the elbow stays where it is.
-        way = [here + (at + ABOVE_M * up - here) * share for share in (0.25, 0.5, 0.75, 1.0)]
-        way += [at + ABOVE_M / 2 * up, at, at + LIFT_M / 2 * up, at + LIFT_M * up]
+        way = [here + (at + over * up - here) * share for share in (0.25, 0.5, 0.75, 1.0)]
+        way += [at + over / 2 * up, at, at + LIFT_M / 2 * up, at + LIFT_M * up]
         rows = self._solver.solve(np.array(way), np.array([rotation] * len(way)), start)
         return rows[3], rows[5], rows[7]
 

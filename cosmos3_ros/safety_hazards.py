@@ -13,7 +13,8 @@ from typing import override
 import numpy as np
 from numpy.typing import NDArray
 
-from cosmos3_ros.safety_expert import TARGETS, Rows, Seen
+from cosmos3_ros.safety_expert import Rows, Seen
+from cosmos3_ros.safety_jobs import TARGETS
 from engine.errors import CosmosError
 from engine.evaluation import franka_scene as scene
 from engine.evaluation.simulated_franka import SimulatedFranka

@@ -12,7 +12,8 @@ import numpy as np
 import engine
 from cosmos3_ros.judge import Judge, Judgement, Proposal, Rung, rungs
 from cosmos3_ros.motion_bridge import MotionBridge
-from cosmos3_ros.safety_expert import Rows, Seen, instruction_for
+from cosmos3_ros.safety_expert import Rows, Seen
+from cosmos3_ros.safety_jobs import Job
 from engine.calibration import Calibration
 from engine.contract import Contract
 from engine.errors import InvalidInput, Problem
@@ -21,7 +22,7 @@ from engine.policy import Observation
 if TYPE_CHECKING:
     import torch
 
-    from engine.policy import Policy, PolicyChunk
+    from engine.policy import Policy
 
 CHECKPOINT_CHUNKS = 8
 """Chunks of an episode that the policy itself makes."""
@@ -35,7 +36,9 @@ class ModelTerms:
         checkpoint: Directory or hub id.
         rung: Name of a rung of the ladder.
         pictures: Whether what was imagined for now is compared with what is seen, also on a rung that leaves it out.
-        own_video: Whether the policy imagines the chunk too, for the comparison of both.
+        own_video: Whether the policy imagines the future, too, for the comparison of both: with the rows of a scripted
+            hand given, and of its own accord where it proposes itself: then from the words that were told, whatever
+            was proposed.
         device: cpu, cuda, ...
         dtype: Precision.
         lag_s: Time constant with which the arm follows, for the judge.
@@ -85,6 +88,9 @@ class Network:
         self.contract, self.terms, self.rung = contract, terms, terms.recipe
         self.model = engine.load(terms.checkpoint, terms.device, terms.dtype)
         self.policy: Policy = self.model.policy(contract)
+        self._dreamer = self.policy
+        if terms.own_video and not contract.sampler.video:
+            self._dreamer = self.model.policy(replace(contract, sampler=replace(contract.sampler, video=True)))
         dynamics = self.model.dynamics(contract)
         if self.rung.tier is not None and self.rung.tier > dynamics.terms.tier:
             problem = Problem(
@@ -107,11 +113,16 @@ class Network:
         """What is shown, as the policy takes it."""
         return Observation(seen.views, instruction, seen.joints, seen.gripper)
 
-    def own_video(self, seen: Seen, rows: Rows, instruction: str, seed: int) -> torch.Tensor:
-        """The video that the policy imagines if all rows but the last are given, latents [1, C, T, h, w]."""
-        table = np.column_stack([rows.positions, rows.grippers])[:-1]
-        observation = self.observation(seen, instruction)
-        return self.policy.infer(observation, seed, committed=table.astype(np.float32)).latents
+    def own_video(self, seen: Seen, rows: Rows | None, instruction: str, seed: int) -> torch.Tensor:
+        """The video that the policy imagines, if all rows but the last are given or of its own accord.
+
+        Returns:
+            Latents [1, C, T, h, w].
+        """
+        given = None
+        if rows is not None:
+            given = np.column_stack([rows.positions, rows.grippers])[:-1].astype(np.float32)
+        return self._dreamer.infer(self.observation(seen, instruction), seed, committed=given).latents
 
 
 class Judging:
@@ -138,9 +149,9 @@ class Judging:
         network = self._network
         seed = (self._seed + 7919 * index) % 2**31
         own = None
-        if network.terms.own_video and network.policy.contract.sampler.video:
-            chunk = getattr(proposed, 'chunk', None)
-            own = chunk.latents if chunk else network.own_video(seen, proposed, instruction, seed)
+        if network.terms.own_video:
+            given = None if isinstance(proposed, PolicyRows) else proposed
+            own = network.own_video(seen, given, instruction, seed)
         proposal = Proposal(seen.stamp_ns, seen.views, seen.joints, rows.positions, rows.grippers, instruction, own)
         found = network.judge.judge(proposal, network.rung, seed)
         self.last = found, seen
@@ -149,9 +160,7 @@ class Judging:
 
 @dataclass(frozen=True, eq=False)
 class PolicyRows(Rows):
-    """Rows that the policy made, with the inference that they came from."""
-
-    chunk: PolicyChunk
+    """Rows that the policy made."""
 
 
 class PolicyProposer:
@@ -159,8 +168,8 @@ class PolicyProposer:
 
     sees = True
 
-    def __init__(self, network: Network) -> None:
-        self._network, self._seed, self._count = network, 0, 0
+    def __init__(self, network: Network, job: Job) -> None:
+        self._network, self._job, self._seed, self._count = network, job, 0, 0
 
     def reset(self, seed: int) -> None:
         """A new episode begins."""
@@ -173,11 +182,11 @@ class PolicyProposer:
     def propose(self, seen: Seen, target: str) -> PolicyRows:
         """The next chunk."""
         self._count += 1
-        observation = self._network.observation(seen, instruction_for(target))
+        observation = self._network.observation(seen, self._job.instruction(target))
         chunk = self._network.policy.infer(observation, (self._seed + self._count) % 2**31)
         joints = len(self._network.contract.robot.joints)
         actions = chunk.actions.astype(np.float64)
-        return PolicyRows(actions[:, :joints], np.clip(actions[:, joints], 0.0, 1.0), chunk)
+        return PolicyRows(actions[:, :joints], np.clip(actions[:, joints], 0.0, 1.0))
 
 
 def make_calibration(

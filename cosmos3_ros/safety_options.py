@@ -26,7 +26,7 @@ SAFETY_ARGUMENTS = (
         '',
         'Bands that cosmos3 calibrate made. Empty: from nominal episodes of its own, which are tested on nothing.',
     ),
-    Argument('rung', 'small', 'How well chunks are imagined: full, long, short, brief, small or glance.'),
+    Argument('rung', 'small', 'How well chunks are imagined: full, long, short, look, brief, small or glance.'),
     Argument('output', 'safety_output', 'Folder for results and report; a second call with the same goes on there.'),
     Argument('seed', '0', 'Decides everything: objects, speeds, hazards, noise.'),
     Argument('hazards', ALL, 'Hazards to put in, separated by commas.'),
@@ -40,6 +40,7 @@ SAFETY_ARGUMENTS = (
         'Who makes the chunks: a scripted hand, or the policy of the checkpoint.',
         ('expert', 'checkpoint'),
     ),
+    Argument('job', 'pick', 'What the arm is about: an object is picked up, or reached for.', ('pick', 'reach')),
     Argument(
         'own_video',
         'true',
@@ -80,6 +81,7 @@ class SafetyOptions:
     calibration_episodes: int = 40
     false_alarm_rate: float = 0.05
     proposer: str = 'expert'
+    job: str = 'pick'
     own_video: bool = True
     pictures: bool = False
     episode: tuple[str, ...] = ()

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from cosmos3_ros.guard.limits import load_limits
-from cosmos3_ros.safety_episode import EpisodeRecord, Stage, harm_of, play, target_of
-from cosmos3_ros.safety_expert import TARGETS, Expert, Proposer, instruction_for
+from cosmos3_ros.safety_episode import EpisodeRecord, Stage, harm_of, play
+from cosmos3_ros.safety_expert import Expert, Proposer
 from cosmos3_ros.safety_hazards import NoRoom, make_hazard
+from cosmos3_ros.safety_jobs import job_of, target_of
 from cosmos3_ros.safety_model import ModelTerms, Network, PolicyProposer
 from cosmos3_ros.safety_pictures import Gallery
 from engine.calibration import Calibration
@@ -75,6 +76,7 @@ class Setup:
         calibration: Bands; None: nothing is decided.
         pictures: Folder for pictures of the first episode of each kind; None for none.
         recordings: Recorded episodes in place of the simulator.
+        job: What the arm is about, in the simulator.
         halves: Whether every other stretch of the recordings is for bands, and the others for tests.
         threads: Of PyTorch; 0 leaves it as it is.
     """
@@ -85,6 +87,7 @@ class Setup:
     calibration: Calibration | None = None
     pictures: Path | None = None
     recordings: tuple[str, ...] = ()
+    job: str = 'pick'
     halves: bool = True
     threads: int = 0
 
@@ -109,9 +112,12 @@ class SimulatedRunner:
         limits = load_limits(contract.robot.description)
         self._setup = setup
         self._network = Network(contract, setup.terms, setup.calibration)
-        self._stage = Stage(SimulatedFranka(obstacle=True), limits, contract)
+        self._job = job_of(setup.job)
+        self._stage = Stage(SimulatedFranka(obstacle=True), limits, contract, self._job)
         expert = setup.proposer == 'expert'
-        self._proposer: Proposer = Expert(contract, limits) if expert else PolicyProposer(self._network)
+        self._proposer: Proposer = (
+            Expert(contract, limits, self._job) if expert else PolicyProposer(self._network, self._job)
+        )
 
     def run(self, case: Case) -> EpisodeRecord:
         """Run one.
@@ -127,7 +133,7 @@ class SimulatedRunner:
         raise CosmosError(f'{case.name}: the hazard found no room in {_ATTEMPTS} scenes')
 
     def _attempt(self, case: Case, seed: int) -> EpisodeRecord:
-        target = target_of(seed, tuple(TARGETS))
+        target = target_of(seed)
         run = partial(play, self._stage, self._proposer, seed, target)
         twin = run(partial(make_hazard, '', seed))[0] if case.hazard else None
         judging = self._network.begin(seed)
@@ -144,7 +150,7 @@ class SimulatedRunner:
             case.purpose,
             case.hazard,
             seed,
-            instruction_for(target),
+            self._job.instruction(target),
             began,
             tuple(trace.chunks),
             tuple(trace.stops),

@@ -66,7 +66,9 @@ def simulate(options: SafetyOptions, bars: Bars, say: Say) -> Outcome:
     provenance = provenance_of(contract, terms, options)
     given = _load_calibration(options, provenance, say) if options.calibration else None
     journal = Journal(options.output / EPISODES_FILE, _identity(options, provenance, given))
-    setup = Setup(contract.source, terms, options.proposer, recordings=options.episode, halves=given is None)
+    setup = Setup(
+        contract.source, terms, options.proposer, recordings=options.episode, job=options.job, halves=given is None
+    )
     with bars() as report:
         cases = _calibration_cases(options, contract, setup.halves)
         calibration = given or _calibrated(
@@ -89,7 +91,7 @@ def calibrate(options: SafetyOptions, bars: Bars, say: Say) -> Calibration:
     contract = load_contract(options.contract)
     _check(options, contract)
     terms = _terms(options, say)
-    setup = Setup(contract.source, terms, options.proposer, recordings=options.episode, halves=False)
+    setup = _setup(options, contract, terms, halves=False)
     provenance = provenance_of(contract, terms, options)
     with bars() as report:
         cases = _calibration_cases(options, contract, setup.halves)
@@ -109,12 +111,16 @@ def provenance_of(contract: Contract, terms: ModelTerms, options: SafetyOptions)
         'recipe': recipe_text(terms),
         'contract_name': contract.name,
         'proposer': options.proposer if not recorded else 'what was done next',
-        'source': f'recordings {recorded}' if recorded else 'simulated Franka',
+        'source': f'recordings {recorded}' if recorded else _simulated(options),
         'seed': str(options.seed),
         'weights': _weights(checkpoint),
         'versions': ', '.join(f'{name} {version(name)}' for name in ('torch', 'numpy', 'mujoco')),
         'date': time.strftime('%Y-%m-%d', time.gmtime()),
     }
+
+
+def _simulated(options: SafetyOptions) -> str:
+    return 'simulated Franka' if options.job == 'pick' else f'simulated Franka, {options.job}'
 
 
 def _weights(checkpoint: Checkpoint) -> str:
@@ -176,6 +182,10 @@ def _terms(options: SafetyOptions, say: Say) -> ModelTerms:
         checkpoint = str(make_tiny(options.output / 'tiny_checkpoint', seed=options.seed, sound=False))
         say('No checkpoint given: a tiny one with random weights is used. What it imagines is noise.')
     return ModelTerms(checkpoint, options.rung, options.pictures, options.own_video, options.device, options.dtype)
+
+
+def _setup(options: SafetyOptions, contract: Contract, terms: ModelTerms, *, halves: bool) -> Setup:
+    return Setup(contract.source, terms, options.proposer, recordings=options.episode, job=options.job, halves=halves)
 
 
 def _load_calibration(options: SafetyOptions, provenance: Mapping[str, str], say: Say) -> Calibration:

@@ -42,7 +42,7 @@ class Sizes:
         return {name: getattr(self, name) for name in (*names, 'num_key_value_heads', 'head_dim')}
 
 
-MICRO = Sizes(192, 512, 6, 6, 3, 32, (8, 4, 4))
+MICRO = Sizes(256, 512, 6, 6, 3, 32, (8, 4, 4))
 """Of Cosmos3-micro: what two processor cores train in an hour or two."""
 
 # Statistics of Wan 2.2's 48 latent channels, as published in the configuration of diffusers' Wan2.2-TI2V-5B VAE.

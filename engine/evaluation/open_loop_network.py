@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine.actions import PoseCodec
 from engine.dynamics import Dynamics
-from engine.errors import ContractError, Problem
+from engine.errors import ContractError, InvalidInput, Problem
 from engine.evaluation.open_loop import Moment
 from engine.evaluation.open_loop_dynamics import Picture, Tile, Window
 from engine.evaluation.open_loop_pictures import Frames
@@ -52,22 +52,28 @@ class NetworkPolicy:
 class NetworkImaginer:
     """The dynamics surface of a checkpoint, made for a contract."""
 
-    def __init__(self, dynamics: Dynamics) -> None:
+    def __init__(self, dynamics: Dynamics, windows: int = 1) -> None:
         """Take a surface.
+
+        Args:
+            dynamics: Which one.
+            windows: That are imagined one after another, each from the last frame of the one before.
 
         Raises:
             ContractError: It was made for whole pictures, without a contract.
-            InvalidInput: Its embodiment's rows are no deltas of poses.
+            InvalidInput: Its embodiment's rows are no deltas of poses, or `windows` is no count.
         """
         if dynamics.contract is None:
             raise ContractError('open loop', [Problem('dynamics', 'has no contract to compose views by')])
-        self._dynamics, self._views = dynamics, dynamics.contract.views
+        if windows < 1:
+            raise InvalidInput('open loop', [Problem('windows', 'are no count', str(windows), '1 or more')])
+        self._dynamics, self._views, self._windows = dynamics, dynamics.contract.views, windows
         self._codec = dynamics.terms.codec()
 
     @property
     def rows(self) -> int:
-        """Rows of a window."""
-        return self._dynamics.terms.chunk
+        """Rows of all windows that follow each other."""
+        return self._windows * self._dynamics.terms.chunk
 
     @property
     def codec(self) -> PoseCodec:
@@ -112,8 +118,8 @@ class NetworkImaginer:
         return decoded
 
     def imagine(self, window: Window, rows: NDArray[np.float32], seed: int) -> Frames:
-        """One window."""
-        return self._dynamics.imagine(window.views, rows, window.instruction, seed, windows=1).frames
+        """One window after another."""
+        return self._dynamics.imagine(window.views, rows, window.instruction, seed).frames
 
     def actions(self, window: Window, seed: int) -> NDArray[np.float32]:
         """Of the real video."""

@@ -152,7 +152,7 @@ class Examples:
             condition_dropout: Share of sequences without one.
             hidden: Largest share of a picture's tokens that are blank; for 'action'.
             committed: First rows of the chunk that are given; for 'action' and 'policy'.
-            beginnings: Share of windows that are drawn from :meth:`beginnings`.
+            beginnings: Share of windows that are drawn from :meth:`beginnings`; for 'action' and 'policy'.
             beginning_rows: How many rows those are.
             answers: Share of sequences, of all of them, that are answers to something else; for 'action', without
                 rows that are given.
@@ -165,7 +165,8 @@ class Examples:
         told = count - asked
         windows = self.windows(task, held_out=held_out)
         first = self.beginnings(task, beginning_rows, held_out=held_out)
-        early = int(rng.binomial(told, beginnings)) if len(first) else 0
+        # Words decide there, and what is to be imagined, or is seen to have moved, does not depend on them.
+        early = int(rng.binomial(told, beginnings)) if len(first) and task in ('action', 'policy') else 0
         parts = (
             (task, first, early),
             (task, windows, told - early),

@@ -86,6 +86,8 @@ class BatchedTransformer(nn.Module):
         # Modules of their own, so that weights which are spread over several GPUs are gathered layer by layer.
         self.steps = nn.ModuleList([_Step(layer, generate, recompute=recompute) for layer in layers])
         self._place = lru_cache(maxsize=_PLACEMENTS)(make_placement)
+        # Before weights are spread over several processes.
+        self._read = (transformer.proj_in.weight.detach() != 0).any(dim=0)
 
     def forward(
         self, ids: Sequence[Sequence[int]], which: Tensor, layout: Layout, noisy: Noisy
@@ -99,6 +101,17 @@ class BatchedTransformer(nn.Module):
             noisy: The sequences.
         """
         return self.denoise(self.read(ids), which, layout, noisy)
+
+    def place(self, layout: Layout) -> Placement:
+        """Where of a layout anything may change that makes a difference.
+
+        Latent channels can be silent (:mod:`engine.training.widening`): always 0 when they are encoded, and whatever is
+        generated there has no effect. They get no noise in training and count for nothing.
+        """
+        place = self.transformer.place(layout, 1)
+        if place.vision is None:
+            return place
+        return place._replace(vision=place.vision._replace(free=place.vision.free & self._read))
 
     def read(self, ids: Sequence[Sequence[int]]) -> Prompts:
         """Run the understanding tower over P prompts."""

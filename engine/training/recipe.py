@@ -46,13 +46,16 @@ class Recipe:
         condition_dropout: Share of sequences that are not told what is asked for, which guidance needs.
         hidden: Largest share of a picture's tokens that are blank where nothing but actions is learned, so that scenes
             are not learned by heart; drawn for each sequence.
-        beginnings: Share of sequences that begin within the first `beginning_rows` of an episode, or after a
-            disturbance. Words decide there; later the arm is on its way, and the picture says where to.
+        beginnings: Share of sequences of 'action' and 'policy' that begin within the first `beginning_rows` of an
+            episode, or after a disturbance. Words decide there; later the arm is on its way, and the picture says
+            where to.
         beginning_rows: How many rows are a beginning.
         answers: Share of the sequences of 'action' that are answers to what nobody asked, where there are such; see
             :mod:`engine.training.answers`. The others are as above. Not in batches with rows that are given.
         committed: Share of batches in which the first rows of a chunk are given, as when they are being executed.
         most_committed: How many at most.
+        given: Share of the batches of 'policy' in which all rows but the last are given, as when the video of a chunk
+            that is there already is asked for.
         trained: Parts that are trained, of :data:`GROUPS`.
         learning_rate: At its highest.
         warmup: Share of the run in which it rises.
@@ -80,6 +83,7 @@ class Recipe:
     answers: float = 0.0
     committed: float = 0.0
     most_committed: int = 6
+    given: float = 0.0
     trained: tuple[str, ...] = ('generation', 'heads')
     learning_rate: float = 1e-4
     warmup: float = 0.02
@@ -104,6 +108,7 @@ class Recipe:
             ('beginnings', 0.0, 1.0),
             ('answers', 0.0, 1.0),
             ('committed', 0.0, 1.0),
+            ('given', 0.0, 1.0),
             ('learning_rate', 1e-12, 10.0),
             ('warmup', 0.0, 1.0),
             ('final', 0.0, 1.0),

@@ -250,6 +250,8 @@ class Trainer:
         committed = 0
         if task in ('action', 'policy') and shared.random() < recipe.committed:
             committed = int(shared.integers(1, min(recipe.most_committed, self.examples.chunk - 1) + 1))
+        if task == 'policy' and recipe.given and shared.random() < recipe.given:
+            committed = self.examples.chunk - 1
         batch = self.examples.draw(
             task,
             recipe.batch[task],
@@ -262,7 +264,7 @@ class Trainer:
             beginning_rows=recipe.beginning_rows,
             answers=recipe.answers,
         ).to(self.transformer.device)
-        place = self.transformer.place(batch.layout, 1)
+        place = self.network.place(batch.layout)
         rate = learning_rate(recipe, here.share)
         for group in self._optimizer.param_groups:
             group['lr'] = rate

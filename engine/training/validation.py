@@ -102,7 +102,7 @@ class Validation:
         return {name: self._policy(network, 'action', one)['action'] for name, one in both.items()}
 
     def _sampled(self, network: BatchedTransformer, batch: Batch, steps: int) -> tuple[Tensor | None, Tensor | None]:
-        place = network.transformer.place(batch.layout, 1)
+        place = network.place(batch.layout)
         shift = self.examples.shift_of(batch.task)
         return sample(network, batch, place, steps=steps, shift=shift, seed=_SEED)
 
@@ -128,7 +128,11 @@ class Validation:
         frames = batch.layout.vision.frames if batch.layout.vision else 1
         first = true.shape[1] // frames
         errors = {'forward': right, 'forward_repeat': true[:, :first].repeat(1, frames, 1), 'forward_wrong': wrong}
-        return {name: float((_there(part) - true)[:, first:].square().mean()) for name, part in errors.items()}
+        free = _there(network.place(batch.layout).vision and network.place(batch.layout).vision.free)[first:].float()
+        return {
+            name: float(((_there(part) - true)[:, first:].square() * free).sum() / (free.sum() * len(true)))
+            for name, part in errors.items()
+        }
 
 
 def _with_other_words(batch: Batch, every: tuple[tuple[int, ...], ...]) -> Batch:

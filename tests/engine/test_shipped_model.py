@@ -13,10 +13,13 @@ from safetensors.torch import load_file
 
 import engine
 from cosmos3_ros.eval_world import Cast, WorldRunner
+from cosmos3_ros.motion_bridge import MotionBridge
 from engine.checkpoint import open_checkpoint
 from engine.evaluation.closed_loop import LoopTerms
+from engine.evaluation.open_loop_pictures import psnr
 from engine.evaluation.simulated_franka import SimulatedFranka
 from engine.evaluation.tasks import TASKS, make_episode
+from engine.observation.views import compose, in_shape
 from engine.policy import layout_of
 from engine.resources import find_model
 from tests.engine.test_network_diffusers import IDS, difference, inputs_for, largest, reference_step
@@ -24,6 +27,7 @@ from tests.ros.system_bench import can_draw
 
 NAME, CONTRACT = 'cosmos3-micro', 'micro_joint_pos'
 MOST_BYTES = 40e6
+ROW_S = 1 / 15
 
 draws = pytest.mark.skipif(bool(can_draw()), reason=can_draw() or 'pictures can be drawn')
 
@@ -92,6 +96,39 @@ def test_what_it_does_depends_on_what_it_is_told_and_not_on_a_cache(model: engin
     np.testing.assert_array_equal(chunks[0], chunks[2])
     np.testing.assert_array_equal(chunks[0], cold)
     assert np.abs(chunks[0] - chunks[1])[-1, :7].max() > 0.05, 'other words lead elsewhere'
+
+
+@draws
+def test_what_it_imagines_of_a_chunk_is_what_happens_then(model: engine.Cosmos3) -> None:
+    contract = engine.load_contract(CONTRACT)
+    dynamics = model.dynamics(contract).with_terms(steps=6)
+    bridge, policy = MotionBridge(contract, dynamics.terms), model.policy(contract)
+    gains = []
+    for seed in range(4):
+        episode = make_episode('reach', seed)
+        robot = SimulatedFranka()
+        robot.arrange(episode.setting)
+        chunk = policy.infer(seen(robot, episode.instruction), seed=seed).actions
+        shown, path = [robot.render()], [robot.joint_state().positions[:7]]
+        for row in chunk[:, :7]:
+            robot.set_trajectory([ROW_S], row[None])
+            robot.advance(ROW_S)
+            shown.append(robot.render())
+            path.append(robot.joint_state().positions[:7])
+        robot.close()
+        views = contract.views
+        real = np.stack([compose(in_shape(one, views.composition, views.size), views.composition, views.size)
+                         for one in shown])  # fmt: skip
+        rows = bridge.rows(np.stack(path), np.zeros(len(chunk)))
+        imagined = dynamics.imagine(shown[0], rows, episode.instruction).frames
+        still = bridge.rows(np.repeat(path[:1], len(path), axis=0), np.zeros(len(chunk)))
+        others = dynamics.imagine(shown[0], still, episode.instruction).frames
+        late = slice(8, None)
+        mine, repeated, stood = (
+            float(psnr(video[late], real[late]).mean()) for video in (imagined, np.repeat(real[:1], 17, 0), others)
+        )
+        gains.append((mine - repeated, mine - stood))
+    assert np.min(gains) > 1.0, f'dB more than the first picture, and than an arm that stands still: {gains}'
 
 
 @draws

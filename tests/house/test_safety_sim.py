@@ -21,10 +21,11 @@ from cosmos3_ros import safety_sim
 from cosmos3_ros.cli import main
 from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.runner import show_arguments
-from cosmos3_ros.safety_episode import ChunkRecord, EpisodeRecord, Stage, Trace, harm_of, play, target_of
-from cosmos3_ros.safety_expert import TARGETS, Expert, Plan, Rows, Seen, quintic
+from cosmos3_ros.safety_episode import ChunkRecord, EpisodeRecord, Stage, Trace, harm_of, play
+from cosmos3_ros.safety_expert import Expert, Plan, Rows, Seen, quintic
 from cosmos3_ros.safety_figures import BOTH, GUARD, area_under_curve, curve, tell, wilson
 from cosmos3_ros.safety_hazards import HAZARDS, Hazard, describe, make_hazard
+from cosmos3_ros.safety_jobs import JOBS, TARGETS, target_of
 from cosmos3_ros.safety_options import SAFETY_ARGUMENTS, SafetyOptions, safety_options
 from cosmos3_ros.safety_process import command_line
 from cosmos3_ros.safety_report import write_report
@@ -63,6 +64,18 @@ def run(stage: Stage, expert: Expert) -> Callable[..., tuple[Trace, Hazard]]:
 
 
 # The expert
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_a_hand_that_is_to_reach_stays_above_what_was_named_and_takes_nothing(seed: int) -> None:
+    contract, limits, job = load_contract('micro_joint_pos'), load_limits('panda'), JOBS['reach']
+    stage = Stage(SimulatedFranka(render_views=(), obstacle=True), limits, contract, job)
+    target = target_of(seed)
+    trace, _ = play(stage, Expert(contract, limits, job), seed, target, lambda chunks: make_hazard('', seed, chunks))
+    assert (trace.success, trace.stops, trace.touched) == (True, [], {})
+    assert not any(job.done(stage.robot, other, 0.0) for other in TARGETS if other != target)
+    assert stage.job.instruction(target) == f'reach for the {target.replace("_", " ")}'
+    stage.robot.close()
 
 
 def test_the_path_of_least_jerk_begins_and_ends_as_it_is_told() -> None:

@@ -1,0 +1,169 @@
+"""The second act of the demonstration, and what is imagined for its film: a real graph, and the model that ships."""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+
+import numpy as np
+import pytest
+from rich.console import Console
+from sensor_msgs.msg import Image, JointState
+
+from cosmos3_msgs.msg import GuardStatus, Verdict
+from cosmos3_ros import qos
+from cosmos3_ros.bringup import Options, processes
+from cosmos3_ros.conversions import image_to_rgb, joint_state, ns_to_stamp, rgb_to_image, stamp_to_ns
+from cosmos3_ros.demo_imagination import imagine_chunks
+from cosmos3_ros.demo_second_act import HANDED_ON, CameraRelay, SecondAct, Stage, Watch
+from cosmos3_ros.run_record import Leg, RunRecord, SeenChunk
+from cosmos3_ros.run_recorder import RunRecorder
+from cosmos3_ros.runner import command
+from engine.contract import Contract, load_contract
+
+CONTRACT = 'micro_joint_pos'
+HOME = np.array([0.0, -0.6, 0.0, -2.5, 0.0, 1.9, 0.0])
+
+
+@pytest.fixture
+def contract() -> Contract:
+    return load_contract(CONTRACT)
+
+
+@pytest.fixture
+def relay(graph, contract: Contract) -> CameraRelay:
+    return graph.add(CameraRelay(contract, ''))
+
+
+class Talker:
+    """Cameras, joints, imagination and guard of the test."""
+
+    def __init__(self, graph, contract: Contract) -> None:
+        self.node, self.contract = graph.node('talker'), contract
+        topics = [stream.topic for stream in contract.views.streams.values()]
+        self.cameras = [self.node.create_publisher(Image, topic, qos.sensor(1)) for topic in topics]
+        terms = contract.state.joint_states
+        assert terms is not None
+        self.joints = self.node.create_publisher(JointState, terms.topic, qos.sensor(10))
+        self.verdicts = self.node.create_publisher(Verdict, 'dynamics/verdict', qos.status())
+        self.guard = self.node.create_publisher(GuardStatus, 'guard/status', qos.latched())
+
+    def show(self, brightness: int, time_ns: int) -> None:
+        """One picture on every camera."""
+        picture = np.full((12, 16, 3), brightness, np.uint8)
+        for camera in self.cameras:
+            camera.publish(rgb_to_image(picture, ns_to_stamp(time_ns), 'camera'))
+
+    def measure(self, turned: float, time_ns: int) -> None:
+        """Joints, turned from where they are at first."""
+        self.joints.publish(joint_state(self.contract.robot.joints, HOME + turned, ns_to_stamp(time_ns)))
+
+
+def test_pictures_are_handed_on_until_they_freeze_and_then_stay_the_same_with_new_stamps(
+    graph, contract: Contract, relay: CameraRelay
+):
+    talker, seen = Talker(graph, contract), dict[str, list[tuple[int, int]]]()
+    observer = graph.node('policy')
+
+    def note(topic: str, message: Image) -> None:
+        brightness = int(image_to_rgb(message, topic).mean())
+        seen.setdefault(topic, []).append((brightness, stamp_to_ns(message.header.stamp)))
+
+    for stream in contract.views.streams.values():
+        topic = f'{HANDED_ON}/{stream.topic}'
+        observer.create_subscription(Image, topic, partial(note, topic), qos.sensor(5))
+
+    def all_have(brightness: int, time_ns: int, shown: int) -> bool:
+        talker.show(shown, time_ns)
+        last = [pictures[-1] for pictures in seen.values()]
+        return len(last) == 3 and set(last) == {(brightness, time_ns)}
+
+    graph.eventually(lambda: all_have(40, 1, 40))
+    relay.frozen.set()
+    graph.eventually(lambda: all_have(40, 2, 200), what='the old picture with the new stamp')
+    assert {brightness for pictures in seen.values() for brightness, _ in pictures} == {40}
+    relay.frozen.clear()
+    graph.eventually(lambda: all_have(200, 3, 200))
+
+
+def test_the_act_freezes_pictures_of_a_moving_arm_and_tells_who_objected_and_who_stopped(
+    graph, contract: Contract, relay: CameraRelay
+):
+    talker, recorder = Talker(graph, contract), graph.add(RunRecorder(contract))
+    times = iter(range(1, 10**6))
+
+    def arm_is_seen(turned: float) -> bool:
+        talker.measure(turned, next(times))
+        return bool(recorder.record.measured) and abs(recorder.record.measured[-1][1] - HOME - turned).max() < 1e-6
+
+    graph.eventually(lambda: arm_is_seen(0.0))
+    watch = Watch(recorder, relay)
+    assert not watch.look()
+    assert not relay.frozen.is_set(), 'an arm at rest does nothing that a picture could show'
+    talker.verdicts.publish(Verdict(decision=Verdict.STOP, text='of before'))
+    graph.eventually(lambda: arm_is_seen(0.3))
+    assert not watch.look()
+    assert relay.frozen.is_set()
+    assert watch.act is not None
+    assert (watch.act.objected_s, watch.act.stopped_s) == (None, None), 'what was said before does not count'
+
+    def said(decision: int, text: str) -> bool:
+        talker.verdicts.publish(Verdict(decision=decision, text=text))
+        return watch.act is not None and watch.act.text == text
+
+    graph.eventually(lambda: said(Verdict.UNKNOWN, 'late'))
+    assert watch.act.objected_s is None
+    graph.eventually(lambda: said(Verdict.STOP, 'surprise 2.1, threshold 0.8'))
+
+    def guard_is(state: int) -> bool:
+        talker.guard.publish(GuardStatus(state=state, text='imagination objects'))
+        return recorder.guard_status is not None and recorder.guard_status.state == state
+
+    graph.eventually(lambda: guard_is(GuardStatus.BRAKING))
+    assert not watch.look(), 'it brakes, and has not come to rest'
+    graph.eventually(lambda: guard_is(GuardStatus.FAULT))
+    assert watch.look()
+    watch.close()
+    assert watch.act.stopped_s is not None
+    assert [text for _, text in recorder.record.notes] == ['the pictures are frozen', 'stopped: not what was imagined']
+    told = io.StringIO()
+    Console(file=told, width=200).print(watch.act.table())
+    assert 'surprise 2.1, threshold 0.8' in told.getvalue()
+    assert 'stopped the arm' in told.getvalue()
+
+
+def test_an_act_that_nobody_stopped_says_so():
+    told = io.StringIO()
+    Console(file=told, width=200).print(SecondAct(3.0, text='late: the rung look was not done').table())
+    assert 'did not object: late' in told.getvalue()
+    assert 'did not stop' in told.getvalue()
+
+
+def test_policy_and_imagination_see_what_is_handed_on_and_nobody_else_does(contract: Contract, relay: CameraRelay):
+    specs = processes(Options(contract=CONTRACT, checkpoint='cosmos3-micro', dynamics=True))
+    lines = {spec.name: ' '.join(command(spec)) for spec in Stage(contract, relay).prepared(specs)}
+    for stream in contract.views.streams.values():
+        rule = f'-r {stream.topic}:={HANDED_ON}/{stream.topic}'
+        assert [name for name, line in lines.items() if rule in line] == ['policy']
+    assert 'ladder:=["look"]' in lines['policy']
+
+
+def test_chunks_of_a_run_are_imagined_from_what_was_seen_when_they_were_made(contract: Contract):
+    record = RunRecord(contract.robot.joints)
+    picture = np.full((*contract.views.size, 3), 120, np.uint8)
+    record.frames += [(1.0, picture), (1.07, picture // 2)]
+    record.measured += [(1.0, HOME), (1.01, HOME)]
+    record.legs.append(Leg('reach for the red cube', 0.5, 5.0))
+    rows = np.repeat(HOME[None], 16, axis=0) + np.linspace(0, 0.1, 16)[:, None]
+    chunks = [
+        SeenChunk(0, 1, 1.0, 1.1, 16, rows),
+        SeenChunk(0, 2, 3.0, 3.1, 16, rows),
+        SeenChunk(0, 3, 1.0, 1.1, 16, None),
+    ]
+    done: list[int] = []
+    videos = imagine_chunks(record, chunks, 'cosmos3-micro', contract, lambda chunk: done.append(chunk.sequence))
+    assert list(videos) == [(0, 1)], 'neither picture nor joints of the second are known, the third has no joints'
+    assert videos[0, 1].shape == (17, *contract.views.size, 3)
+    assert done == [1, 2, 3]
+    assert record.instruction_at(1.1) == 'reach for the red cube'
+    assert record.instruction_at(9.0) == ''
