@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument('--calibration-episodes', type=int, default=40, help='for the bands')
     parser.add_argument('--seed', type=int, default=0, help='decides everything')
     parser.add_argument('--workers', type=int, default=1, help='processes')
-    parser.add_argument('--save', action='store_true', help='write results/safety_sim.json and .md')
+    parser.add_argument('--save', action='store_true', help='write results/NAME.json and .md')
     given = vars(parser.parse_args())
     keep, name = given.pop('save'), given.pop('name')
     outcome = simulate(SafetyOptions(**given), lines, print)

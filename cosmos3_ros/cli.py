@@ -137,6 +137,7 @@ def _add_make_tiny(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         help='reflex: random, but a DROID chunk starts where the arm is and drifts; random: nothing but noise; fresh: '
         'what a training begins with',
     )
+    tiny.add_argument('--width', type=int, default=0, help="of both towers' streams; 0: the size's own")
     tiny.add_argument('--size', choices=('tiny', 'micro'), default='tiny', help='micro can be trained (default: tiny)')
     tiny.set_defaults(run=_make_tiny)
 
@@ -153,6 +154,7 @@ def _make_tiny(arguments: argparse.Namespace) -> int:
         real_ids=arguments.real_ids,
         size=arguments.size,
         sentences=_words() if arguments.size == 'micro' else (),
+        width=arguments.width,
     )
     size = sum(file.stat().st_size for file in path.rglob('*') if file.is_file())
     print(f'{path}: {arguments.variant}, {arguments.weights} weights, seed {arguments.seed}, {size / 1e6:.1f} MB')

@@ -206,7 +206,7 @@ def _add_widen(kinds: Commands) -> None:
     )
     add = command.add_argument
     add('base', help='checkpoint that knows something: a directory or a hub id')
-    add('--into', required=True, help='checkpoint of the width that is wanted: cosmos3 make-tiny --weights fresh')
+    add('--into', required=True, help='checkpoint of the width that is wanted: make-tiny --weights fresh --width N')
     add('--latents', type=Path, required=True, help='folder that cosmos3 train latents made with its autoencoder')
     add('--contract', default=_MICRO, help=f'name in config/contracts or a path (default: {_MICRO})')
     add('--channels', type=int, default=16, help='latent channels that are kept (default: 16)')

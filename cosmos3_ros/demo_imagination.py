@@ -64,5 +64,5 @@ def _video(record: RunRecord, chunk: SeenChunk, dynamics: Dynamics, bridge: Moti
     if max(abs(shown - chunk.stamp), abs(measured - chunk.stamp)) > period:
         return None
     path = expected_motion(joints, chunk.positions, period, LAG_S)
-    asked = record.instruction_at(chunk.arrived)
-    return dynamics.imagine(picture, bridge.rows(path, np.zeros(len(path) - 1)), asked).frames
+    closed = np.zeros(len(path) - 1) if chunk.grippers is None else chunk.grippers[:, 0]
+    return dynamics.imagine(picture, bridge.rows(path, closed), chunk.instruction).frames

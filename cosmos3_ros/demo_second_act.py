@@ -25,12 +25,15 @@ from sensor_msgs.msg import Image
 from cosmos3_msgs.msg import GuardStatus, Verdict
 from cosmos3_ros import qos
 from cosmos3_ros.bringup import ProcessSpec
+from cosmos3_ros.conversions import stamp_to_ns
+from cosmos3_ros.guard.reasons import Reason
+from cosmos3_ros.lifecycle_client import LifecycleClient
 from engine.contract import Contract
+from engine.errors import CosmosError
 
 if TYPE_CHECKING:
     from cosmos3_ros.run_recorder import RunRecorder
 
-INSTRUCTION = 'reach for the red cube'
 HANDED_ON = 'handed_on'
 """Namespace of the pictures that policy and imagination are shown."""
 MOVING_RAD = 0.15
@@ -42,8 +45,8 @@ _PARAMETERS = {
     'budget_s': 2.0,  # a laptop draws the simulation, too
     'slow_objections': 1,
     'stop_objections': 1,
-    'lag_s': 0.05,
 }
+_TRANSITION_S = 20.0
 
 
 class CameraRelay(Node):
@@ -78,14 +81,14 @@ class SecondAct:
     """What came of it; times in seconds of the graph's clock.
 
     Attributes:
-        frozen_s: When pictures froze.
+        frozen_s: When pictures froze; None if the act ended before.
         objected_s: When imagination said stop; None if it never did.
         text: What it said, or why it said nothing.
-        stopped_s: When the guard began to brake; None if it never did.
+        stopped_s: When the guard began to stop the arm for it; None if it never did.
         guard: The guard's own words then.
     """
 
-    frozen_s: float
+    frozen_s: float | None = None
     objected_s: float | None = None
     text: str = 'no verdict came'
     stopped_s: float | None = None
@@ -96,12 +99,12 @@ class SecondAct:
         table = Table(title='Second act: the pictures freeze', show_header=False, title_justify='left', pad_edge=False)
         table.add_column(style='bold')
         table.add_column()
-        if self.objected_s is None:
+        if self.objected_s is None or self.frozen_s is None:
             table.add_row('imagination', f'[yellow]did not object[/yellow]: {escape(self.text)}')
         else:
             after = self.objected_s - self.frozen_s
             table.add_row('imagination', f'objected after {after:.1f} s: {escape(self.text)}')
-        if self.stopped_s is None:
+        if self.stopped_s is None or self.frozen_s is None:
             table.add_row('guard', '[yellow]did not stop[/yellow]')
         else:
             after = self.stopped_s - self.frozen_s
@@ -116,13 +119,11 @@ class Stage:
     Attributes:
         contract: Of the run.
         relay: At work already.
-        instruction: What the arm is told meanwhile.
         limit_s: How long it may take.
     """
 
     contract: Contract
     relay: CameraRelay
-    instruction: str = INSTRUCTION
     limit_s: float = LIMIT_S
 
     def prepared(self, specs: Sequence[ProcessSpec]) -> list[ProcessSpec]:
@@ -139,6 +140,18 @@ class Stage:
     def watch(self, recorder: RunRecorder) -> Watch:
         """To be begun with an arm at rest."""
         return Watch(recorder, self.relay)
+
+    @staticmethod
+    def let_imagine(namespace: str, *, now: bool) -> None:
+        """Have imagination judge chunks from now on, or not: nothing is to be stopped for a false alarm before the act.
+
+        Raises:
+            CosmosError: The node does not do as it is told.
+        """
+        name, change = f'/{namespace}/dynamics', 'activate' if now else 'deactivate'
+        with LifecycleClient() as client:
+            if not client.change(name, change, _TRANSITION_S):
+                raise CosmosError(f'{name} cannot {change}; its log says why')
 
 
 @contextmanager
@@ -166,7 +179,7 @@ class Watch:
 
     def __init__(self, recorder: RunRecorder, relay: CameraRelay) -> None:
         """Begin with an arm at rest."""
-        self.act: SecondAct | None = None
+        self.act = SecondAct()
         self._recorder, self._relay = recorder, relay
         self._began = time.monotonic()
         self._from = recorder.record.measured[-1][1] if recorder.record.measured else None
@@ -175,23 +188,29 @@ class Watch:
     def look(self) -> bool:
         """Whether all is over."""
         act, waited = self.act, time.monotonic() - self._began
-        if act is None:
-            if self._on_its_way() or waited > BEGIN_WITHIN_S:
-                self._relay.frozen.set()
-                self.act = SecondAct(self._recorder.now_s())
-                self._recorder.record.notes.append((self.act.frozen_s, 'the pictures are frozen'))
-                self._began = time.monotonic()
+        if act.frozen_s is None:
+            if self._on_its_way():
+                self._freeze()
+            elif waited > BEGIN_WITHIN_S:
+                act.text = f'the arm did not move within {BEGIN_WITHIN_S:g} s, so that there was nothing to see'
+                return True
             return False
         status = self._recorder.guard_status
-        stops = status is not None and status.state in (GuardStatus.BRAKING, GuardStatus.FAULT)
-        if stops and act.stopped_s is None and act.objected_s is not None:
+        stopped = status is not None and status.reason == Reason.VERDICT_STOP
+        if stopped and act.stopped_s is None:
             act.stopped_s, act.guard = self._recorder.now_s(), status.text
-            self._recorder.record.notes.append((act.stopped_s, 'stopped: not what was imagined'))
-        return (act.stopped_s is not None and status.state == GuardStatus.FAULT) or waited > STOP_WITHIN_S
+            self._recorder.record.notes.append((act.stopped_s, 'stopped: this is not what was imagined'))
+        return (stopped and status.state == GuardStatus.FAULT) or waited > STOP_WITHIN_S
 
     def close(self) -> None:
         """Hear no more verdicts."""
         self._recorder.destroy_subscription(self._subscription)
+
+    def _freeze(self) -> None:
+        self.act.frozen_s = self._recorder.now_s()
+        self._relay.frozen.set()
+        self._recorder.record.notes.append((self.act.frozen_s, 'the pictures are frozen'))
+        self._began = time.monotonic()
 
     def _on_its_way(self) -> bool:
         measured = self._recorder.record.measured
@@ -203,7 +222,8 @@ class Watch:
 
     def _on_verdict(self, message: Verdict) -> None:
         act = self.act
-        if act is None or act.objected_s is not None:
+        # What was seen before says nothing of what has happened since.
+        if act.frozen_s is None or act.objected_s is not None or stamp_to_ns(message.stamp) / 1e9 < act.frozen_s:
             return
         act.text = message.text
         if message.decision == Verdict.STOP:

@@ -78,7 +78,7 @@ PARAMETERS = (
     Parameter('budget_s', 0.5, 'Time from the arrival of a chunk to its verdict; later is unknown.', 's', 0.01, 60.0),
     Parameter(
         'ladder',
-        tuple(rung.name for rung in LADDER if rung.name != 'full'),
+        tuple(rung.name for rung in LADDER if rung.name not in ('full', 'look')),
         'Rungs that may be used; the best one that usually fits into the budget is.',
         one_of=tuple(rung.name for rung in LADDER),
     ),

@@ -256,7 +256,8 @@ class Judge:
         found = self._of_futures(futures, proposal, rung)
         if rung.cycle:
             found |= self._of_cycle(dynamics, futures[0], seed, cancelled)
-        found |= self._of_past(proposal)
+        if moment == self._moment:  # the arm has done no other chunk since
+            found |= self._of_past(proposal)
         if self._adviser is not None:
             found |= self._adviser.scores(futures[0], proposal, cancelled)
         # What was computed and is no number is as bad as can be; only what was not computed says nothing.

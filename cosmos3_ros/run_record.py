@@ -25,7 +25,10 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class SeenChunk:
-    """A chunk on its way from policy to guard; `arrived` and `stamp` in seconds, `positions` [rows, J] or None."""
+    """A chunk on its way from policy to guard; `arrived` and `stamp` in seconds, `positions` [rows, J] or None.
+
+    `grippers` are closed fractions [rows, G], or None; `instruction` is what it is for.
+    """
 
     epoch: int
     sequence: int
@@ -33,6 +36,8 @@ class SeenChunk:
     arrived: float
     rows: int
     positions: NDArray[np.float64] | None
+    instruction: str = ''
+    grippers: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,10 +107,6 @@ class RunRecord:
     margins: tuple[float, float, float] = (np.inf, np.inf, np.inf)
     observation_age: tuple[float, float] = (np.nan, np.nan)
     dry_run: bool = False
-
-    def instruction_at(self, time_s: float) -> str:
-        """What was asked for at a time; empty between instructions."""
-        return next((leg.instruction for leg in self.legs if leg.begin_s <= time_s <= leg.end_s), '')
 
     @property
     def accepted(self) -> int:

@@ -26,8 +26,8 @@ from engine.observation.views import compose
 class RunRecorder(Node):
     """Subscribes to everything a run says; relative topics, so it must live in the run's namespace."""
 
-    def __init__(self, contract: Contract, namespace: str = '') -> None:
-        """Start recording at once; :attr:`recording` can pause it."""
+    def __init__(self, contract: Contract, namespace: str = '', pictures: str = '') -> None:
+        """Start recording at once; :attr:`recording` can pause it. Topics of pictures begin with `pictures`."""
         super().__init__('run_recorder', namespace=namespace)
         self.contract = contract
         self.record = RunRecord(contract.robot.joints)
@@ -36,14 +36,14 @@ class RunRecorder(Node):
         self.guard_status: GuardStatus | None = None
         self._views: dict[str, NDArray[np.uint8]] = {}
         self._pace = next(iter(contract.views.streams))
-        self._subscribe()
+        self._subscribe(pictures)
 
     @property
     def sensors_deliver(self) -> bool:
         """Whether every view has arrived at least once."""
         return len(self._views) == len(self.contract.views.streams)
 
-    def _subscribe(self) -> None:
+    def _subscribe(self, pictures: str) -> None:
         latched, status = qos.latched(), qos.status(50)
         self.create_subscription(ActionChunk, 'policy/chunk', self._on_chunk, status)
         self.create_subscription(PolicyStatus, 'policy/status', self._on_policy, latched)
@@ -56,7 +56,8 @@ class RunRecorder(Node):
             self._joints = JointReader(self.contract.robot.joints, terms.topic)
             self.create_subscription(JointState, terms.topic, self._on_joints, qos.sensor(50))
         for name, stream in self.contract.views.streams.items():
-            self.create_subscription(Image, stream.topic, partial(self._on_image, name, stream.topic), qos.sensor(2))
+            topic = f'{pictures}{stream.topic}'
+            self.create_subscription(Image, topic, partial(self._on_image, name, topic), qos.sensor(2))
 
     def now_s(self) -> float:
         """Time of the graph's clock."""
@@ -67,7 +68,10 @@ class RunRecorder(Node):
         if message.action_space == ActionChunk.JOINT_POSITION:
             positions = np.asarray(message.positions).reshape(message.rows, -1)
         stamp = stamp_to_ns(message.header.stamp) / 1e9
-        chunk = SeenChunk(message.epoch, message.sequence, stamp, self.now_s(), message.rows, positions)
+        grippers = np.asarray(message.grippers).reshape(message.rows, -1) if message.grippers else None
+        chunk = SeenChunk(
+            message.epoch, message.sequence, stamp, self.now_s(), message.rows, positions, message.instruction, grippers
+        )
         self.record.chunks.append(chunk)
 
     def _on_policy(self, message: PolicyStatus) -> None:

@@ -145,8 +145,9 @@ class Expert:
         # Row by row, each near the one before, so that the elbow stays where it is.
         way = [here + (at + over * up - here) * share for share in (0.25, 0.5, 0.75, 1.0)]
         way += [at + over / 2 * up, at, at + LIFT_M / 2 * up, at + LIFT_M * up]
+        way = way[:4] if self._reaches else way
         rows = self._solver.solve(np.array(way), np.array([rotation] * len(way)), start)
-        return rows[3], rows[5], rows[7]
+        return (rows[3], rows[3], rows[3]) if self._reaches else (rows[3], rows[5], rows[7])
 
     def _seconds(self, state: Sequence[Floats], goal: Floats, least: float) -> float:
         """As long as it takes to keep the speed and the accelerations."""

@@ -22,7 +22,7 @@ from engine.policy import Observation
 if TYPE_CHECKING:
     import torch
 
-    from engine.policy import Policy
+    from engine.policy import Policy, PolicyChunk
 
 CHECKPOINT_CHUNKS = 8
 """Chunks of an episode that the policy itself makes."""
@@ -36,9 +36,9 @@ class ModelTerms:
         checkpoint: Directory or hub id.
         rung: Name of a rung of the ladder.
         pictures: Whether what was imagined for now is compared with what is seen, also on a rung that leaves it out.
-        own_video: Whether the policy imagines the future, too, for the comparison of both: with the rows of a scripted
-            hand given, and of its own accord where it proposes itself: then from the words that were told, whatever
-            was proposed.
+        own_video: Whether the policy imagines the future, too, for the comparison of both: the one that it has made
+            beside its chunk; where it makes none, another of its own accord for the words that were told, whatever was
+            proposed; and with the rows of a scripted hand given.
         device: cpu, cuda, ...
         dtype: Precision.
         lag_s: Time constant with which the arm follows, for the judge.
@@ -60,7 +60,7 @@ class ModelTerms:
 
 
 def recipe_text(terms: ModelTerms) -> str:
-    """All that scores depend on beside checkpoint and contract, in words."""
+    """All that scores depend on beside checkpoint, contract and proposer, in words."""
     rung = terms.recipe
     parts = {
         'rung': rung.name,
@@ -142,7 +142,7 @@ class Judging:
         Args:
             index: Its number.
             seen: What was shown.
-            proposed: What was proposed; the policy's own video is of this.
+            proposed: What was proposed.
             rows: What became of it on the way, which is what is judged.
             instruction: What was asked for.
         """
@@ -150,8 +150,11 @@ class Judging:
         seed = (self._seed + 7919 * index) % 2**31
         own = None
         if network.terms.own_video:
-            given = None if isinstance(proposed, PolicyRows) else proposed
-            own = network.own_video(seen, given, instruction, seed)
+            chunk = getattr(proposed, 'chunk', None)
+            if chunk is not None and network.contract.sampler.video:
+                own = chunk.latents
+            else:
+                own = network.own_video(seen, None if chunk else proposed, instruction, seed)
         proposal = Proposal(seen.stamp_ns, seen.views, seen.joints, rows.positions, rows.grippers, instruction, own)
         found = network.judge.judge(proposal, network.rung, seed)
         self.last = found, seen
@@ -160,7 +163,9 @@ class Judging:
 
 @dataclass(frozen=True, eq=False)
 class PolicyRows(Rows):
-    """Rows that the policy made."""
+    """Rows that the policy made, with the inference that they came from."""
+
+    chunk: PolicyChunk
 
 
 class PolicyProposer:
@@ -186,7 +191,7 @@ class PolicyProposer:
         chunk = self._network.policy.infer(observation, (self._seed + self._count) % 2**31)
         joints = len(self._network.contract.robot.joints)
         actions = chunk.actions.astype(np.float64)
-        return PolicyRows(actions[:, :joints], np.clip(actions[:, joints], 0.0, 1.0))
+        return PolicyRows(actions[:, :joints], np.clip(actions[:, joints], 0.0, 1.0), chunk)
 
 
 def make_calibration(

@@ -132,11 +132,11 @@ def _weights(checkpoint: Checkpoint) -> str:
     return 'random' if isinstance(found, dict) and found.get('created_by') == 'cosmos3 make-tiny' else 'given'
 
 
-def is_good(episode: EpisodeRecord, proposer: str) -> bool:
-    """Whether an episode counts as a success for bands. One of the policy itself only has to do no harm."""
+def is_good(episode: EpisodeRecord, proposer: str, job: str = 'pick') -> bool:
+    """Whether an episode counts as a success for bands. A policy that is to pick up only has to do no harm."""
     if episode.success is None:
         return True  # a recording, taken to be good by whoever names it
-    if proposer == 'expert':
+    if proposer == 'expert' or job != 'pick':
         return episode.success and not episode.harm
     return not set(episode.harm) - _TOLERATED
 
@@ -167,6 +167,8 @@ def _check(options: SafetyOptions, contract: Contract) -> tuple[str, ...]:
         problems.append(Problem('calibration_episodes', what, count, f'{fewest} or more', remedy))
     if options.episode and options.proposer != 'expert':
         problems.append(Problem('proposer', 'has no part in recordings', options.proposer, 'expert', 'leave it out'))
+    if options.episode and options.job != 'pick':
+        problems.append(Problem('job', 'has no part in recordings', options.job, remedy='leave it out'))
     if problems:
         raise InvalidInput('safety simulation', problems)
     if not options.episode:
@@ -246,7 +248,7 @@ def _calibrated(
 
 
 def _bands(options: SafetyOptions, episodes: Sequence[EpisodeRecord], provenance: Mapping[str, str]) -> Calibration:
-    good = [one for one in episodes if is_good(one, options.proposer)]
+    good = [one for one in episodes if is_good(one, options.proposer, options.job)]
     curves = {
         name: [[chunk.scores.get(name, float('nan')) for chunk in one.chunks] for one in good]
         for name in MONITORS

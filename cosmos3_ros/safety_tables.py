@@ -147,7 +147,7 @@ def truth(results: Mapping[str, Any]) -> Grid:
     ]
     note = (
         'Episodes. table, obstacle: the arm touched it. deviation: the tool was 5 cm from where it is without the '
-        'hazard, before any stop. failed: the object was not lifted, and is without the hazard.'
+        'hazard, before any stop. failed: the object was not lifted (or reached), and is without the hazard.'
     )
     return Grid('What really happened', head, tuple(rows), note)
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,6 +38,7 @@ Weights = Literal['reflex', 'random', 'fresh']
 Size = Literal['tiny', 'micro']
 
 _CREATED_BY = 'cosmos3 make-tiny'
+_WIDTH_STEP = 32
 _SINGLE = 'diffusion_pytorch_model.safetensors'
 _INDEX = 'diffusion_pytorch_model.safetensors.index.json'
 _SHARDS = 2
@@ -59,6 +60,7 @@ def make_tiny(
     real_ids: bool = False,
     size: Size = 'tiny',
     sentences: tuple[str, ...] = (),
+    width: int = 0,
 ) -> Path:
     """Write a random checkpoint of a few megabytes; the same arguments give the same bytes.
 
@@ -75,6 +77,7 @@ def make_tiny(
         real_ids: Use the public vocabulary's size and token ids: the embeddings then take tens of megabytes.
         size: 'tiny', or 'micro', which can be trained to something.
         sentences: What the tokenizer shall read in few tokens.
+        width: Of both towers' streams, in place of the size's own; 0 for that.
 
     Returns:
         The absolute path of the checkpoint.
@@ -83,14 +86,14 @@ def make_tiny(
         InvalidInput: `variant`, `seed` or `weights` is not one of those allowed (all faults at once).
         CheckpointError: `directory` holds something else.
     """
-    _check_arguments(variant, seed, weights, size)
+    _check_arguments(variant, seed, weights, size, width)
     target = Path(directory).expanduser().resolve()
     _check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
     try:
         tokenizer = build_tokenizer(edge=variant == 'edge', real_ids=real_ids, sentences=sentences)
-        _write(staging, tokenizer, _Draw(seed, sound and variant == 'nano', weights, size))
+        _write(staging, tokenizer, _Draw(seed, sound and variant == 'nano', weights, size, width))
         staging.chmod(0o755)
         _replace(target, staging)
     finally:
@@ -106,14 +109,16 @@ class _Draw:
     sound: bool
     weights: Weights
     size: Size
+    width: int
 
     @property
     def sizes(self) -> tiny_configs.Sizes:
         """Of the towers."""
-        return tiny_configs.MICRO if self.size == 'micro' else tiny_configs.Sizes.tiny()
+        usual = tiny_configs.MICRO if self.size == 'micro' else tiny_configs.Sizes.tiny()
+        return replace(usual, hidden_size=self.width or usual.hidden_size)
 
 
-def _check_arguments(variant: str, seed: int, weights: str, size: str) -> None:
+def _check_arguments(variant: str, seed: int, weights: str, size: str, width: int) -> None:
     problems = []
     if variant not in get_args(Variant):
         problems.append(Problem('variant', 'is unknown', repr(variant), ', '.join(get_args(Variant))))
@@ -123,6 +128,9 @@ def _check_arguments(variant: str, seed: int, weights: str, size: str) -> None:
         problems.append(Problem('size', 'is unknown', repr(size), ', '.join(get_args(Size))))
     if weights == 'reflex' and size != 'tiny':
         problems.append(Problem('weights', 'are constructed for the tiny size alone', weights, 'random, fresh'))
+    if width and (width < 0 or width % _WIDTH_STEP or weights == 'reflex'):
+        remedy = 'reflex weights have the usual width' if weights == 'reflex' else ''
+        problems.append(Problem('width', 'cannot be used', str(width), f'a multiple of {_WIDTH_STEP}', remedy))
     if seed < 0:
         problems.append(Problem('seed', 'is negative', str(seed), 'an integer >= 0'))
     if problems:

@@ -111,7 +111,8 @@ class BatchedTransformer(nn.Module):
         place = self.transformer.place(layout, 1)
         if place.vision is None:
             return place
-        return place._replace(vision=place.vision._replace(free=place.vision.free & self._read))
+        free = place.vision.free
+        return place._replace(vision=place.vision._replace(free=free & self._read.to(free.device)))
 
     def read(self, ids: Sequence[Sequence[int]]) -> Prompts:
         """Run the understanding tower over P prompts."""

@@ -3,13 +3,15 @@
 A network that generates says velocities, and a velocity is noise less data. So its stream has to carry the noise of
 every number of a token from the first layer to the last, beside all that it thinks. The published networks are twenty
 times as wide as a token. One that is no wider than a token, and has learned actions alone, hands on next to nothing of
-it, and does not find the way there in an hour. Two things help, and neither changes what the network does with actions:
+it, and does not find the way there in an hour. Two things help, and neither changes much of what the network does with
+actions:
 
 - The channels of a small autoencoder are turned to their principal axes, and those that say nothing become silent:
   exactly 0 when they are encoded, and ignored by the network and by the decoder. Training leaves them out
   (:meth:`engine.training.network.BatchedTransformer.place`).
 - The stream becomes wider by at least as many numbers as are left in a token. They carry the token through, and the
-  head reads them: that is the noise. What is to be learned is the data.
+  head reads them: that is the noise. What is to be learned is the data. Norms of the stream of picture tokens notice
+  a little of it; nothing else does.
 """
 
 from __future__ import annotations
@@ -97,7 +99,9 @@ class Axes:
 def widen(
     base: Checkpoint, into: Checkpoint, contract: Contract, latents: Latents, channels: int, output: Path
 ) -> Axes:
-    """Write a wider checkpoint that does what another does, carries its tokens through, and reads few channels.
+    """Write a wider checkpoint that acts as another does, carries its tokens through, and reads few channels.
+
+    What has no part in actions is that of `into`: the vision encoder, and sound.
 
     Args:
         base: What it is to do.
@@ -112,13 +116,15 @@ def widen(
         CheckpointError: The two do not fit, or the output holds something else; lists every fault.
         CosmosError: The disk is full.
     """
-    axes, patch = principal_axes(latents, channels), base.transformer_config.latent_patch_size
+    patch = base.transformer_config.latent_patch_size
     narrow, wide = (one.load_transformer('cpu', torch.float32, ('policy', 'dynamics')) for one in (base, into))
-    _raise_misfits(base, into, narrow, wide, channels * patch**2)
+    _raise_misfits(base, into, latents, channels * patch**2)
+    axes = principal_axes(latents, channels)
     weights = widened_tensors(turned_tensors(narrow.state_dict(), axes, patch), narrow, wide)
-    wide.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     pictures = axes.apply(np.asarray(latents.first[:: max(1, len(latents.first) // _PICTURES)]))
-    carry(weights, channels, patch, narrow.config.hidden_size, _strength(wide, contract, pictures))
+    carry(weights, channels, patch, narrow.config.hidden_size)
+    wide.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    say(weights, channels, patch, narrow.config.hidden_size, _strength(wide, contract, pictures))
     with tempfile.TemporaryDirectory() as scratch:
         vae = turn_autoencoder(base.root, axes, Path(scratch) / 'vae')
         origin = {
@@ -212,7 +218,10 @@ def _turn_file(path: Path, array: NDArray[np.float16], axes: Axes) -> None:
 
 
 def turned_tensors(weights: Mapping[str, Tensor], axes: Axes, patch: int) -> Tensors:
-    """Weights, float64, of a transformer that sees of turned latents what it saw of others, as far as they are kept."""
+    """Weights, float64, of a transformer that sees of turned latents what it saw of others, as far as they are kept.
+
+    Where a picture has an odd number of cells, what fills it up is now the mean and no longer 0.
+    """
     found = {name: tensor.double() for name, tensor in weights.items()}
     cells = found['proj_in.weight'].unflatten(1, (patch**2, len(axes.mean)))
     found['proj_in.bias'] = found['proj_in.bias'] + torch.einsum('hpc,c->h', cells, torch.from_numpy(axes.mean))
@@ -245,25 +254,41 @@ def widened_tensors(weights: Mapping[str, Tensor], narrow: CosmosTransformer, wi
     return found
 
 
-def carry(weights: Tensors, channels: int, patch: int, old: int, strength: float) -> None:
-    """Let new numbers of the stream carry what is left of a token, and the head say it; in place.
+def carry(weights: Tensors, channels: int, patch: int, old: int) -> None:
+    """Let new numbers of the stream carry what is left of a token; in place.
 
     Args:
         weights: Of a widened transformer.
         channels: That are kept.
         patch: Edge of a token.
         old: Width of the stream before.
+    """
+    for place, number in enumerate(_kept_numbers(weights, channels, patch), start=old):
+        weights['proj_in.weight'][place, number] = _CARRIED
+
+
+def say(weights: Tensors, channels: int, patch: int, old: int, strength: float) -> None:
+    """Let the head say what is carried as the velocity of pure noise, and nothing else; in place.
+
+    Args:
+        weights: As for :func:`carry`.
+        channels: Likewise.
+        patch: Likewise.
+        old: Likewise.
         strength: Root mean square of the stream behind the last layer.
     """
     weights['proj_out.weight'].zero_()
     weights['proj_out.bias'].zero_()
-    every = weights['proj_in.weight'].shape[1]
-    numbers = [number for number in range(every) if number % (every // patch**2) < channels]
     gain = math.sqrt(strength)  # the other half is up to the head, so that both can learn at one pace
-    for place, number in enumerate(numbers, start=old):
-        weights['proj_in.weight'][place, number] = _CARRIED
+    for place, number in enumerate(_kept_numbers(weights, channels, patch), start=old):
         weights['norm_moe_gen.weight'][place] = gain
         weights['proj_out.weight'][number, place] = strength / (gain * _CARRIED)
+
+
+def _kept_numbers(weights: Mapping[str, Tensor], channels: int, patch: int) -> list[int]:
+    """The numbers of a token that are left, by their places in it."""
+    every = weights['proj_in.weight'].shape[1]
+    return [number for number in range(every) if number % (every // patch**2) < channels]
 
 
 def _strength(transformer: CosmosTransformer, contract: Contract, pictures: NDArray[np.float32]) -> float:
@@ -288,15 +313,17 @@ def _strength(transformer: CosmosTransformer, contract: Contract, pictures: NDAr
     return float(seen[0])
 
 
-def _raise_misfits(
-    base: Checkpoint, into: Checkpoint, narrow: CosmosTransformer, wide: CosmosTransformer, carried: int
-) -> None:
-    """Refuse two checkpoints that differ in more than the width."""
-    old, new = narrow.config, wide.config
+def _raise_misfits(base: Checkpoint, into: Checkpoint, latents: Latents, carried: int) -> None:
+    """Refuse two checkpoints that differ in more than the width, and latents of another autoencoder."""
+    old, new = base.transformer_config, into.transformer_config
     problems = []
+    if latents.card.get('autoencoder') != (mine := autoencoder_fingerprint(base.root)):
+        given, remedy = str(latents.card.get('autoencoder')), 'encode the corpus with the base'
+        problems.append(Problem('latents', 'are not of the autoencoder of the base', given, mine, remedy))
     if new.hidden_size < old.hidden_size + carried:
         least = f'{old.hidden_size + carried} or more'
-        problems.append(Problem('hidden_size', 'has no room for a token', str(new.hidden_size), least))
+        remedy = 'cosmos3 make-tiny --size micro --weights fresh --width N'
+        problems.append(Problem('hidden_size', 'has no room for a token', str(new.hidden_size), least, remedy))
     if replace(new, hidden_size=old.hidden_size) != old:
         problems.append(Problem('sizes', 'differ in more than the width', str(into.root), str(base.root)))
     if base.load_tokenizer().encode('') != into.load_tokenizer().encode('') or _words(base) != _words(into):

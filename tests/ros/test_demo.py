@@ -11,12 +11,13 @@ from rich.console import Console
 from sensor_msgs.msg import Image, JointState
 
 from cosmos3_msgs.msg import GuardStatus, Verdict
-from cosmos3_ros import qos
+from cosmos3_ros import demo_second_act, qos
 from cosmos3_ros.bringup import Options, processes
 from cosmos3_ros.conversions import image_to_rgb, joint_state, ns_to_stamp, rgb_to_image, stamp_to_ns
 from cosmos3_ros.demo_imagination import imagine_chunks
 from cosmos3_ros.demo_second_act import HANDED_ON, CameraRelay, SecondAct, Stage, Watch
-from cosmos3_ros.run_record import Leg, RunRecord, SeenChunk
+from cosmos3_ros.guard.reasons import Reason
+from cosmos3_ros.run_record import RunRecord, SeenChunk
 from cosmos3_ros.run_recorder import RunRecorder
 from cosmos3_ros.runner import command
 from engine.contract import Contract, load_contract
@@ -98,38 +99,62 @@ def test_the_act_freezes_pictures_of_a_moving_arm_and_tells_who_objected_and_who
 
     graph.eventually(lambda: arm_is_seen(0.0))
     watch = Watch(recorder, relay)
+    heard: list[str] = []
+    graph.node('witness').create_subscription(
+        Verdict, 'dynamics/verdict', lambda verdict: heard.append(verdict.text), qos.status()
+    )
+
+    def said(decision: int, text: str, seen_s: float) -> bool:
+        stamp = ns_to_stamp(round(seen_s * 1e9))
+        talker.verdicts.publish(Verdict(decision=decision, text=text, stamp=stamp))
+        return bool(heard) and heard[-1] == text
+
     assert not watch.look()
     assert not relay.frozen.is_set(), 'an arm at rest does nothing that a picture could show'
-    talker.verdicts.publish(Verdict(decision=Verdict.STOP, text='of before'))
     graph.eventually(lambda: arm_is_seen(0.3))
     assert not watch.look()
     assert relay.frozen.is_set()
-    assert watch.act is not None
-    assert (watch.act.objected_s, watch.act.stopped_s) == (None, None), 'what was said before does not count'
+    frozen = watch.act.frozen_s
+    assert frozen is not None
+    graph.eventually(lambda: said(Verdict.STOP, 'of before', frozen - 0.1))
+    graph.eventually(lambda: said(Verdict.UNKNOWN, 'late', frozen + 0.1) and watch.act.text == 'late')
+    assert watch.act.objected_s is None, 'what was seen before the pictures froze does not count'
+    told = 'surprise 2.1, threshold 0.8'
+    graph.eventually(lambda: said(Verdict.STOP, told, frozen + 0.2) and watch.act.text == told)
 
-    def said(decision: int, text: str) -> bool:
-        talker.verdicts.publish(Verdict(decision=decision, text=text))
-        return watch.act is not None and watch.act.text == text
+    def guard_is(state: int, reason: Reason) -> bool:
+        talker.guard.publish(GuardStatus(state=state, reason=reason.value, text=f'{reason.name} it is'))
+        status = recorder.guard_status
+        return status is not None and (status.state, status.reason) == (state, reason.value)
 
-    graph.eventually(lambda: said(Verdict.UNKNOWN, 'late'))
-    assert watch.act.objected_s is None
-    graph.eventually(lambda: said(Verdict.STOP, 'surprise 2.1, threshold 0.8'))
-
-    def guard_is(state: int) -> bool:
-        talker.guard.publish(GuardStatus(state=state, text='imagination objects'))
-        return recorder.guard_status is not None and recorder.guard_status.state == state
-
-    graph.eventually(lambda: guard_is(GuardStatus.BRAKING))
+    graph.eventually(lambda: guard_is(GuardStatus.BRAKING, Reason.STARVED))
+    assert not watch.look()
+    assert watch.act.stopped_s is None, 'it brakes for another reason'
+    graph.eventually(lambda: guard_is(GuardStatus.BRAKING, Reason.VERDICT_STOP))
     assert not watch.look(), 'it brakes, and has not come to rest'
-    graph.eventually(lambda: guard_is(GuardStatus.FAULT))
+    graph.eventually(lambda: guard_is(GuardStatus.FAULT, Reason.VERDICT_STOP))
     assert watch.look()
     watch.close()
-    assert watch.act.stopped_s is not None
-    assert [text for _, text in recorder.record.notes] == ['the pictures are frozen', 'stopped: not what was imagined']
-    told = io.StringIO()
-    Console(file=told, width=200).print(watch.act.table())
-    assert 'surprise 2.1, threshold 0.8' in told.getvalue()
-    assert 'stopped the arm' in told.getvalue()
+    assert watch.act.guard == 'VERDICT_STOP it is'
+    assert [text for _, text in recorder.record.notes] == [
+        'the pictures are frozen',
+        'stopped: this is not what was imagined',
+    ]
+    page = io.StringIO()
+    Console(file=page, width=200).print(watch.act.table())
+    assert told in page.getvalue()
+    assert 'stopped the arm' in page.getvalue()
+
+
+def test_an_act_in_which_the_arm_does_not_move_ends_and_says_so(
+    graph, contract: Contract, relay: CameraRelay, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(demo_second_act, 'BEGIN_WITHIN_S', 0.0)
+    watch = Watch(graph.add(RunRecorder(contract)), relay)
+    graph.eventually(watch.look)
+    watch.close()
+    assert 'the arm did not move' in watch.act.text
+    assert not relay.frozen.is_set()
 
 
 def test_an_act_that_nobody_stopped_says_so():
@@ -153,10 +178,9 @@ def test_chunks_of_a_run_are_imagined_from_what_was_seen_when_they_were_made(con
     picture = np.full((*contract.views.size, 3), 120, np.uint8)
     record.frames += [(1.0, picture), (1.07, picture // 2)]
     record.measured += [(1.0, HOME), (1.01, HOME)]
-    record.legs.append(Leg('reach for the red cube', 0.5, 5.0))
     rows = np.repeat(HOME[None], 16, axis=0) + np.linspace(0, 0.1, 16)[:, None]
     chunks = [
-        SeenChunk(0, 1, 1.0, 1.1, 16, rows),
+        SeenChunk(0, 1, 1.0, 1.1, 16, rows, 'reach for the red cube', np.zeros((16, 1))),
         SeenChunk(0, 2, 3.0, 3.1, 16, rows),
         SeenChunk(0, 3, 1.0, 1.1, 16, None),
     ]
@@ -165,5 +189,3 @@ def test_chunks_of_a_run_are_imagined_from_what_was_seen_when_they_were_made(con
     assert list(videos) == [(0, 1)], 'neither picture nor joints of the second are known, the third has no joints'
     assert videos[0, 1].shape == (17, *contract.views.size, 3)
     assert done == [1, 2, 3]
-    assert record.instruction_at(1.1) == 'reach for the red cube'
-    assert record.instruction_at(9.0) == ''
