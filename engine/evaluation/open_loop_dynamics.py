@@ -181,6 +181,11 @@ class DynamicsMeter:
             'views': list(self._tiles),
             **{kind: {name: self._likeness(kind, name) for name in who} for kind in LIKENESS},
             'gain': {kind: {name: self._gain(kind, name) for name in who if name != 'imagined'} for kind in LIKENESS},
+            'gain_by_view': {
+                name: {tile: self._gain_by_frame(name, tile) for tile in self._tiles}
+                for name in who
+                if name != 'imagined'
+            },
             'wrong_is_worse': {name: _proportion(wins) for name, wins in self._wins.items()},
             'intervals': self._tally.how(self._block),
         }
@@ -196,6 +201,11 @@ class DynamicsMeter:
     def _gain(self, kind: str, who: str) -> dict[str, Any]:
         """By how much the imagined video is more like the real one than the one of `who`, over all frames."""
         mine, theirs = (self._tally.draws(f'{kind}.{name}.{WHOLE}').mean(axis=-1) for name in ('imagined', who))
+        return self._tally.estimate(mine - theirs).document()
+
+    def _gain_by_frame(self, who: str, tile: str) -> dict[str, Any]:
+        """The same in dB for each frame and one view, from the same draws."""
+        mine, theirs = (self._tally.draws(f'psnr.{name}.{tile}') for name in ('imagined', who))
         return self._tally.estimate(mine - theirs).document()
 
 

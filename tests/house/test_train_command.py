@@ -89,6 +89,30 @@ def test_a_checkpoint_comes_out_that_the_engine_opens_and_that_says_where_it_is_
     np.testing.assert_allclose(both[0].actions, chunk.actions, atol=1e-4)
 
 
+def test_a_checkpoint_is_widened_and_goes_on_with_latents_that_were_turned(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents, wide = made / 'of_base', made / 'wide'
+    assert run('train', 'latents', made / 'corpus', '--autoencoder', made / 'base', '--stride', 16, '-o', latents) == 0
+    assert run('make-tiny', wide, '--weights', 'fresh', '--no-sound', '--width', 160) == 0
+    widen = ('train', 'widen', made / 'base', '--into', wide, '--latents', latents, '--turned', made / 'turned')
+    assert run(*widen, '--channels', 9, '-o', made / 'widened') == 2
+    assert 'hidden_size: has no room for a token, got 160, allowed: 164 or more' in capsys.readouterr().err
+    assert run(*widen, '--channels', 8, '-o', made / 'widened') == 0
+    assert 'of the variance of latents' in capsys.readouterr().out
+    recipe = made / 'imagine.yaml'
+    shares = '{action: 1.0, forward: 1.0, policy: 1.0}'
+    sizes = '{action: 2, forward: 2, policy: 2}'
+    recipe.write_text(f'tasks: {shares}\nbatch: {sizes}\ngiven: 0.5\n', encoding='utf-8')
+    training = ('--corpus', made / 'corpus', '--latents', made / 'turned', '--recipe', recipe, '--steps', 4)
+    output = made / 'imagines'
+    assert run('train', 'model', made / 'widened', *training, '--run', made / 'run_of_wide', '-o', output) == 0
+    contract = load_contract(CONTRACT)
+    dynamics = engine.load(output).dynamics(contract).with_terms(steps=1)
+    rollout = dynamics.imagine(np.full((*contract.views.size, 3), 90, np.uint8), np.zeros((4, 10)))
+    assert rollout.frames.shape == (5, *contract.views.size, 3)
+
+
 def test_latents_of_another_autoencoder_are_refused_before_anything_is_trained(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

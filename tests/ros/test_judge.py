@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import engine
-from cosmos3_ros.judge import LADDER, MONITORS, Decision, Judge, Proposal, Rule, Rung, failed, rungs
+from cosmos3_ros.judge import LADDER, MONITORS, Decision, Judge, Proposal, Rule, Rung, _as_video, failed, rungs
 from cosmos3_ros.motion_bridge import MotionBridge
 from engine.calibration import Band, Calibration
 from engine.contract import load_contract
@@ -85,6 +86,25 @@ def test_what_was_imagined_for_now_is_compared_with_what_is_seen_now(model: engi
     assert 0.1 < found < 10
     judge.skip(proposal(2))
     assert math.isnan(judge.judge(proposal(3), SEEING).scores['surprise']), 'nothing was imagined for this moment'
+
+
+def test_chunks_are_not_compared_over_one_that_was_done_in_between_and_that_nobody_judged(
+    model: engine.Cosmos3,
+) -> None:
+    judge = judge_of(model)
+    judge.judge(replace(proposal(0), moment=0), SEEING)
+    found = judge.judge(replace(proposal(1), moment=2), SEEING).scores
+    assert math.isnan(found['surprise'])
+    assert math.isnan(found['inconsistency'])
+    assert not math.isnan(judge.judge(replace(proposal(2), moment=3), SEEING).scores['surprise'])
+
+
+def test_noise_in_silent_channels_is_no_disagreement() -> None:
+    latents = torch.randn(1, 48, 3, 4, 4)
+    latents[:, 16:, 0] = 0.0
+    video = _as_video(latents)
+    assert video.shape == (3, 4, 4, 16)
+    np.testing.assert_array_equal(video[1], latents[0, :16, 1].permute(1, 2, 0))
 
 
 def test_a_chunk_that_contradicts_the_one_before_is_inconsistent_and_one_that_continues_it_is_not(
