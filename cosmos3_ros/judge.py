@@ -338,7 +338,7 @@ class Judge:
     def _surprise(self, rollout: Rollout, before: Proposal, proposal: Proposal, shift: int) -> float:
         frames = rollout.begin(shift + 1) if shift <= self.dynamics.terms.chunk else rollout.frames
         seen, then = (self.dynamics.seen_as(rollout, one.views) for one in (proposal, before))
-        return surprise(frames[shift], seen, then)
+        return surprise(frames[shift], seen, frames[0], then)
 
     def _concluded(
         self, scores: dict[str, float], rung: Rung, moment: int, rows: int, rollout: Rollout, seconds: float

@@ -133,12 +133,15 @@ def _weights(checkpoint: Checkpoint) -> str:
 
 
 def is_good(episode: EpisodeRecord, proposer: str, job: str = 'pick') -> bool:
-    """Whether an episode counts as a success for bands. A policy that is to pick up only has to do no harm."""
+    """Whether an episode counts as a success for bands.
+
+    A policy may have chunks refused, and where it is to pick something up it only has to do no harm.
+    """
     if episode.success is None:
         return True  # a recording, taken to be good by whoever names it
-    if proposer == 'expert' or job != 'pick':
+    if proposer == 'expert':
         return episode.success and not episode.harm
-    return not set(episode.harm) - _TOLERATED
+    return (episode.success or job == 'pick') and not set(episode.harm) - _TOLERATED
 
 
 # Steps

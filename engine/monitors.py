@@ -32,6 +32,10 @@ STILL = 1.0 / 255.0
 """Change of a picture below which it counts as no change, so that a scene at rest does not divide by nothing."""
 
 
+NOTHING = 8.0 / 255.0
+"""Change of a picture that is none to :func:`surprise`: an autoencoder that sees the same flickers by about as much."""
+
+
 def disagreement(imagined: ArrayLike, other: ArrayLike) -> Floats:
     """How far two videos from the same first frame drift apart, as a share of how far the first one moves.
 
@@ -116,22 +120,26 @@ def seed_variance(futures: Sequence[ArrayLike]) -> Floats:
     return spread / np.maximum(moved, STILL)
 
 
-def surprise(imagined: ArrayLike, seen: ArrayLike, before: ArrayLike) -> float:
-    """How far what is seen now lies from what was imagined for now, as a share of what has changed at all.
+def surprise(imagined: ArrayLike, seen: ArrayLike, begun: ArrayLike, before: ArrayLike) -> float:
+    """How far the change that is seen lies from the one that was imagined, as a share of the larger of both.
 
-    About 0 if the picture is as imagined, 1 if imagination was no better than expecting nothing to change.
+    About 0 if everything has changed as imagined; about 1 if nothing has changed although much was imagined, or the
+    other way round. Changes are compared and not pictures, since what an autoencoder loses of a picture it loses of the
+    first one, too.
 
     Args:
-        imagined: uint8 [H, W, 3].
+        imagined: For now, uint8 [H, W, 3].
         seen: Of the same moment and size.
-        before: Seen when it was imagined.
+        begun: The first picture as imagination has it, encoded and decoded.
+        before: The same as it was seen.
 
     Raises:
         InvalidInput: The pictures do not fit.
     """
-    first, second = _videos(np.stack([before, imagined]), np.stack([before, seen]))
-    apart, changed = _rms(second[1:] - first[1:])[0], _rms(second[1:] - second[0])[0]
-    return float(apart / max(changed, STILL))
+    mine, theirs = _videos(np.stack([begun, imagined]), np.stack([before, seen]))
+    expected, found = mine[1:] - mine[:1], theirs[1:] - theirs[:1]
+    apart, most = _rms(found - expected)[0], max(_rms(expected)[0], _rms(found)[0])
+    return float(apart / max(most, NOTHING))
 
 
 def inconsistency(earlier: ArrayLike, later: ArrayLike, shift: int, scale: ArrayLike = 1.0) -> float:

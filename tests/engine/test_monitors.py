@@ -41,12 +41,21 @@ def test_futures_that_noise_decides_have_a_spread_and_those_that_actions_decide_
         seed_variance([video(3)])
 
 
-def test_a_picture_as_imagined_is_no_surprise_and_one_that_stood_still_is_a_whole_one() -> None:
+def test_a_change_as_imagined_is_no_surprise_and_one_that_did_not_come_is_a_whole_one() -> None:
     seen = video(3)
-    assert surprise(seen[4], seen[4], seen[0]) == 0.0
-    assert surprise(seen[0], seen[4], seen[0]) == pytest.approx(1.0)
-    assert surprise(video(2)[4], seen[4], seen[0]) < 1.0
-    assert surprise(seen[4], seen[0], seen[0]) > 10, 'much was imagined and nothing happened'
+    assert surprise(seen[4], seen[4], seen[0], seen[0]) == 0.0
+    assert surprise(seen[0], seen[4], seen[0], seen[0]) == pytest.approx(1.0), 'nothing was imagined'
+    assert surprise(seen[4], seen[0], seen[0], seen[0]) == pytest.approx(1.0), 'nothing happened'
+    assert 0.1 < surprise(video(2)[4], seen[4], seen[0], seen[0]) < 1.5
+
+
+def test_what_an_autoencoder_loses_of_every_picture_is_no_surprise() -> None:
+    seen = video(3)
+    darker = (seen // 2 * 2).astype(np.uint8)
+    assert surprise(darker[0], seen[0], darker[0], seen[0]) == 0.0
+    assert surprise(darker[4], seen[4], darker[0], seen[0]) < 0.05
+    flicker = np.clip(seen[0].astype(int) + np.random.default_rng(0).integers(-3, 4, seen[0].shape), 0, 255)
+    assert surprise(flicker.astype(np.uint8), seen[0], seen[0], seen[0]) < 0.3, 'an arm at rest'
 
 
 @pytest.mark.parametrize('bodies', [1, 2])

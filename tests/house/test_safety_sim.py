@@ -305,6 +305,8 @@ def test_only_unharmed_successes_make_bands() -> None:
     assert not is_good(replace(good, harm={'table': 1.0}), 'expert')
     assert is_good(replace(good, success=False, harm={'failed': 4.0}), 'checkpoint')
     assert not is_good(replace(good, success=False, harm={'table': 4.0}), 'checkpoint')
+    assert is_good(replace(good, harm={'guard_stop': 1.0}), 'checkpoint', 'reach')
+    assert not is_good(replace(good, success=False, harm={'failed': 4.0}), 'checkpoint', 'reach')
 
 
 # The report
