@@ -128,7 +128,8 @@ class Validation:
         frames = batch.layout.vision.frames if batch.layout.vision else 1
         first = true.shape[1] // frames
         errors = {'forward': right, 'forward_repeat': true[:, :first].repeat(1, frames, 1), 'forward_wrong': wrong}
-        free = _there(network.place(batch.layout).vision and network.place(batch.layout).vision.free)[first:].float()
+        seen = network.place(batch.layout).vision
+        free = _there(None if seen is None else seen.free)[first:].float()
         return {
             name: float(((_there(part) - true)[:, first:].square() * free).sum() / (free.sum() * len(true)))
             for name, part in errors.items()
