@@ -35,6 +35,7 @@ from engine.training.flow import Batch
 Floats = NDArray[np.float64]
 _REST_RAD = 0.01  # the servo sags by less
 _NONE: NDArray[np.int64] = np.empty(0, np.int64)
+_WORDS_DECIDE = ('action', 'policy')  # how things move does not depend on words
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +166,7 @@ class Examples:
         told = count - asked
         windows = self.windows(task, held_out=held_out)
         first = self.beginnings(task, beginning_rows, held_out=held_out)
-        # Words decide there, and what is to be imagined, or is seen to have moved, does not depend on them.
-        early = int(rng.binomial(told, beginnings)) if len(first) and task in ('action', 'policy') else 0
+        early = int(rng.binomial(told, beginnings)) if len(first) and task in _WORDS_DECIDE else 0
         parts = (
             (task, first, early),
             (task, windows, told - early),

@@ -172,15 +172,22 @@ def test_results_are_the_same_to_the_last_bit_however_often_a_request_gives_way(
         return found
 
     acts = other.submit(act)
+
+    def gave_way() -> int:
+        return runtime.turns.traffic()[Priority.DYNAMICS].hand_overs
+
+    imagined = []
     try:
         until(lambda: runtime.turns.holder is not None)
-        imagined = denoise(runtime, imagining, Priority.DYNAMICS)
+        # How often a quick machine gives way in one request depends on how it schedules threads.
+        while not imagined or (gave_way() < 3 and len(imagined) < 50):
+            imagined.append(denoise(runtime, imagining, Priority.DYNAMICS))
     finally:
         over.set()
-    assert same(imagined, expected[0])
+    assert all(same(one, expected[0]) for one in imagined)
     assert len(acts.result(LIMIT_S)) > 1
     assert all(acts.result())
-    assert runtime.turns.traffic()[Priority.DYNAMICS].hand_overs >= 3
+    assert gave_way() >= 3
 
 
 def test_prompts_read_by_two_requests_at_once_are_those_read_by_one(
