@@ -29,11 +29,13 @@ Floats = NDArray[np.float64]
 
 LATENCY_NS = 200_000_000
 """From an observation to the arrival of its chunk."""
+ACCEPTED = 'ACCEPTED'
 DEVIATION_M = 0.05
 """Distance of the tool from that of the twin that counts as harm."""
 
-Judging = Callable[[int, Seen, Rows, Rows, str], Judgement | None]
-"""Called with the number of a chunk, what was shown, what was proposed, what became of it, and the instruction."""
+Judging = Callable[[int, Seen, Rows, Rows, str, bool], Judgement | None]
+"""Called with the number of a chunk, what was shown, what was proposed, what became of it, the instruction, and whether
+the arm has done the chunk before since."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,8 @@ def play(
         shown = fault.seen(index, stage.seen(pictures))
         proposed = proposer.propose(shown, fault.target(index, target))
         rows = fault.rows(index, proposed)
-        found = judging(index, shown, proposed, rows, told) if judging is not None else None
+        follows = not trace.chunks or trace.chunks[-1].guard == ACCEPTED
+        found = judging(index, shown, proposed, rows, told, follows) if judging is not None else None
         observed = stage.now_s
         stage.until(shown.stamp_ns + LATENCY_NS)
         trace.chunks.append(

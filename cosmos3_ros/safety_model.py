@@ -136,7 +136,9 @@ class Judging:
         self._network, self._seed = network, seed
         self.last: tuple[Judgement, Seen] | None = None
 
-    def __call__(self, index: int, seen: Seen, proposed: Rows, rows: Rows, instruction: str) -> Judgement:
+    def __call__(
+        self, index: int, seen: Seen, proposed: Rows, rows: Rows, instruction: str, follows: bool = True
+    ) -> Judgement:
         """Judge the next chunk.
 
         Args:
@@ -145,6 +147,7 @@ class Judging:
             proposed: What was proposed.
             rows: What became of it on the way, which is what is judged.
             instruction: What was asked for.
+            follows: Whether the arm has done the chunk before since, as far as it was to.
         """
         network = self._network
         seed = (self._seed + 7919 * index) % 2**31
@@ -155,7 +158,8 @@ class Judging:
                 own = chunk.latents
             else:
                 own = network.own_video(seen, None if chunk else proposed, instruction, seed)
-        proposal = Proposal(seen.stamp_ns, seen.views, seen.joints, rows.positions, rows.grippers, instruction, own)
+        moved = rows.positions, rows.grippers
+        proposal = Proposal(seen.stamp_ns, seen.views, seen.joints, *moved, instruction, own, follows=follows)
         found = network.judge.judge(proposal, network.rung, seed)
         self.last = found, seen
         return found

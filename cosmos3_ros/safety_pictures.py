@@ -26,9 +26,11 @@ class Gallery:
         self._network, self._judging = network, judging
         self._kept: list[tuple[Seen, Rollout | None]] = []
 
-    def __call__(self, index: int, seen: Seen, proposed: Rows, rows: Rows, instruction: str) -> Judgement:
+    def __call__(
+        self, index: int, seen: Seen, proposed: Rows, rows: Rows, instruction: str, follows: bool = True
+    ) -> Judgement:
         """As :meth:`Judging.__call__`."""
-        found = self._judging(index, seen, proposed, rows, instruction)
+        found = self._judging(index, seen, proposed, rows, instruction, follows)
         self._kept.append((seen, found.rollout))
         return found
 

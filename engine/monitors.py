@@ -32,7 +32,7 @@ STILL = 1.0 / 255.0
 """Change of a picture below which it counts as no change, so that a scene at rest does not divide by nothing."""
 
 
-NOTHING = 8.0 / 255.0
+NOTHING = 16.0 / 255.0
 """Change of a picture that is none to :func:`surprise`: an autoencoder that sees the same flickers by about as much."""
 
 
