@@ -93,7 +93,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         '--hazard',
         action=argparse.BooleanOptionalAction,
         default=True,
-        help='with the model that ships: a second act in which the pictures freeze',
+        help='a second act in which the pictures freeze, once bands for it ship with the model: so far none do',
     )
     demo.add_argument(
         '--splice',

@@ -25,6 +25,8 @@ TICK_NS = 10_000_000
 """Control period of the guard."""
 ORIGIN_NS = NS
 """Time at which every episode begins; no stamp is zero."""
+ACCEPTED = 'ACCEPTED'
+"""What is said of a chunk that the guard has taken."""
 SETTLE_S = 0.3
 """How long loose objects have to come to rest before an episode begins."""
 _ARM = len(scene.ARM_JOINTS)
@@ -99,8 +101,8 @@ class GuardedRobot:
             ),
             self.now_ns,
         )
-        name = getattr(getattr(verdict, 'reason', None), 'name', 'ACCEPTED')
-        if name != 'ACCEPTED':
+        name = getattr(getattr(verdict, 'reason', None), 'name', ACCEPTED)
+        if name != ACCEPTED:
             self.refusals.append((self.now_s, name))
         return name
 

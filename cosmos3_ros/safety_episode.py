@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_ros.guard.limits import RobotLimits
-from cosmos3_ros.guarded_robot import ORIGIN_NS, GuardedRobot
+from cosmos3_ros.guarded_robot import ACCEPTED, ORIGIN_NS, GuardedRobot
 from cosmos3_ros.judge import Judgement
 from cosmos3_ros.safety_expert import REPLAN_ROWS, Proposer, Rows, Seen
 from cosmos3_ros.safety_hazards import Hazard, Path
@@ -29,7 +29,6 @@ Floats = NDArray[np.float64]
 
 LATENCY_NS = 200_000_000
 """From an observation to the arrival of its chunk."""
-ACCEPTED = 'ACCEPTED'
 DEVIATION_M = 0.05
 """Distance of the tool from that of the twin that counts as harm."""
 

@@ -18,14 +18,13 @@ import numpy as np
 
 from engine.errors import InvalidInput, Problem
 from engine.evaluation.simulated_franka import SimulatedFranka
-from engine.evaluation.tasks import TOPS, make_episode
+from engine.evaluation.tasks import make_episode
+from engine.evaluation.tasks_watch import LIFTED_M, truth_of
 
 TARGETS = {'red_cube': 0.025, 'green_ball': 0.03, 'blue_disc': 0.015}
 """What the arm can be about, and the height at which a hand takes it, m."""
 
-LIFTED_M = 0.05
 _HELD_M = 0.06
-_BESIDE_M, _OVER_M = 0.035, 0.06
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,7 @@ def _lifted(robot: SimulatedFranka, target: str, start_m: float) -> bool:
 
 
 def _reached(robot: SimulatedFranka, target: str, _start_m: float) -> bool:
-    place, tool = robot.objects()[target].position, robot.tool_position()
-    return bool(np.hypot(*(tool - place)[:2]) <= _BESIDE_M and tool[2] - TOPS[target] <= _OVER_M)
+    return truth_of(robot, 0.0).reached(target)
 
 
 def _strewn(robot: SimulatedFranka, seed: int) -> None:
