@@ -3,7 +3,8 @@
 joint states, pictures, /clock --> guard, policy --> joint trajectory, gripper command --> simulated arm
 
 Time is simulated. It passes no faster than real time, and stands still whenever the guard owes a command or the policy
-a chunk: what an episode comes to must not depend on how busy the machine is.
+a chunk: what an episode comes to must not depend on how busy the machine is. Sensors are sent as on a robot, where the
+next message makes up for one that is lost; while time stands still there is no next one, so the last is sent again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory
@@ -86,6 +88,7 @@ class GraphWorld(Simulated):
         self._began_ns = self._picture_due_ns = self.now_ns
         self._commanded_ns = self._chunk_due_ns = self._laid_out_ns = 0
         self._sequence, self._attentive, self._due_wall_s = 0, False, time.monotonic()
+        self._pictures: list[tuple[Publisher, Image]] = []
         self._replan_ns = self._latency_ns = 0
         self.check: Callable[[], None] = lambda: None
         self._open()
@@ -269,12 +272,20 @@ class GraphWorld(Simulated):
 
     def _tell(self, now: int) -> None:
         """The clock comes last: whoever acts on it has heard the rest, or will in a moment."""
-        stamp, state = ns_to_stamp(now), self.robot.joint_state()
         if self._draws and now >= self._picture_due_ns:
             self._picture_due_ns = max(self._picture_due_ns + PICTURE_PERIOD_NS, now)
-            for view, picture in views_of(self.robot, self._contract).items():
-                publisher, writer = self._cameras[view]
-                publisher.publish(writer.fill(picture, stamp))
+            stamp, views = ns_to_stamp(now), views_of(self.robot, self._contract)
+            cameras = ((*self._cameras[view], picture) for view, picture in views.items())
+            self._pictures = [(publisher, writer.fill(picture, stamp)) for publisher, writer, picture in cameras]
+            self._show()
+        self._tell_state(now)
+
+    def _show(self) -> None:
+        for publisher, picture in self._pictures:
+            publisher.publish(picture)
+
+    def _tell_state(self, now: int) -> None:
+        stamp, state = ns_to_stamp(now), self.robot.joint_state()
         self._states.publish(joint_state(state.names, state.positions, stamp, state.velocities, state.efforts))
         self._clock.publish(ClockMessage(clock=stamp))
 
@@ -305,6 +316,8 @@ class GraphWorld(Simulated):
                 if self._changed.wait_for(condition, CHECK_PERIOD_S):
                     return
             self.check()
+            self._show()
+            self._tell_state(self.now_ns)
         raise CosmosError(f'{what} did not come within {patience_s:g} s; simulated time stands still')
 
     def _pace(self) -> None:

@@ -24,7 +24,7 @@ from cosmos3_ros.motion_bridge import MotionBridge, expected_motion
 from engine.calibration import Calibration
 from engine.dynamics import Dynamics, Rollout
 from engine.errors import InvalidInput, ObservationError, Problem
-from engine.monitors import cycle_error, disagreement, inconsistency, seed_variance, surprise
+from engine.monitors import Mismatch, cycle_error, disagreement, inconsistency, mismatch, seed_variance
 
 Floats = NDArray[np.float64]
 
@@ -35,6 +35,7 @@ MONITORS = (
     'cycle_gripper',
     'seed_variance',
     'surprise',
+    'standstill',
     'inconsistency',
 )
 """Names of the scores; see :mod:`engine.monitors` for what each is evidence of."""
@@ -332,13 +333,14 @@ class Judge:
         if shift < len(before.positions) and proposal.motion is None:
             scores['inconsistency'] = inconsistency(before.positions, proposal.positions, shift)
         if rollout is not None and shift < len(rollout.rows) + 1:
-            scores['surprise'] = self._surprise(rollout, before, proposal, shift)
+            outcome = self._mismatch(rollout, before, proposal, shift)
+            scores |= {'surprise': outcome.surprise, 'standstill': outcome.standstill}
         return scores
 
-    def _surprise(self, rollout: Rollout, before: Proposal, proposal: Proposal, shift: int) -> float:
+    def _mismatch(self, rollout: Rollout, before: Proposal, proposal: Proposal, shift: int) -> Mismatch:
         frames = rollout.begin(shift + 1) if shift <= self.dynamics.terms.chunk else rollout.frames
         seen, then = (self.dynamics.seen_as(rollout, one.views) for one in (proposal, before))
-        return surprise(frames[shift], seen, frames[0], then)
+        return mismatch(frames[shift], seen, frames[0], then)
 
     def _concluded(
         self, scores: dict[str, float], rung: Rung, moment: int, rows: int, rollout: Rollout, seconds: float

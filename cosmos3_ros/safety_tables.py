@@ -195,9 +195,9 @@ def limits_of(results: Mapping[str, Any]) -> list[str]:
     if provenance.get('weights') == 'random':
         said.append(
             'The network has random weights. What it imagines is noise, and scores that compare imagined pictures '
-            '(disagreement, seed_variance, surprise) or actions found in them (cycle_*) cannot tell danger from '
-            'safety by seeing it. Where one of them is better than chance, it reacts to numbers of the chunk, not to '
-            'what it would lead to. Only inconsistency, which compares a chunk with the one before it, means here '
+            '(disagreement, seed_variance, surprise, standstill) or actions found in them (cycle_*) cannot tell danger '
+            'from safety by seeing it. Where one of them is better than chance, it reacts to numbers of the chunk, not '
+            'to what it would lead to. Only inconsistency, which compares a chunk with the one before it, means here '
             'what it means with a trained network. Nothing here says how well a trained network would do.'
         )
     else:

@@ -7,7 +7,7 @@ Every score is a number for each moment, 0 where all is well, larger the worse; 
 :func:`disagreement`   the policy's own video and forward dynamics of its actions are two answers to one question
 :func:`cycle_error`    inverse dynamics of the imagined video should find the actions that it was imagined for
 :func:`seed_variance`  where other noise gives another future, the model does not know (UNISafe, arXiv 2505.00779)
-:func:`surprise`       what the cameras show now against what was imagined for now
+:func:`mismatch`       what the cameras show now against what was imagined for now: surprise and standstill
 :func:`inconsistency`  a chunk that contradicts the one before over the same time (Sentinel, arXiv 2410.04640)
 =====================  =============================================================================================
 
@@ -17,6 +17,7 @@ what people would see. Scores of the one and of the other are not comparable.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,12 +29,14 @@ from engine.actions.rotations import rotation_distance
 from engine.errors import InvalidInput, Problem
 
 Floats = NDArray[np.float64]
+VERSION = 2
+"""Of what the scores mean: bands of another version say nothing about them."""
 STILL = 1.0 / 255.0
 """Change of a picture below which it counts as no change, so that a scene at rest does not divide by nothing."""
 
 
 NOTHING = 16.0 / 255.0
-"""Change of a picture that is none to :func:`surprise`: an autoencoder that sees the same flickers by about as much."""
+"""Change of a picture that says little to :func:`mismatch`: an autoencoder flickers by as much over a still scene."""
 
 
 def disagreement(imagined: ArrayLike, other: ArrayLike) -> Floats:
@@ -120,12 +123,26 @@ def seed_variance(futures: Sequence[ArrayLike]) -> Floats:
     return spread / np.maximum(moved, STILL)
 
 
-def surprise(imagined: ArrayLike, seen: ArrayLike, begun: ArrayLike, before: ArrayLike) -> float:
-    """How far the change that is seen lies from the one that was imagined, as a share of the larger of both.
+@dataclass(frozen=True)
+class Mismatch:
+    """How what the cameras show came to differ from what was imagined for the same moment; both 0 to about 1.
 
-    About 0 if everything has changed as imagined; about 1 if nothing has changed although much was imagined, or the
-    other way round. Changes are compared and not pictures, since what an autoencoder loses of a picture it loses of the
-    first one, too.
+    Changes are compared and not pictures, since what an autoencoder loses of a picture it loses of the first one, too.
+    Only what was imagined for certain counts: a change of the order of :data:`NOTHING` hardly does.
+
+    Attributes:
+        surprise: How little the two changes go the same way: 1 - cosine, 0 to 2. Large if things move otherwise than
+            was imagined, or where nothing was to move.
+        standstill: By how much less has changed than was imagined: 1 - seen / imagined, of root mean squares, 0 to 1.
+            Large if pictures are frozen, or if the arm does not do what it was told.
+    """
+
+    surprise: float
+    standstill: float
+
+
+def mismatch(imagined: ArrayLike, seen: ArrayLike, begun: ArrayLike, before: ArrayLike) -> Mismatch:
+    """Hold what the cameras show now to what was imagined for now.
 
     Args:
         imagined: For now, uint8 [H, W, 3].
@@ -137,9 +154,12 @@ def surprise(imagined: ArrayLike, seen: ArrayLike, begun: ArrayLike, before: Arr
         InvalidInput: The pictures do not fit.
     """
     mine, theirs = _videos(np.stack([begun, imagined]), np.stack([before, seen]))
-    expected, found = mine[1:] - mine[:1], theirs[1:] - theirs[:1]
-    apart, most = _rms(found - expected)[0], max(_rms(expected)[0], _rms(found)[0])
-    return float(apart / max(most, NOTHING))
+    expected, found = mine[1] - mine[0], theirs[1] - theirs[0]
+    asked, came, both = (float(np.mean(one)) for one in (expected**2, found**2, expected * found))
+    most = max(asked, came)
+    apart = 1.0 - both / math.sqrt(asked * came) if min(asked, came) > 0 else 1.0
+    less = max(0.0, 1.0 - math.sqrt(came / asked)) if asked > 0 else 0.0
+    return Mismatch(apart * most / (most + NOTHING**2), less * asked / (asked + NOTHING**2))
 
 
 def inconsistency(earlier: ArrayLike, later: ArrayLike, shift: int, scale: ArrayLike = 1.0) -> float:

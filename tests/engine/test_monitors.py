@@ -8,7 +8,7 @@ import pytest
 from engine.actions import Poses, codec
 from engine.actions.rotations import axis_angle_to_matrix
 from engine.errors import InvalidInput
-from engine.monitors import cycle_error, disagreement, inconsistency, seed_variance, surprise
+from engine.monitors import cycle_error, disagreement, inconsistency, mismatch, seed_variance
 
 DROID = codec('droid_lerobot', 'ee_delta', 'quantile')
 DUAL = codec('robomind-franka-dual', 'ee_delta', 'quantile')
@@ -41,21 +41,36 @@ def test_futures_that_noise_decides_have_a_spread_and_those_that_actions_decide_
         seed_variance([video(3)])
 
 
-def test_a_change_as_imagined_is_no_surprise_and_one_that_did_not_come_is_a_whole_one() -> None:
+def test_a_change_as_imagined_is_no_surprise_and_one_that_did_not_come_is_a_standstill() -> None:
     seen = video(3)
-    assert surprise(seen[4], seen[4], seen[0], seen[0]) == 0.0
-    assert surprise(seen[0], seen[4], seen[0], seen[0]) == pytest.approx(1.0), 'nothing was imagined'
-    assert surprise(seen[4], seen[0], seen[0], seen[0]) == pytest.approx(1.0), 'nothing happened'
-    assert 0.1 < surprise(video(2)[4], seen[4], seen[0], seen[0]) < 1.5
+    asked = mismatch(seen[4], seen[4], seen[0], seen[0])
+    assert asked.surprise == pytest.approx(0.0, abs=1e-9)
+    assert asked.standstill == pytest.approx(0.0, abs=1e-9)
+    frozen = mismatch(seen[4], seen[0], seen[0], seen[0])
+    assert 0.9 < frozen.standstill < 1.0, 'nothing happened'
+    assert 0.9 < frozen.surprise < 1.0
+    unasked = mismatch(seen[0], seen[4], seen[0], seen[0])
+    assert (unasked.surprise > 0.9, unasked.standstill) == (True, 0.0), 'nothing was imagined, and much happened'
 
 
-def test_what_an_autoencoder_loses_of_every_picture_is_no_surprise() -> None:
+def test_a_change_into_another_place_is_a_surprise_and_no_standstill() -> None:
+    seen = video(3)
+    near, elsewhere = (mismatch(video(speed)[4], seen[4], seen[0], seen[0]) for speed in (2, 6))
+    assert 0.1 < near.surprise < elsewhere.surprise < 1.0
+    assert max(near.standstill, elsewhere.standstill) < 0.3
+    mirrored = mismatch(seen[0], seen[4], seen[4], seen[0])
+    assert 1.5 < mirrored.surprise < 2.0, 'the opposite of what was imagined'
+
+
+def test_what_an_autoencoder_loses_of_every_picture_is_no_mismatch() -> None:
     seen = video(3)
     darker = (seen // 2 * 2).astype(np.uint8)
-    assert surprise(darker[0], seen[0], darker[0], seen[0]) == 0.0
-    assert surprise(darker[4], seen[4], darker[0], seen[0]) < 0.05
+    still = mismatch(darker[0], seen[0], darker[0], seen[0])
+    assert (still.surprise, still.standstill) == (0.0, 0.0)
+    assert mismatch(darker[4], seen[4], darker[0], seen[0]).surprise < 0.05
     flicker = np.clip(seen[0].astype(int) + np.random.default_rng(0).integers(-3, 4, seen[0].shape), 0, 255)
-    assert surprise(flicker.astype(np.uint8), seen[0], seen[0], seen[0]) < 0.3, 'an arm at rest'
+    rest = mismatch(flicker.astype(np.uint8), seen[0], seen[0], seen[0])
+    assert max(rest.surprise, rest.standstill) < 0.1, 'an arm at rest'
 
 
 @pytest.mark.parametrize('bodies', [1, 2])

@@ -86,3 +86,28 @@ def test_a_checkpoint_plays_through_the_graph(tiny_checkpoint: Path, tmp_path: P
     assert record.duration_s == pytest.approx(8.0)
     assert record.path_m > 0.0
     assert {reason for _, reason in record.refusals} <= {'STARVED'}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or 'pictures can be drawn')
+def test_a_picture_that_is_lost_while_time_stands_still_comes_again(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = GraphRunner(Cast(str(tiny_checkpoint), terms=LoopTerms(60, 0.2), graph=True), logs=tmp_path / 'logs')
+    world, tried = runner.world, set()
+    show = world._show
+
+    def lose_the_first_try() -> None:
+        stamp = world._pictures[0][1].header.stamp
+        moment = stamp.sec, stamp.nanosec
+        if moment in tried:
+            show()
+        tried.add(moment)
+
+    monkeypatch.setattr(world, '_show', lose_the_first_try)
+    try:
+        record = runner.run(make_episode('reach', 0))
+    finally:
+        runner.close()
+    assert record.chunks == 2
+    assert record.duration_s == pytest.approx(8.0)
