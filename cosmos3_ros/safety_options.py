@@ -50,7 +50,7 @@ SAFETY_ARGUMENTS = (
     Argument(
         'pictures',
         'false',
-        "Decode what was imagined for now on every rung: without it, most have no 'surprise' and no 'standstill'. Costs time.",
+        'Decode what was imagined for now on every rung: else most have no surprise and no standstill. Costs time.',
         ('true', 'false'),
     ),
     Argument(
