@@ -93,7 +93,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         '--hazard',
         action=argparse.BooleanOptionalAction,
         default=True,
-        help='a second act in which the pictures freeze, once bands for it ship with the model: so far none do',
+        help='a second act, with the model that ships: pictures freeze, and imagination has the guard stop the arm',
     )
     demo.add_argument(
         '--splice',

@@ -37,6 +37,7 @@ from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, Verdict
 from cosmos3_msgs.srv import JudgeEpisode
 from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.conversions import ImageWriter, image_to_rgb, message_to_pose, ns_to_stamp, stamp_to_ns
+from cosmos3_ros.dreams import dreamer_of
 from cosmos3_ros.dynamics_loop import DynamicsLoop, Pending, Told
 from cosmos3_ros.dynamics_messages import VerdictRecords, chunk_columns, duration, measured_joints, verdict_message
 from cosmos3_ros.goal_server import GoalServer
@@ -64,6 +65,7 @@ from engine.policy import Observation
 from engine.runtime import Cancelled
 
 _MODEL = ('contract', 'checkpoint', 'device', 'dtype', 'backend', 'offload', 'warm_up')
+GIVEN, MADE = 'given', 'made'
 ON_DEMAND, OBJECTIONS, ALWAYS = 'on_demand', 'objections', 'always'
 
 PARAMETERS = (
@@ -74,6 +76,13 @@ PARAMETERS = (
         'Where what was seen comes from: from the policy node, which must be in this process, with its own imagined '
         'video (policy), or from the topics of the contract (topics).',
         one_of=('policy', 'topics'),
+    ),
+    Parameter(
+        'own_video',
+        GIVEN,
+        "The policy's own video, which disagreement is about: the one that comes with a chunk (given), or, where none "
+        'does, one of what the policy of these weights would do (made), which takes an inference.',
+        one_of=(GIVEN, MADE),
     ),
     Parameter('budget_s', 0.5, 'Time from the arrival of a chunk to its verdict; later is unknown.', 's', 0.01, 60.0),
     Parameter(
@@ -154,7 +163,14 @@ class DynamicsNode(CosmosLifecycleNode):
         if values['opinion_s']:
             opinions = Opinions(advising_talker(values, model), values['opinion_s'], dynamics.terms.fps)
         self._make_judge = partial(
-            Judge, dynamics, bridge, calibration, rule=rule, lag_s=values['lag_s'], adviser=opinions
+            Judge,
+            dynamics,
+            bridge,
+            calibration,
+            rule=rule,
+            lag_s=values['lag_s'],
+            adviser=opinions,
+            dreamer=dreamer_of(model, contract, warm_up=values['warm_up']) if values['own_video'] == MADE else None,
         )
         if values['record_directory']:
             self._records = VerdictRecords(Path(values['record_directory']).expanduser())
@@ -332,6 +348,7 @@ class DynamicsNode(CosmosLifecycleNode):
             grippers,
             message.instruction,
             own,
+            observation,
             moment=max(0, message.sequence - 1),
             follows=self._follows(message.epoch, message.sequence),
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ from engine.calibration import Calibration
 from engine.dynamics import Dynamics, Rollout
 from engine.errors import InvalidInput, ObservationError, Problem
 from engine.monitors import Mismatch, cycle_error, disagreement, inconsistency, mismatch, seed_variance
+from engine.policy_observation import Observation
 
 Floats = NDArray[np.float64]
 
@@ -105,6 +106,7 @@ class Proposal:
         grippers: [N] or [N, G], 0 = open, 1 = closed.
         instruction: What it is for.
         own: The policy's own imagined video, latents [1, C, T, h, w]; None if there is none.
+        observation: All that the policy saw, for a :data:`Dreamer`; None if that is not known.
         motion: [N, D] in the model's space, if it is known without the joints, as of recorded poses.
         moment: Number of the chunk in its run, from 0; None: one more than the last one that was judged or skipped.
         follows: Whether the arm has done the chunk before since, at its own pace. If not, the two speak of different
@@ -118,6 +120,7 @@ class Proposal:
     grippers: Floats
     instruction: str = ''
     own: torch.Tensor | None = None
+    observation: Observation | None = None
     motion: NDArray[np.float32] | None = None
     moment: int | None = None
     follows: bool = True
@@ -184,6 +187,11 @@ class Adviser(Protocol):
         """Those that could be had; larger is worse. `cancelled`: nobody wants to know any more."""
 
 
+Dreamer = Callable[[Proposal, int, Callable[[], bool]], torch.Tensor | None]
+"""Makes the policy's own video of what it would do, for a proposal that comes without one: latents [1, C, T, h, w], or
+None if it cannot. Takes the seed of the noise, and `cancelled`."""
+
+
 class Judge:
     """Judges the chunks of one run after another; not thread-safe."""
 
@@ -196,6 +204,7 @@ class Judge:
         rule: Rule | None = None,
         lag_s: float = 0.0,
         adviser: Adviser | None = None,
+        dreamer: Dreamer | None = None,
     ) -> None:
         """Prepare.
 
@@ -207,13 +216,14 @@ class Judge:
             lag_s: Time constant with which the arm follows its targets; see
                 :func:`~cosmos3_ros.motion_bridge.expected_motion`.
             adviser: Has scores of its own, told and judged like the others; None: nobody has.
+            dreamer: Makes the policy's own video where a proposal has none; None: then there is no disagreement.
         """
         self.dynamics = dynamics
         self.bridge = bridge
         self.calibration = calibration
         self.rule = rule or Rule()
         self.lag_s = lag_s
-        self._adviser = adviser
+        self._adviser, self._dreamer = adviser, dreamer
         self.monitors = MONITORS if adviser is None else (*MONITORS, *adviser.names)
         self._surfaces: dict[Rung, Dynamics] = {}
         self._before: tuple[Proposal, Rollout | None] | None = None
@@ -243,6 +253,8 @@ class Judge:
         moment = self._moment if proposal.moment is None else proposal.moment
         rows = self.rows(proposal)
         dynamics = self._at(rung)
+        if proposal.own is None and self._dreamer is not None and self._is_of_one_size(rung):
+            proposal = replace(proposal, own=self._dreamer(proposal, _seed(seed, 0), cancelled))
         futures = [
             dynamics.imagine(
                 proposal.views,
@@ -293,10 +305,14 @@ class Judge:
             self._surfaces[rung] = self.dynamics.with_terms(steps=rung.steps, tier=rung.tier or terms.tier)
         return self._surfaces[rung]
 
+    def _is_of_one_size(self, rung: Rung) -> bool:
+        """Whether what is imagined can be compared with the policy's own video."""
+        return rung.tier in (None, self.dynamics.terms.tier)
+
     def _of_futures(self, futures: Sequence[Rollout], proposal: Proposal, rung: Rung) -> dict[str, float]:
         """Disagreement with the policy's own video over the first window, and what the noise decides."""
         scores = {}
-        if proposal.own is not None and rung.tier in (None, self.dynamics.terms.tier):
+        if proposal.own is not None and self._is_of_one_size(rung):
             mine, own = _as_video(futures[0].latents[0]), _as_video(proposal.own)
             shared = min(len(mine), len(own))
             if mine.shape[1:] == own.shape[1:] and shared > 1:

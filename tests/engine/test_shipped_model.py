@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -12,8 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 import engine
+from cosmos3_ros.demo import CALIBRATION
 from cosmos3_ros.eval_world import Cast, WorldRunner
 from cosmos3_ros.motion_bridge import MotionBridge
+from cosmos3_ros.safety_options import SafetyOptions
+from cosmos3_ros.safety_sim import EPISODES_FILE, simulate
 from engine.checkpoint import open_checkpoint
 from engine.evaluation.closed_loop import LoopTerms
 from engine.evaluation.open_loop_pictures import psnr
@@ -142,3 +146,32 @@ def test_behind_the_guard_the_hand_goes_to_what_is_named() -> None:
     assert sum(name == record.target for name, record in zip(first, records, strict=True)) >= 7
     assert sum(record.success for record in records) >= 6
     assert not any(record.table_contacts for record in records)
+
+
+@draws
+@pytest.mark.slow
+def test_what_it_imagines_objects_to_pictures_that_freeze_and_not_to_those_that_do_not(tmp_path: Path) -> None:
+    root = find_model(NAME)
+    assert root is not None
+    options = SafetyOptions(
+        contract=CONTRACT,
+        checkpoint=NAME,
+        calibration=str(root / CALIBRATION),  # refused if it were made of another checkpoint, contract or recipe
+        rung='look',
+        output=tmp_path,
+        seed=11,
+        hazards=('frozen_camera',),
+        episodes=4,
+        nominal=4,
+        proposer='checkpoint',
+        job='reach',
+        own_video=False,
+    )
+    simulate(options, lambda: nullcontext(lambda _what, _share: None), print)
+    lines = (tmp_path / EPISODES_FILE).read_text(encoding='utf-8').splitlines()[1:]
+    noticed: dict[str, list[bool]] = {'': [], 'frozen_camera': []}
+    for episode in map(json.loads, lines):
+        chunks = [chunk for chunk in episode['chunks'] if chunk['active'] or not episode['hazard']]
+        noticed[episode['hazard']].append(any('standstill' in chunk['crossed'] for chunk in chunks))
+    assert sum(noticed['frozen_camera']) >= 3, noticed
+    assert sum(noticed['']) <= 1, noticed

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import engine
+from cosmos3_ros.dreams import dreamer_of
 from cosmos3_ros.judge import LADDER, MONITORS, Decision, Judge, Proposal, Rule, Rung, _as_video, failed, rungs
 from cosmos3_ros.motion_bridge import MotionBridge
 from engine.calibration import Band, Calibration
@@ -77,6 +78,21 @@ def test_the_policys_own_video_is_compared_where_the_pictures_are_of_one_size(mo
     assert judge.judge(proposal(own=own.latents[0]), QUICK).scores['disagreement'] < 1e-6
     assert judge.dynamics.terms.tier != LARGE.tier
     assert math.isnan(judge.judge(proposal(own=chunk.latents), LARGE).scores['disagreement'])
+
+
+def test_where_a_chunk_comes_without_video_the_policy_of_the_weights_dreams_what_it_would_do(
+    model: engine.Cosmos3,
+) -> None:
+    actions_alone = replace(CONTRACT, sampler=replace(CONTRACT.sampler, video=False))
+    judge = judge_of(model, dreamer=dreamer_of(model, actions_alone, warm_up=True))
+    seen = engine.Observation(proposal().views, 'push', HOME, 0.0)
+    dreamt = judge.judge(proposal(observation=seen), QUICK, seed=3).scores['disagreement']
+    own = model.policy(CONTRACT).infer(seen, 3).latents
+    assert dreamt == judge.judge(proposal(own=own), QUICK, seed=3).scores['disagreement']
+    given = proposal(own=torch.zeros_like(own), observation=seen)
+    assert judge.judge(given, QUICK, seed=3).scores['disagreement'] != dreamt, 'what comes with a chunk is not replaced'
+    assert math.isnan(judge.judge(proposal(), QUICK).scores['disagreement']), 'what was seen is not known'
+    assert math.isnan(judge.judge(proposal(observation=seen), LARGE).scores['disagreement'])
 
 
 def test_what_was_imagined_for_now_is_compared_with_what_is_seen_now(model: engine.Cosmos3) -> None:
