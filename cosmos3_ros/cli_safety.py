@@ -16,8 +16,8 @@ Bars = Callable[[], AbstractContextManager[Callable[[str, float], None]]]
 Commands = Any  # argparse has no public name for what add_subparsers returns
 
 _OF_CALIBRATE = (
-    'contract', 'rung', 'seed', 'false_alarm_rate', 'proposer', 'job', 'own_video', 'pictures', 'workers', 'device',
-    'dtype',
+    'contract', 'rung', 'seed', 'false_alarm_rate', 'proposer', 'job', 'latency', 'own_video', 'pictures', 'workers',
+    'device', 'dtype',
 )  # fmt: skip
 
 

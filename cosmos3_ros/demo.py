@@ -214,8 +214,7 @@ def _run(
             stack.enter_context(runner)
             progress = stack.enter_context(_progress(console))
             _await_start(runner, recorder, progress, options)
-            if stage is not None:
-                stage.let_imagine(NAMESPACE, now=False)
+            stage = _calm(stage, console)
             recorder.recording = True
             for instruction in options.instructions:
                 _follow(instruction, runner, recorder, progress, options)
@@ -227,6 +226,17 @@ def _run(
     if bad:
         raise CosmosError(f'processes ended badly: {bad}; see {options.output / "logs"}')
     return recorder.record, act
+
+
+def _calm(stage: Stage | None, console: Console) -> Stage | None:
+    """Let nothing be imagined in the first act; None, and why, if that does not work: then there is no second one."""
+    if stage is not None:
+        try:
+            stage.let_imagine(NAMESPACE, now=False)
+        except CosmosError as error:
+            console.print(f'[yellow]There will be no second act: {escape(str(error))}[/yellow]')
+            return None
+    return stage
 
 
 @contextmanager

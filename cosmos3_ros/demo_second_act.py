@@ -150,6 +150,7 @@ class Stage:
         """
         name, change = f'/{namespace}/dynamics', 'activate' if now else 'deactivate'
         with LifecycleClient() as client:
+            client.wait_for(name, 'inactive' if now else 'active', _TRANSITION_S)
             if not client.change(name, change, _TRANSITION_S):
                 raise CosmosError(f'{name} cannot {change}; its log says why')
 
@@ -183,6 +184,7 @@ class Watch:
         self._recorder, self._relay = recorder, relay
         self._began = time.monotonic()
         self._from = recorder.record.measured[-1][1] if recorder.record.measured else None
+        self._stop: tuple[float, str] | None = None
         self._subscription = recorder.create_subscription(Verdict, 'dynamics/verdict', self._on_verdict, qos.status())
 
     def look(self) -> bool:
@@ -197,14 +199,18 @@ class Watch:
             return False
         status = self._recorder.guard_status
         stopped = status is not None and status.reason == Reason.VERDICT_STOP
-        if stopped and act.stopped_s is None:
-            act.stopped_s, act.guard = self._recorder.now_s(), status.text
-            self._recorder.record.notes.append((act.stopped_s, 'stopped: this is not what was imagined'))
+        if stopped and self._stop is None:
+            self._stop = self._recorder.now_s(), status.text
+        if self._stop is not None and act.objected_s is not None and act.stopped_s is None:
+            act.stopped_s, act.guard = self._stop
+            self._recorder.record.notes.append((act.stopped_s, 'stopped by imagination'))
         return (stopped and status.state == GuardStatus.FAULT) or waited > STOP_WITHIN_S
 
     def close(self) -> None:
         """Hear no more verdicts."""
         self._recorder.destroy_subscription(self._subscription)
+        if self._stop is not None and self.act.stopped_s is None:
+            self.act.text = f'a false alarm came first, over what was seen before they froze: {self._stop[1]}'
 
     def _freeze(self) -> None:
         self.act.frozen_s = self._recorder.now_s()

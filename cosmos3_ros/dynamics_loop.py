@@ -78,8 +78,13 @@ class Told:
 class Times:
     """What each rung takes: measured where it was used, else estimated from the others by the work they are."""
 
-    def __init__(self) -> None:
-        """Nothing is known."""
+    def __init__(self, beside: Callable[[Rung], float] = lambda _rung: 0.0) -> None:
+        """Nothing is known.
+
+        Args:
+            beside: Passes of the network that a rung takes beside its own.
+        """
+        self._work: Callable[[Rung], float] = lambda rung: work(rung) + beside(rung)
         self._kept: dict[Rung, deque[float]] = {}
         self._passed_over: dict[Rung, int] = {}
         self._refused = 0
@@ -93,8 +98,8 @@ class Times:
         """Seconds; None if no rung has been used at all."""
         if rung in self._kept:
             return median(self._kept[rung])
-        rates = [median(times) / work(known) for known, times in self._kept.items()]
-        return max(rates) * work(rung) if rates else None
+        rates = [median(times) / self._work(known) for known, times in self._kept.items()]
+        return max(rates) * self._work(rung) if rates else None
 
     def best(self, ladder: Sequence[Rung], seconds: float) -> Rung | None:
         """The best rung that fits into so much time; None if none does.
@@ -114,7 +119,7 @@ class Times:
         # What is known is old by now, or nothing is known yet: begin with the cheapest, and learn.
         self._kept.clear()
         self._refused = 0
-        return min(ladder, key=work)
+        return min(ladder, key=self._work)
 
     def _pass_over(self, rung: Rung) -> None:
         """A rung that was slow once is not slow for ever: forget its times one by one while it is not used."""
@@ -165,7 +170,7 @@ class DynamicsLoop:
         self.judge = judge
         self.ladder = tuple(ladder)
         self.budget_s = budget_s
-        self.times = Times()
+        self.times = Times(judge.dream_passes)
         self.counts = dict.fromkeys(Decision, 0)
         self._seed = seed
         self._tell, self._report = tell, report

@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from cosmos3_msgs.msg import ActionChunk, ChunkDecision, GuardStatus, Verdict
 from cosmos3_msgs.srv import JudgeEpisode
 from cosmos3_ros import diagnostics, qos
 from cosmos3_ros.conversions import ImageWriter, image_to_rgb, message_to_pose, ns_to_stamp, stamp_to_ns
-from cosmos3_ros.dreams import dreamer_of
+from cosmos3_ros.dreams import PolicyDreamer
 from cosmos3_ros.dynamics_loop import DynamicsLoop, Pending, Told
 from cosmos3_ros.dynamics_messages import VerdictRecords, chunk_columns, duration, measured_joints, verdict_message
 from cosmos3_ros.goal_server import GoalServer
@@ -61,7 +62,9 @@ from engine.contract import Contract, load_contract
 from engine.dynamics import Dynamics, Rollout
 from engine.errors import CosmosError, InvalidInput, ObservationError, Problem
 from engine.evaluation.recordings import open_recording
+from engine.monitors import VERSION
 from engine.policy import Observation
+from engine.policy_observation import grey_observation
 from engine.runtime import Cancelled
 
 _MODEL = ('contract', 'checkpoint', 'device', 'dtype', 'backend', 'offload', 'warm_up')
@@ -135,6 +138,7 @@ class DynamicsNode(CosmosLifecycleNode):
         self._inputs: Inputs | None = None
         self._records: VerdictRecords | None = None
         self._calibration = ''
+        self._make_judge: Callable[[], Judge] | None = None
         self._chunk_topic = ''
         self._frames: deque[tuple[int, np.ndarray]] = deque()
         self._newest: ActionChunk | None = None
@@ -162,7 +166,7 @@ class DynamicsNode(CosmosLifecycleNode):
         opinions = None
         if values['opinion_s']:
             opinions = Opinions(advising_talker(values, model), values['opinion_s'], dynamics.terms.fps)
-        self._make_judge = partial(
+        self._make_judge = make_judge = partial(
             Judge,
             dynamics,
             bridge,
@@ -170,12 +174,12 @@ class DynamicsNode(CosmosLifecycleNode):
             rule=rule,
             lag_s=values['lag_s'],
             adviser=opinions,
-            dreamer=dreamer_of(model, contract, warm_up=values['warm_up']) if values['own_video'] == MADE else None,
+            dreamer=PolicyDreamer(model, contract, self.get_logger().warning) if values['own_video'] == MADE else None,
         )
         if values['record_directory']:
             self._records = VerdictRecords(Path(values['record_directory']).expanduser())
         self.loop = DynamicsLoop(
-            self._make_judge(),
+            make_judge(),
             rungs(values['ladder']),
             values['budget_s'],
             self._tell,
@@ -208,6 +212,7 @@ class DynamicsNode(CosmosLifecycleNode):
         if self.loop is not None:
             self.loop.close()
         self.loop = self.dynamics = self._contract = self._inputs = self._records = self._newest = self._goals = None
+        self._make_judge = None  # it holds the network, too
         self.diagnostics.removeByName('dynamics')
 
     def clock_jumped(self, backward_s: float) -> None:
@@ -230,7 +235,7 @@ class DynamicsNode(CosmosLifecycleNode):
             self.get_logger().warning('no calibration: scores are told, and every verdict is unknown')
             return None
         found = Calibration.load(Path(path).expanduser())
-        problems = found.differences(checkpoint=fingerprint, contract=contract.fingerprint)
+        problems = found.differences(checkpoint=fingerprint, contract=contract.fingerprint, monitors=str(VERSION))
         if problems:
             raise InvalidInput(f'calibration {path}', problems)
         self._calibration = found.fingerprint
@@ -240,12 +245,12 @@ class DynamicsNode(CosmosLifecycleNode):
         """Judge grey pictures once on the cheapest rung: what the others take is estimated from it."""
         began = time.monotonic()
         loop, ladder = configured(self.loop), rungs(self.parameters['ladder'])
-        grey = {name: np.full((180, 320, 3), 128, np.uint8) for name in contract.views.streams}
         count, grippers = contract.timing.chunk_rows, len(contract.robot.grippers)
         lower, upper = np.zeros(len(contract.robot.joints)), np.full(len(contract.robot.joints), 0.1)
         rows = np.linspace(lower, upper, count)
         closed = np.zeros((count, grippers)) if grippers > 1 else np.zeros(count)
-        proposal = Proposal(0, grey, lower, rows, closed, 'warm up')
+        seen = grey_observation(contract)
+        proposal = Proposal(0, seen.images, lower, rows, closed, seen.instruction, observation=seen)
 
         def judge(_over: Any) -> None:
             for _ in range(2):  # the first one allocates and compiles
@@ -536,7 +541,7 @@ class DynamicsNode(CosmosLifecycleNode):
         """On the loop's thread, with the best rung of the ladder and without a limit of time."""
         loop, contract, dynamics = configured(self.loop), configured(self._contract), configured(self.dynamics)
         found: list[Verdict] = []
-        judge = self._make_judge()  # that of the loop is in the middle of another run
+        judge = configured(self._make_judge)()  # that of the loop is in the middle of another run
         stand_ins = read_video_map(tuple(filter(None, request.video_map.split(','))))
         with open_recording(request.episode, stand_ins) as recording:
             check_recording(recording, contract, dynamics.terms)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -187,9 +187,17 @@ class Adviser(Protocol):
         """Those that could be had; larger is worse. `cancelled`: nobody wants to know any more."""
 
 
-Dreamer = Callable[[Proposal, int, Callable[[], bool]], torch.Tensor | None]
-"""Makes the policy's own video of what it would do, for a proposal that comes without one: latents [1, C, T, h, w], or
-None if it cannot. Takes the seed of the noise, and `cancelled`."""
+class Dreamer(Protocol):
+    """Makes the policy's own video where a proposal has none; see :mod:`cosmos3_ros.dreams`.
+
+    Attributes:
+        passes: What that takes, in passes of the network over one window.
+    """
+
+    passes: float
+
+    def __call__(self, proposal: Proposal, seed: int, cancelled: Callable[[], bool]) -> torch.Tensor | None:
+        """Latents [1, C, T, h, w] of what the policy would do; None if it cannot tell."""
 
 
 class Judge:
@@ -253,8 +261,6 @@ class Judge:
         moment = self._moment if proposal.moment is None else proposal.moment
         rows = self.rows(proposal)
         dynamics = self._at(rung)
-        if proposal.own is None and self._dreamer is not None and self._is_of_one_size(rung):
-            proposal = replace(proposal, own=self._dreamer(proposal, _seed(seed, 0), cancelled))
         futures = [
             dynamics.imagine(
                 proposal.views,
@@ -266,13 +272,16 @@ class Judge:
             )
             for number in range(rung.seeds)
         ]
-        found = self._of_futures(futures, proposal, rung)
+        found = {}
+        if len(futures) > 1:
+            found['seed_variance'] = _mean(seed_variance([_as_video(future.latents[0]) for future in futures]))
         if rung.cycle:
             found |= self._of_cycle(dynamics, futures[0], seed, cancelled)
         if moment == self._moment:  # the arm has done no other chunk since
             found |= self._of_past(proposal)
         if self._adviser is not None:
             found |= self._adviser.scores(futures[0], proposal, cancelled)
+        found |= self._of_own(futures[0], proposal, rung, seed, cancelled)
         # What was computed and is no number is as bad as can be; only what was not computed says nothing.
         scores = dict.fromkeys(self.monitors, math.nan)
         scores |= {name: math.inf if math.isnan(score) else score for name, score in found.items()}
@@ -305,21 +314,32 @@ class Judge:
             self._surfaces[rung] = self.dynamics.with_terms(steps=rung.steps, tier=rung.tier or terms.tier)
         return self._surfaces[rung]
 
+    def dream_passes(self, rung: Rung) -> float:
+        """Passes of the network that a rung takes beside its own, for the policy's video of a proposal without one."""
+        return self._dreamer.passes if self._dreamer is not None and self._is_of_one_size(rung) else 0.0
+
     def _is_of_one_size(self, rung: Rung) -> bool:
         """Whether what is imagined can be compared with the policy's own video."""
         return rung.tier in (None, self.dynamics.terms.tier)
 
-    def _of_futures(self, futures: Sequence[Rollout], proposal: Proposal, rung: Rung) -> dict[str, float]:
-        """Disagreement with the policy's own video over the first window, and what the noise decides."""
-        scores = {}
-        if proposal.own is not None and self._is_of_one_size(rung):
-            mine, own = _as_video(futures[0].latents[0]), _as_video(proposal.own)
-            shared = min(len(mine), len(own))
-            if mine.shape[1:] == own.shape[1:] and shared > 1:
-                scores['disagreement'] = _mean(disagreement(mine[:shared], own[:shared]))
-        if len(futures) > 1:
-            scores['seed_variance'] = _mean(seed_variance([_as_video(future.latents[0]) for future in futures]))
-        return scores
+    def _of_own(
+        self, future: Rollout, proposal: Proposal, rung: Rung, seed: int, cancelled: Callable[[], bool]
+    ) -> dict[str, float]:
+        """Disagreement with the policy's own video over the first window."""
+        if not self._is_of_one_size(rung):
+            return {}
+        own = proposal.own
+        if own is not None and own.shape[2] < 2:  # what was seen, and nothing of what comes
+            own = None
+        if own is None and self._dreamer is not None:
+            own = self._dreamer(proposal, _seed(seed, 0), cancelled)
+        if own is None:
+            return {}
+        mine, theirs = _as_video(future.latents[0]), _as_video(own)
+        shared = min(len(mine), len(theirs))
+        if mine.shape[1:] != theirs.shape[1:] or shared < 2:
+            return {}
+        return {'disagreement': _mean(disagreement(mine[:shared], theirs[:shared]))}
 
     def _of_cycle(
         self, dynamics: Dynamics, rollout: Rollout, seed: int, cancelled: Callable[[], bool]

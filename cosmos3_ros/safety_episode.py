@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosmos3_ros.guard.limits import RobotLimits
-from cosmos3_ros.guarded_robot import ACCEPTED, ORIGIN_NS, GuardedRobot
+from cosmos3_ros.guarded_robot import ACCEPTED, NS, ORIGIN_NS, GuardedRobot
 from cosmos3_ros.judge import Judgement
 from cosmos3_ros.safety_expert import REPLAN_ROWS, Proposer, Rows, Seen
 from cosmos3_ros.safety_hazards import Hazard, Path
@@ -27,8 +27,8 @@ from engine.evaluation.simulated_franka import SimulatedFranka
 
 Floats = NDArray[np.float64]
 
-LATENCY_NS = 200_000_000
-"""From an observation to the arrival of its chunk."""
+LATENCY_S = 0.2
+"""From an observation to the arrival of its chunk, unless something else is asked for."""
 DEVIATION_M = 0.05
 """Distance of the tool from that of the twin that counts as harm."""
 
@@ -136,13 +136,19 @@ class Stage(GuardedRobot):
 
     Attributes:
         job: What the arm is about.
+        latency_ns: From an observation to the arrival of its chunk.
     """
 
     def __init__(
-        self, robot: SimulatedFranka, limits: RobotLimits, contract: Contract, job: Job = JOBS['pick']
+        self,
+        robot: SimulatedFranka,
+        limits: RobotLimits,
+        contract: Contract,
+        job: Job = JOBS['pick'],
+        latency_s: float = LATENCY_S,
     ) -> None:
         super().__init__(robot, limits, contract)
-        self.job = job
+        self.job, self.latency_ns = job, round(latency_s * NS)
 
     def reset(self, seed: int) -> Trace:
         """A new episode: objects strewn anew and come to rest, a new guard."""
@@ -199,7 +205,7 @@ def play(
         follows = not trace.chunks or trace.chunks[-1].guard == ACCEPTED
         found = judging(index, shown, proposed, rows, told, follows) if judging is not None else None
         observed = stage.now_s
-        stage.until(shown.stamp_ns + LATENCY_NS)
+        stage.until(shown.stamp_ns + stage.latency_ns)
         trace.chunks.append(
             record_of(observed, stage.now_s, fault.active(index), stage.offer(shown.stamp_ns, rows), found)
         )

@@ -17,7 +17,6 @@ from cosmos3_ros.safety_jobs import Job
 from engine.calibration import Calibration
 from engine.contract import Contract
 from engine.errors import InvalidInput, Problem
-from engine.monitors import VERSION
 from engine.policy import Observation
 
 if TYPE_CHECKING:
@@ -73,7 +72,6 @@ def recipe_text(terms: ModelTerms) -> str:
         'windows': rung.windows or 'all',
         'own video': terms.own_video,
         'lag': terms.lag_s,
-        'monitors': VERSION,
     }
     return ', '.join(f'{name} {value}' for name, value in parts.items())
 

@@ -5,7 +5,8 @@ Nothing here loads the network, the simulator or ROS.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ SAFETY_ARGUMENTS = (
         'Who makes the chunks: a scripted hand, or the policy of the checkpoint.',
         ('expert', 'checkpoint'),
     ),
+    Argument('latency', '0.2', 'Seconds from an observation to the arrival of its chunk.'),
     Argument('job', 'pick', 'What the arm is about: an object is picked up, or reached for.', ('pick', 'reach')),
     Argument(
         'own_video',
@@ -81,6 +83,7 @@ class SafetyOptions:
     calibration_episodes: int = 40
     false_alarm_rate: float = 0.05
     proposer: str = 'expert'
+    latency: float = 0.2
     job: str = 'pick'
     own_video: bool = True
     pictures: bool = False
@@ -124,7 +127,9 @@ def _value(name: str, text: str, argument: Argument) -> Any:
             raise ValueError(f'a whole number from {_INTEGERS[name]}')
         return int(text)
     if name == 'false_alarm_rate':
-        return _rate(text)
+        return _number(text, 'a number above 0 and below 1', lambda rate: 0 < rate < 1)
+    if name == 'latency':
+        return _number(text, 'seconds from 0, before the next observation', lambda seconds: 0 <= seconds < math.inf)
     if name in _LISTS:
         return tuple(part.strip() for part in text.split(_SEPARATOR) if part.strip())
     if name == 'output':
@@ -132,12 +137,12 @@ def _value(name: str, text: str, argument: Argument) -> Any:
     return TRUTH[text] if argument.choices == tuple(TRUTH) else text
 
 
-def _rate(text: str) -> float:
-    allowed = 'a number above 0 and below 1'
+def _number(text: str, allowed: str, fits: Callable[[float], bool]) -> float:
+    """A number; ValueError with what is allowed."""
     try:
-        rate = float(text)
+        number = float(text)
     except ValueError:
         raise ValueError(allowed) from None
-    if not 0 < rate < 1:
+    if not fits(number):
         raise ValueError(allowed)
-    return rate
+    return number

@@ -20,7 +20,7 @@ from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.guard.options import GuardOptions
 from cosmos3_ros.guarded_robot import NS, TICK_NS
 from cosmos3_ros.inverse_kinematics import InverseKinematics
-from cosmos3_ros.safety_episode import LATENCY_NS, ChunkRecord, EpisodeRecord, record_of
+from cosmos3_ros.safety_episode import ChunkRecord, EpisodeRecord, record_of
 from cosmos3_ros.safety_expert import REPLAN_ROWS, Rows, Seen
 from cosmos3_ros.safety_hazards import Hazard, make_hazard
 from cosmos3_ros.safety_model import CHECKPOINT_CHUNKS, Network
@@ -137,7 +137,8 @@ class RecordedRunner:
         self, frames: Sequence[Frame], hazard: Hazard, judging: Gallery, instruction: str
     ) -> tuple[list[ChunkRecord], list[tuple[float, str]]]:
         joints, closed = self._joints(frames), np.array([frame.gripper or 0.0 for frame in frames])
-        guard, step_ns = _DryGuard(self._contract, joints), round(NS / self._contract.timing.fps)
+        latency_ns, step_ns = round(self._setup.latency_s * NS), round(NS / self._contract.timing.fps)
+        guard = _DryGuard(self._contract, joints, latency_ns)
         chunks, stops = [], []
         for index in range(CHECKPOINT_CHUNKS):
             now, after = (
@@ -150,7 +151,7 @@ class RecordedRunner:
             rows = hazard.rows(index, proposed)
             found = judging(index, shown, proposed, rows, instruction)
             said = guard.offer(shown.stamp_ns, rows)
-            observed, arrived = now * step_ns / NS, (now * step_ns + LATENCY_NS) / NS
+            observed, arrived = now * step_ns / NS, (now * step_ns + latency_ns) / NS
             if said != 'ACCEPTED':
                 stops.append((arrived, said))
             chunks.append(record_of(observed, arrived, hazard.active(index), said, found))
@@ -180,17 +181,17 @@ class RecordedRunner:
 class _DryGuard:
     """A guard whose commands nobody obeys: it hears where the recorded arm is, and judges."""
 
-    def __init__(self, contract: Contract, joints: Floats) -> None:
+    def __init__(self, contract: Contract, joints: Floats, latency_ns: int) -> None:
         limits = load_limits(contract.robot.description)
         self._contract, self._joints, self._limits = contract, joints, limits
         self._guard = Guard(limits, GuardOptions(dry_run=True), contract.robot.gripper_joints)
-        self._now_ns, self._sequence = NS, 0
+        self._now_ns, self._sequence, self._latency_ns = NS, 0, latency_ns
         self._guard.activate(self._now_ns)
         self._hear()
 
     def offer(self, stamp_ns: int, rows: Rows) -> str:
         """What the guard says to a chunk when it arrives."""
-        while self._now_ns < stamp_ns + LATENCY_NS:
+        while self._now_ns < stamp_ns + self._latency_ns:
             self._now_ns += TICK_NS
             self._hear()
             self._guard.tick(self._now_ns)

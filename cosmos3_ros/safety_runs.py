@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cosmos3_ros.guard.limits import load_limits
-from cosmos3_ros.safety_episode import EpisodeRecord, Stage, harm_of, play
+from cosmos3_ros.safety_episode import LATENCY_S, EpisodeRecord, Stage, harm_of, play
 from cosmos3_ros.safety_expert import Expert, Proposer
 from cosmos3_ros.safety_hazards import NoRoom, make_hazard
 from cosmos3_ros.safety_jobs import job_of, target_of
@@ -77,6 +77,7 @@ class Setup:
         pictures: Folder for pictures of the first episode of each kind; None for none.
         recordings: Recorded episodes in place of the simulator.
         job: What the arm is about, in the simulator.
+        latency_s: From an observation to the arrival of its chunk.
         halves: Whether every other stretch of the recordings is for bands, and the others for tests.
         threads: Of PyTorch; 0 leaves it as it is.
     """
@@ -88,6 +89,7 @@ class Setup:
     pictures: Path | None = None
     recordings: tuple[str, ...] = ()
     job: str = 'pick'
+    latency_s: float = LATENCY_S
     halves: bool = True
     threads: int = 0
 
@@ -113,7 +115,7 @@ class SimulatedRunner:
         self._setup = setup
         self._network = Network(contract, setup.terms, setup.calibration)
         self._job = job_of(setup.job)
-        self._stage = Stage(SimulatedFranka(obstacle=True), limits, contract, self._job)
+        self._stage = Stage(SimulatedFranka(obstacle=True), limits, contract, self._job, setup.latency_s)
         expert = setup.proposer == 'expert'
         self._proposer: Proposer = (
             Expert(contract, limits, self._job) if expert else PolicyProposer(self._network, self._job)

@@ -16,7 +16,7 @@ from typing import Any
 
 from cosmos3_ros.judge import MONITORS, rungs
 from cosmos3_ros.safety_episode import EpisodeRecord
-from cosmos3_ros.safety_expert import check_arm
+from cosmos3_ros.safety_expert import REPLAN_ROWS, check_arm
 from cosmos3_ros.safety_figures import tell
 from cosmos3_ros.safety_hazards import HAZARDS, known
 from cosmos3_ros.safety_model import ModelTerms, make_calibration, recipe_text
@@ -26,6 +26,7 @@ from engine.calibration import Calibration, fewest_episodes
 from engine.checkpoint import Checkpoint, open_checkpoint
 from engine.contract import Contract, load_contract
 from engine.errors import InvalidInput, Problem
+from engine.monitors import VERSION
 
 Bars = Callable[[], AbstractContextManager[Callable[[str, float], None]]]
 Say = Callable[[str], None]
@@ -66,9 +67,7 @@ def simulate(options: SafetyOptions, bars: Bars, say: Say) -> Outcome:
     provenance = provenance_of(contract, terms, options)
     given = _load_calibration(options, provenance, say) if options.calibration else None
     journal = Journal(options.output / EPISODES_FILE, _identity(options, provenance, given))
-    setup = Setup(
-        contract.source, terms, options.proposer, recordings=options.episode, job=options.job, halves=given is None
-    )
+    setup = _setup(options, contract, terms, halves=given is None)
     with bars() as report:
         cases = _calibration_cases(options, contract, setup.halves)
         calibration = given or _calibrated(
@@ -102,16 +101,18 @@ def calibrate(options: SafetyOptions, bars: Bars, say: Say) -> Calibration:
 
 
 def provenance_of(contract: Contract, terms: ModelTerms, options: SafetyOptions) -> dict[str, str]:
-    """What bands depend on; the first three have to be the same where they are used."""
+    """What bands depend on; the first four have to be the same where they are used."""
     recorded = ', '.join(Path(one).name for one in options.episode)
     checkpoint = open_checkpoint(terms.checkpoint)
     return {
         'checkpoint': checkpoint.fingerprint,
         'contract': contract.fingerprint,
         'recipe': recipe_text(terms),
+        'monitors': str(VERSION),
         'contract_name': contract.name,
         'proposer': options.proposer if not recorded else 'what was done next',
         'source': f'recordings {recorded}' if recorded else _simulated(options),
+        'timing': f'a chunk every {REPLAN_ROWS} rows, {options.latency:g} s late',
         'seed': str(options.seed),
         'weights': _weights(checkpoint),
         'versions': ', '.join(f'{name} {version(name)}' for name in ('torch', 'numpy', 'mujoco')),
@@ -172,6 +173,10 @@ def _check(options: SafetyOptions, contract: Contract) -> tuple[str, ...]:
         problems.append(Problem('proposer', 'has no part in recordings', options.proposer, 'expert', 'leave it out'))
     if options.episode and options.job != 'pick':
         problems.append(Problem('job', 'has no part in recordings', options.job, remedy='leave it out'))
+    next_s = REPLAN_ROWS * contract.timing.step_s
+    if not 0 <= options.latency < next_s:
+        what, allowed = 'is not before the next observation', f'0 to below {next_s:.3g} s'
+        problems.append(Problem('latency', what, f'{options.latency:g} s', allowed))
     if problems:
         raise InvalidInput('safety simulation', problems)
     if not options.episode:
@@ -190,7 +195,15 @@ def _terms(options: SafetyOptions, say: Say) -> ModelTerms:
 
 
 def _setup(options: SafetyOptions, contract: Contract, terms: ModelTerms, *, halves: bool) -> Setup:
-    return Setup(contract.source, terms, options.proposer, recordings=options.episode, job=options.job, halves=halves)
+    return Setup(
+        contract.source,
+        terms,
+        options.proposer,
+        recordings=options.episode,
+        job=options.job,
+        latency_s=options.latency,
+        halves=halves,
+    )
 
 
 def _load_calibration(options: SafetyOptions, provenance: Mapping[str, str], say: Say) -> Calibration:
@@ -200,7 +213,7 @@ def _load_calibration(options: SafetyOptions, provenance: Mapping[str, str], say
         InvalidInput: It cannot be read, or is for something else.
     """
     found = Calibration.load(Path(options.calibration))
-    same = {key: provenance[key] for key in ('checkpoint', 'contract', 'recipe')}
+    same = {key: provenance[key] for key in ('checkpoint', 'contract', 'recipe', 'monitors')}
     problems = found.differences(**same)
     used = found.provenance.get('source', '').removeprefix('recordings ').split(', ')
     problems += [
@@ -210,7 +223,7 @@ def _load_calibration(options: SafetyOptions, provenance: Mapping[str, str], say
     ]
     if problems:
         raise InvalidInput(f'calibration {options.calibration}', problems)
-    for problem in found.differences(proposer=provenance['proposer'], source=provenance['source']):
+    for problem in found.differences(**{key: provenance[key] for key in ('proposer', 'source', 'timing')}):
         say(f'calibration: {problem}')
     return found
 

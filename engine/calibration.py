@@ -28,6 +28,9 @@ from engine.errors import InvalidInput, Problem
 Floats = NDArray[np.float64]
 SCHEMA = 1
 _LEAST_WIDTH = 1e-9
+_LEAST_SHARE = 0.1
+"""Of the largest width. Where a score was 0 in every one of a few episodes, and elsewhere was not, how much it can vary
+there is not known; a width of next to nothing would have a small score there lift the whole band."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def make_band(scores: Sequence[ArrayLike], false_alarm_rate: float = 0.05) -> Ba
     length = max(len(curve) for curve in curves)
     filled = _filled(usual, length)
     mean = np.mean(filled, axis=0)
-    width = np.maximum(np.max(np.abs(filled - mean), axis=0), _LEAST_WIDTH + 1e-3 * np.max(np.abs(filled)))
+    width = np.max(np.abs(filled - mean), axis=0)
+    width = np.maximum(width, _LEAST_WIDTH + max(_LEAST_SHARE * np.max(width), 1e-3 * np.max(np.abs(filled))))
     beyond = np.max((_filled(others, length) - mean) / width, axis=1)
     rank = math.ceil((1 - false_alarm_rate) * (len(others) + 1))
     factor = float(np.sort(beyond)[rank - 1])

@@ -36,7 +36,7 @@ STILL = 1.0 / 255.0
 
 
 NOTHING = 16.0 / 255.0
-"""Change of a picture that says little to :func:`mismatch`: an autoencoder flickers by as much over a still scene."""
+"""Change of a picture that counts half to :func:`mismatch`: an autoencoder flickers by as much over a still scene."""
 
 
 def disagreement(imagined: ArrayLike, other: ArrayLike) -> Floats:
@@ -125,16 +125,16 @@ def seed_variance(futures: Sequence[ArrayLike]) -> Floats:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """How what the cameras show came to differ from what was imagined for the same moment; both 0 to about 1.
+    """How what the cameras show came to differ from what was imagined for the same moment.
 
-    Changes are compared and not pictures, since what an autoencoder loses of a picture it loses of the first one, too.
-    Only what was imagined for certain counts: a change of the order of :data:`NOTHING` hardly does.
+    Changes since the first picture are compared and not pictures, since what an autoencoder loses of a picture it loses
+    of the first one, too. With e the change that was imagined, s the one that is seen, and N for :data:`NOTHING`
+    (root mean squares, in shares of the full scale):
 
     Attributes:
-        surprise: How little the two changes go the same way: 1 - cosine, 0 to 2. Large if things move otherwise than
-            was imagined, or where nothing was to move.
-        standstill: By how much less has changed than was imagined: 1 - seen / imagined, of root mean squares, 0 to 1.
-            Large if pictures are frozen, or if the arm does not do what it was told.
+        surprise: What changed did so otherwise than was imagined: (1 - cos(e, s)) * s^2 / (s^2 + N^2), 0 to 2.
+        standstill: Less has changed than was imagined, as with frozen pictures or an arm that does not do what it was
+            told: (1 - s / e, at least 0) * e^2 / (e^2 + N^2), 0 to 1.
     """
 
     surprise: float
@@ -156,10 +156,9 @@ def mismatch(imagined: ArrayLike, seen: ArrayLike, begun: ArrayLike, before: Arr
     mine, theirs = _videos(np.stack([begun, imagined]), np.stack([before, seen]))
     expected, found = mine[1] - mine[0], theirs[1] - theirs[0]
     asked, came, both = (float(np.mean(one)) for one in (expected**2, found**2, expected * found))
-    most = max(asked, came)
     apart = 1.0 - both / math.sqrt(asked * came) if min(asked, came) > 0 else 1.0
     less = max(0.0, 1.0 - math.sqrt(came / asked)) if asked > 0 else 0.0
-    return Mismatch(apart * most / (most + NOTHING**2), less * asked / (asked + NOTHING**2))
+    return Mismatch(apart * came / (came + NOTHING**2), less * asked / (asked + NOTHING**2))
 
 
 def inconsistency(earlier: ArrayLike, later: ArrayLike, shift: int, scale: ArrayLike = 1.0) -> float:

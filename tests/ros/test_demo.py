@@ -138,7 +138,7 @@ def test_the_act_freezes_pictures_of_a_moving_arm_and_tells_who_objected_and_who
     assert watch.act.guard == 'VERDICT_STOP it is'
     assert [text for _, text in recorder.record.notes] == [
         'the pictures are frozen',
-        'stopped: this is not what was imagined',
+        'stopped by imagination',
     ]
     page = io.StringIO()
     Console(file=page, width=200).print(watch.act.table())
@@ -155,6 +155,25 @@ def test_an_act_in_which_the_arm_does_not_move_ends_and_says_so(
     watch.close()
     assert 'the arm did not move' in watch.act.text
     assert not relay.frozen.is_set()
+
+
+def test_a_stop_for_what_was_seen_before_the_pictures_froze_is_called_a_false_alarm(
+    graph, contract: Contract, relay: CameraRelay
+):
+    talker, recorder = Talker(graph, contract), graph.add(RunRecorder(contract))
+    watch = Watch(recorder, relay)
+    watch.act.frozen_s = 5.0
+    stop = GuardStatus(state=GuardStatus.FAULT, reason=Reason.VERDICT_STOP.value, text='of before')
+
+    def is_stopped() -> bool:
+        talker.guard.publish(stop)
+        return watch.look()
+
+    graph.eventually(is_stopped)
+    watch.close()
+    assert watch.act.stopped_s is None
+    assert 'a false alarm came first' in watch.act.text
+    assert recorder.record.notes == []
 
 
 def test_an_act_that_nobody_stopped_says_so():

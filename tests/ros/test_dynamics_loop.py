@@ -29,6 +29,9 @@ class HeldBack:
         self.skipped = self.resets = 0
         self.error: Exception | None = None
 
+    def dream_passes(self, _rung: Rung) -> float:
+        return 0.0
+
     def judge(self, _proposal: Proposal, rung: Rung, _seed: int, *, cancelled: Callable[[], bool]) -> Judgement:
         self.used.append(rung)
         self.began.set()

@@ -26,8 +26,10 @@ from engine.calibration import Band, Calibration
 from engine.checkpoint import open_checkpoint
 from engine.contract import load_contract
 from engine.errors import InvalidInput
+from engine.monitors import VERSION
 
 CONTRACT = load_contract('demo_joint_pos')
+CONTRACT_FILE = Path(CONTRACT.source)
 UNHURRIED = {'budget_s': 30.0, 'ladder': ['glance'], 'warm_up': False}
 LEISURELY = {'replan_rows': 24}
 """Chunks so far apart that none overtakes the verdict about the one before."""
@@ -83,7 +85,12 @@ def dynamics_bench(graph: Any, tiny_checkpoint: Path) -> Callable[..., DynamicsB
 
 def calibration_file(path: Path, checkpoint: Path, threshold: float, **provenance: str) -> Path:
     """Bands that everything, or nothing, is above."""
-    known = {'checkpoint': open_checkpoint(checkpoint).fingerprint, 'contract': CONTRACT.fingerprint, **provenance}
+    known = {
+        'checkpoint': open_checkpoint(checkpoint).fingerprint,
+        'contract': CONTRACT.fingerprint,
+        'monitors': str(VERSION),
+        **provenance,
+    }
     bands = {
         f'{rung}/{name}': Band((threshold,), 0.05, 40) for rung in ('glance', 'brief', 'small') for name in MONITORS
     }
@@ -139,6 +146,29 @@ def test_each_chunk_of_the_policy_is_judged_with_what_it_saw_and_dreamt(
     lines = [json.loads(line) for line in kept.read_text().splitlines()]
     assert [line['sequence'] for line in lines[:2]] == [first.sequence, second.sequence]
     assert lines[1]['scores']['inconsistency'][1] == -1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('own_video', ['given', 'made'])
+def test_of_a_policy_that_makes_actions_alone_the_video_is_dreamt_if_that_is_wanted(
+    dynamics_bench: Callable[..., DynamicsBench],
+    policy_bench: Callable[..., Any],
+    sensors: Callable[..., Any],
+    tmp_path: Path,
+    own_video: str,
+) -> None:
+    contract = tmp_path / 'actions_alone.yaml'
+    contract.write_text(
+        CONTRACT_FILE.read_text(encoding='utf-8').replace('sampler:\n', 'sampler:\n  video: false\n'), encoding='utf-8'
+    )
+    policy = policy_bench(contract=str(contract), **LEISURELY).up()
+    bench = dynamics_bench(contract=str(contract), own_video=own_video, warm_up=True).up()
+    sensors()
+    policy.run()
+    verdict = bench.have_verdicts(1)[0]
+    assert policy.node.loop.policy.contract.sampler.video is False
+    scores = dict(zip(verdict.monitors, verdict.scores, strict=True))
+    assert np.isfinite(scores['disagreement']) == (own_video == 'made'), verdict.text
 
 
 @pytest.mark.slow
@@ -255,10 +285,11 @@ def test_topics_can_stand_in_for_a_policy_in_the_same_process(
 def test_a_calibration_of_something_else_is_refused_with_what_differs(
     dynamics_bench: Callable[..., DynamicsBench], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    other = calibration_file(tmp_path / 'other.json', tiny_checkpoint, 1.0, contract='another')
+    other = calibration_file(tmp_path / 'other.json', tiny_checkpoint, 1.0, contract='another', monitors='1')
     bench = dynamics_bench(calibration=str(other))
     assert not bench.node.transition('configure')
     assert 'provenance.contract: is another' in bench.node.last_failure
+    assert 'provenance.monitors: is another' in bench.node.last_failure
     assert bench.node.state_label == 'unconfigured'
 
 

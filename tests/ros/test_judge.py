@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import engine
-from cosmos3_ros.dreams import dreamer_of
+from cosmos3_ros.dreams import PolicyDreamer
 from cosmos3_ros.judge import LADDER, MONITORS, Decision, Judge, Proposal, Rule, Rung, _as_video, failed, rungs
 from cosmos3_ros.motion_bridge import MotionBridge
 from engine.calibration import Band, Calibration
@@ -84,23 +84,37 @@ def test_where_a_chunk_comes_without_video_the_policy_of_the_weights_dreams_what
     model: engine.Cosmos3,
 ) -> None:
     actions_alone = replace(CONTRACT, sampler=replace(CONTRACT.sampler, video=False))
-    judge = judge_of(model, dreamer=dreamer_of(model, actions_alone, warm_up=True))
+    said: list[str] = []
+    judge = judge_of(model, dreamer=PolicyDreamer(model, actions_alone, said.append))
     seen = engine.Observation(proposal().views, 'push', HOME, 0.0)
     dreamt = judge.judge(proposal(observation=seen), QUICK, seed=3).scores['disagreement']
     own = model.policy(CONTRACT).infer(seen, 3).latents
     assert dreamt == judge.judge(proposal(own=own), QUICK, seed=3).scores['disagreement']
-    given = proposal(own=torch.zeros_like(own), observation=seen)
-    assert judge.judge(given, QUICK, seed=3).scores['disagreement'] != dreamt, 'what comes with a chunk is not replaced'
+    given = judge.judge(proposal(own=own + 1.0, observation=seen), QUICK, seed=3).scores['disagreement']
+    assert math.isfinite(given), 'what comes with a chunk is not replaced'
+    assert given != dreamt
     assert math.isnan(judge.judge(proposal(), QUICK).scores['disagreement']), 'what was seen is not known'
     assert math.isnan(judge.judge(proposal(observation=seen), LARGE).scores['disagreement'])
+    assert (judge.dream_passes(LARGE), judge.dream_passes(QUICK) > CONTRACT.sampler.steps) == (0.0, True)
+    assert said == []
+    for _ in range(2):
+        wordless = proposal(observation=replace(seen, instruction=''))
+        found = judge.judge(wordless, QUICK).scores
+        assert math.isnan(found['disagreement'])
+        assert math.isfinite(found['seed_variance']), 'the others are told'
+    assert len(said) == 1
+    assert 'instruction' in said[0]
 
 
 def test_what_was_imagined_for_now_is_compared_with_what_is_seen_now(model: engine.Cosmos3) -> None:
     judge = judge_of(model)
     assert math.isnan(judge.judge(proposal(0), SEEING).scores['surprise'])
-    scores = judge.judge(proposal(1), SEEING).scores
-    assert 0.0 < scores['surprise'] < 2.0
-    assert 0.0 <= scores['standstill'] < 1.0
+    moved = judge.judge(proposal(1), SEEING).scores
+    judge.reset()
+    judge.judge(proposal(0), SEEING)
+    frozen = judge.judge(proposal(1, views=proposal(0).views), SEEING).scores
+    assert moved['surprise'] > 0.1, 'random weights do not imagine how pictures roll'
+    assert (frozen['surprise'], frozen['standstill'] > moved['standstill']) == (0.0, True)
     judge.skip(proposal(2))
     assert math.isnan(judge.judge(proposal(3), SEEING).scores['surprise']), 'nothing was imagined for this moment'
 
