@@ -68,7 +68,7 @@ def make_band(scores: Sequence[ArrayLike], false_alarm_rate: float = 0.05) -> Ba
     length = max(len(curve) for curve in curves)
     filled = _filled(usual, length)
     mean = np.mean(filled, axis=0)
-    width = np.max(np.abs(filled - mean), axis=0)
+    width = np.std(filled, axis=0)  # and not the farthest of few, which is another one each time
     width = np.maximum(width, _LEAST_WIDTH + max(_LEAST_SHARE * np.max(width), 1e-3 * np.max(np.abs(filled))))
     beyond = np.max((_filled(others, length) - mean) / width, axis=1)
     rank = math.ceil((1 - false_alarm_rate) * (len(others) + 1))
