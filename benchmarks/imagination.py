@@ -30,6 +30,7 @@ NAMES = {
     'reversed': 'imagined for the actions reversed',
     'ceiling': 'real video, encoded and decoded',
 }
+DETAIL = 'detail'
 CONTROLS = ('repeat_first', 'other_actions', 'reversed')
 SHIPPED = 'cosmos3-micro'
 
@@ -99,6 +100,10 @@ def text_of(document: Mapping[str, Any], found: Mapping[str, Any], words: str) -
                   rows_of(dynamics)),
             f'The right actions are nearer to the real video than {said}.',
             '![example](imagination.png)',
+            'The same for what is shown to people: where nothing changes, all imagined videos keep the detail of the '
+            'first picture (`Rollout.detailed`).',
+            table(('view, moment', *(NAMES[who] for who in NAMES if who in dynamics['psnr']), 'gain, dB'),
+                  rows_of(found[DETAIL]['dynamics'])),
             'Inverse dynamics: root mean square of the motion from one frame to the next that is found in the real '
             f'video ({units}), beside the guess that nothing moves.',
             table(('motion', 'found', 'nothing moves'), motion),
@@ -120,10 +125,13 @@ def main() -> int:
     parser.add_argument('--save', action='store_true', help='write results/imagination.json, .md and .png')
     given = parser.parse_args()
     data, report = record(given.output, given.episodes), given.output / 'report'
-    call: Sequence[str] = ['--policy', given.policy, '--contract', given.contract, '--skip', 'policy']
-    call = [*call, '--max-windows', str(given.windows), '--dynamics-steps', str(given.steps)]
-    cosmos3('eval', 'open-loop', str(data), *call, '--dynamics-windows', str(given.chained), '-o', str(report))
-    found = json.loads((report / 'open_loop.json').read_text(encoding='utf-8'))
+    call: Sequence[str] = ['--policy', given.policy, '--contract', given.contract, '--max-windows', str(given.windows)]
+    call = [*call, '--dynamics-steps', str(given.steps), '--dynamics-windows', str(given.chained)]
+    cosmos3('eval', 'open-loop', str(data), *call, '--skip', 'policy', '-o', str(report))
+    detail = given.output / 'report_detail'
+    cosmos3('eval', 'open-loop', str(data), *call, '--skip', 'policy,inverse', '--dynamics-detail', '-o', str(detail))
+    found, kept = (json.loads((folder / 'open_loop.json').read_text(encoding='utf-8')) for folder in (report, detail))
+    found[DETAIL] = {'dynamics': kept['dynamics']}
     recorded = json.loads((data / 'meta' / 'info.json').read_text(encoding='utf-8'))['total_episodes']
     document = {'machine': machine(), 'policy': Path(given.policy).name, 'recorded': recorded, **found}
     words = f'--policy {document["policy"]} --contract {given.contract} --episodes {given.episodes}'

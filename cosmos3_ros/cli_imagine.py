@@ -37,6 +37,9 @@ def add_imagine(commands: Commands, bars: Bars) -> None:
     )
     imagine.add_argument('--overlap', type=int, default=1, help='frames that windows share: 1 (default), 5, 9, ...')
     imagine.add_argument('--windows', type=int, help='imagine no more than so many')
+    imagine.add_argument(
+        '--detail', action='store_true', help='what does not change keeps the detail of the first picture'
+    )
     imagine.add_argument('-o', '--output', type=Path, required=True, help='MP4 to write')
     _add_terms(imagine)
     imagine.set_defaults(run=lambda arguments: _imagine(arguments, bars))
@@ -94,7 +97,7 @@ def _imagine(arguments: argparse.Namespace, bars: Bars) -> int:
             windows=arguments.windows,
             progress=lambda done, windows: report(f'windows of {dynamics.terms.chunk} rows', done / windows),
         )
-        frames = rollout.frames
+        frames = rollout.detailed if arguments.detail else rollout.frames
     height, width = frames.shape[1:3]
     with VideoWriter(arguments.output, dynamics.terms.fps, (height, width)) as writer:
         for frame in frames:

@@ -38,6 +38,7 @@ def add_open_loop(kinds: Commands, bars: Bars) -> None:
     add('--dynamics-steps', type=int, help='denoising steps of a window; left out: the published number')
     add('--dynamics-rows', type=int, help='rows of such a window, a multiple of 4; likewise')
     add('--dynamics-windows', type=int, default=1, help='that are imagined one after another, for longer videos')
+    add('--dynamics-detail', action='store_true', help='what does not change keeps the detail of the first picture')
     add('--skip', default='', help='of policy, dynamics, inverse, what to leave out, separated by commas')
     add('--video-map', nargs='*', default=[], metavar='VIEW=SOURCE', help='camera that stands in for a missing view')
     add('--instruction', help='what was to be done, in place of what the recording says')
@@ -119,6 +120,7 @@ def _provenance(given: argparse.Namespace) -> dict[str, Any]:
         'backend': given.backend,
         'dynamics_steps': given.dynamics_steps,
         'dynamics_windows': given.dynamics_windows,
+        'dynamics_detail': given.dynamics_detail,
     }
     if given.compiled:
         from engine.backends.card import read_card
@@ -168,7 +170,7 @@ def _load(given: argparse.Namespace, contract: Contract) -> Makers:
         dynamics = whole.dynamics(contract)
         changes = {'steps': given.dynamics_steps, 'chunk': given.dynamics_rows}
         dynamics = dynamics.with_terms(**{name: value for name, value in changes.items() if value is not None})
-        imaginer = NetworkImaginer(dynamics, given.dynamics_windows)
+        imaginer = NetworkImaginer(dynamics, given.dynamics_windows, detailed=given.dynamics_detail)
     return Makers(policy, imaginer)
 
 

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from engine.actions import MODEL_WIDTH, Embodiment, Normalizer, PoseCodec, codec, embodiment
+from engine.detail import keep_detail
 from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError, Problem
 from engine.observation.geometry import (
     LATENT_PIXELS,
@@ -224,6 +225,7 @@ class Rollout:
     seed: int
     seconds: Mapping[str, float]
     _clip: _Clip = field(repr=False)
+    _given: Frames = field(repr=False)
     _decode: Callable[[Tensor], Frames] = field(repr=False)
     _decoded: list[Frames] = field(repr=False)
     _decoding: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -236,6 +238,11 @@ class Rollout:
                 self._decoded.append(self._decode(self.latents[len(self._decoded)]))
         first, *others = self._decoded
         return np.concatenate([first, *(window[self.overlap :] for window in others)])[: len(self.rows) + 1]
+
+    @property
+    def detailed(self) -> Frames:
+        """The same, [N + 1, H, W, 3], with the detail of the observed picture wherever nothing changes: for people."""
+        return keep_detail(self.frames, self._clip.shown(self._given))
 
     def begin(self, frames: int) -> Frames:
         """The first frames alone, [N, H, W, 3], of the first window at most; nothing that comes later changes them."""
@@ -256,6 +263,12 @@ class _Clip:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of latents."""
         return latent_crop(*self.content)
+
+    def shown(self, picture: Frames) -> Frames:
+        """A picture [H, W, 3] reduced to the canvas and cut to whole latents, as imagined frames are."""
+        height, width = (cells * LATENT_PIXELS for cells in self.grid)
+        cut: Frames = fit(picture, self.canvas).pixels[:height, :width]
+        return cut
 
     @classmethod
     def of(cls, tier: int, frames: Frames) -> Self:
@@ -336,7 +349,7 @@ class Dynamics:
             Cancelled: `cancelled` returned True.
         """
         rows = check_request(self.terms, actions, overlap, windows, seed)
-        given = self._picture(seen)[None]
+        given = picture = self._picture(seen)[None]
         starts = _starts(len(rows), self.terms.chunk, overlap)[:windows]
         rows = rows[: starts[-1] + self.terms.chunk]
         request = _Request(instruction, Stopwatch(self._device), cancelled)
@@ -353,8 +366,8 @@ class Dynamics:
                     self._ahead(given, clip, _exactly(rows[start:], self.terms.chunk), seed + number, request)
                 )
                 progress(number + 1, len(starts))
-        seconds = dict(request.watch.seconds)
-        return Rollout(tuple(latents), rows, overlap, instruction, seed, seconds, clip, self._decoded, decoded)
+        told = instruction, seed, dict(request.watch.seconds)
+        return Rollout(tuple(latents), rows, overlap, *told, clip, picture[0], self._decoded, decoded)
 
     def actions_from_video(
         self,
@@ -423,10 +436,7 @@ class Dynamics:
         Raises:
             ObservationError: The picture does not fit.
         """
-        clip = rollout._clip
-        height, width = (cells * LATENT_PIXELS for cells in clip.grid)
-        shown: Frames = fit(self._picture(seen), clip.canvas).pixels[:height, :width]
-        return shown
+        return rollout._clip.shown(self._picture(seen))
 
     # One window
 

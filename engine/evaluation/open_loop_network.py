@@ -52,12 +52,13 @@ class NetworkPolicy:
 class NetworkImaginer:
     """The dynamics surface of a checkpoint, made for a contract."""
 
-    def __init__(self, dynamics: Dynamics, windows: int = 1) -> None:
+    def __init__(self, dynamics: Dynamics, windows: int = 1, *, detailed: bool = False) -> None:
         """Take a surface.
 
         Args:
             dynamics: Which one.
             windows: That are imagined one after another, each from the last frame of the one before.
+            detailed: Whether what does not change keeps the detail of the first picture; see :mod:`engine.detail`.
 
         Raises:
             ContractError: It was made for whole pictures, without a contract.
@@ -68,7 +69,7 @@ class NetworkImaginer:
         if windows < 1:
             raise InvalidInput('open loop', [Problem('windows', 'are no count', str(windows), '1 or more')])
         self._dynamics, self._views, self._windows = dynamics, dynamics.contract.views, windows
-        self._codec = dynamics.terms.codec()
+        self._codec, self._detailed = dynamics.terms.codec(), detailed
 
     @property
     def rows(self) -> int:
@@ -119,7 +120,8 @@ class NetworkImaginer:
 
     def imagine(self, window: Window, rows: NDArray[np.float32], seed: int) -> Frames:
         """One window after another."""
-        return self._dynamics.imagine(window.views, rows, window.instruction, seed).frames
+        rollout = self._dynamics.imagine(window.views, rows, window.instruction, seed)
+        return rollout.detailed if self._detailed else rollout.frames
 
     def actions(self, window: Window, seed: int) -> NDArray[np.float32]:
         """Of the real video."""
