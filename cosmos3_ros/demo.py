@@ -229,11 +229,17 @@ def _run(
 
 
 def _calm(stage: Stage | None, console: Console) -> Stage | None:
-    """Let nothing be imagined in the first act; None, and why, if that does not work: then there is no second one."""
+    """Let nothing be imagined in the first act; None, and why, if nothing ever will be: then there is no second one.
+
+    Raises:
+        CosmosError: Something is imagined, and cannot be kept from stopping the arm.
+    """
     if stage is not None:
         try:
             stage.let_imagine(NAMESPACE, now=False)
         except CosmosError as error:
+            if not stage.imagines_nothing(NAMESPACE):
+                raise
             console.print(f'[yellow]There will be no second act: {escape(str(error))}[/yellow]')
             return None
     return stage

@@ -46,7 +46,7 @@ _PARAMETERS = {
     'slow_objections': 1,
     'stop_objections': 1,
 }
-_TRANSITION_S = 20.0
+_TRANSITION_S, _READY_S = 20.0, 60.0
 
 
 class CameraRelay(Node):
@@ -150,9 +150,15 @@ class Stage:
         """
         name, change = f'/{namespace}/dynamics', 'activate' if now else 'deactivate'
         with LifecycleClient() as client:
-            client.wait_for(name, 'inactive' if now else 'active', _TRANSITION_S)
+            client.wait_for(name, 'inactive' if now else 'active', _READY_S)
             if not client.change(name, change, _TRANSITION_S):
                 raise CosmosError(f'{name} cannot {change}; its log says why')
+
+    @staticmethod
+    def imagines_nothing(namespace: str) -> bool:
+        """Whether the node that imagines was never configured, so that nothing will be stopped by it."""
+        with LifecycleClient() as client:
+            return client.state(f'/{namespace}/dynamics') == 'unconfigured'
 
 
 @contextmanager
@@ -185,6 +191,7 @@ class Watch:
         self._began = time.monotonic()
         self._from = recorder.record.measured[-1][1] if recorder.record.measured else None
         self._stop: tuple[float, str] | None = None
+        self._chunk = ''  # that was objected to, as the guard names it
         self._subscription = recorder.create_subscription(Verdict, 'dynamics/verdict', self._on_verdict, qos.status())
 
     def look(self) -> bool:
@@ -201,7 +208,7 @@ class Watch:
         stopped = status is not None and status.reason == Reason.VERDICT_STOP
         if stopped and self._stop is None:
             self._stop = self._recorder.now_s(), status.text
-        if self._stop is not None and act.objected_s is not None and act.stopped_s is None:
+        if self._stop is not None and self._chunk and self._chunk in self._stop[1] and act.stopped_s is None:
             act.stopped_s, act.guard = self._stop
             self._recorder.record.notes.append((act.stopped_s, 'stopped by imagination'))
         return (stopped and status.state == GuardStatus.FAULT) or waited > STOP_WITHIN_S
@@ -210,6 +217,7 @@ class Watch:
         """Hear no more verdicts."""
         self._recorder.destroy_subscription(self._subscription)
         if self._stop is not None and self.act.stopped_s is None:
+            self.act.objected_s = None
             self.act.text = f'a false alarm came first, over what was seen before they froze: {self._stop[1]}'
 
     def _freeze(self) -> None:
@@ -233,4 +241,4 @@ class Watch:
             return
         act.text = message.text
         if message.decision == Verdict.STOP:
-            act.objected_s = self._recorder.now_s()
+            act.objected_s, self._chunk = self._recorder.now_s(), f'chunk {message.epoch}/{message.sequence}:'

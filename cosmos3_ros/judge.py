@@ -281,17 +281,19 @@ class Judge:
             found |= self._of_past(proposal)
         if self._adviser is not None:
             found |= self._adviser.scores(futures[0], proposal, cancelled)
+        # What comes last may take too long; the next chunk is then compared with this one all the same.
+        self._before, self._moment = (proposal, futures[0] if rung.pictures else None), moment + 1
         found |= self._of_own(futures[0], proposal, rung, seed, cancelled)
         # What was computed and is no number is as bad as can be; only what was not computed says nothing.
         scores = dict.fromkeys(self.monitors, math.nan)
         scores |= {name: math.inf if math.isnan(score) else score for name, score in found.items()}
-        self._before = proposal, futures[0] if rung.pictures else None
-        self._moment = moment + 1
         rows_seen = min(len(futures[0].rows), len(rows))
         return self._concluded(scores, rung, moment, rows_seen, futures[0], time.perf_counter() - began)
 
     def skip(self, proposal: Proposal) -> None:
-        """Note a proposal that is not imagined; its successor is compared with it."""
+        """Note a proposal that is not imagined, or not to the end; its successor is compared with it."""
+        if self._before is not None and self._before[0] is proposal:
+            return
         moment = self._moment if proposal.moment is None else proposal.moment
         self._before, self._moment = (proposal, None), moment + 1
 

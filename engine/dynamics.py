@@ -19,7 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from engine.actions import MODEL_WIDTH, Embodiment, Normalizer, PoseCodec, codec, embodiment
-from engine.detail import keep_detail
+from engine.dynamics_detail import keep_detail
 from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError, Problem
 from engine.observation.geometry import (
     LATENT_PIXELS,

@@ -147,6 +147,15 @@ def test_a_rollout_has_the_picture_of_now_and_a_frame_for_every_row(dynamics: Dy
     assert {'encode', 'denoise', 'decode', 'total'} <= set(found.seconds)
 
 
+def test_for_people_a_rollout_begins_with_the_picture_as_it_was_seen(dynamics: Dynamics, picture: np.ndarray) -> None:
+    chunk = dynamics.terms.chunk
+    rollout = dynamics.imagine(picture, rows(2 * chunk), 'push')
+    shown = rollout.detailed
+    assert shown.shape == rollout.frames.shape == (2 * chunk + 1, *shown.shape[1:])
+    np.testing.assert_array_equal(shown[0], dynamics.seen_as(rollout, picture))
+    assert not np.array_equal(rollout.frames[0], shown[0])
+
+
 def test_a_window_starts_from_the_last_frame_of_the_one_before_as_it_is(
     dynamics: Dynamics, picture: np.ndarray
 ) -> None:

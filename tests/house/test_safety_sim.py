@@ -355,8 +355,10 @@ def test_the_defaults_of_the_arguments_are_the_defaults_of_the_options() -> None
 
 def test_all_faulty_arguments_are_reported_at_once() -> None:
     with pytest.raises(InvalidInput) as raised:
-        safety_options({'episodes': '-1', 'proposer': 'x', 'speed': '2', 'false_alarm_rate': '1', 'workers': '0'})
-    wanted = {'episodes', 'proposer', 'speed', 'false_alarm_rate', 'workers'}
+        safety_options(
+            {'episodes': '-1', 'proposer': 'x', 'speed': '2', 'false_alarm_rate': '1', 'workers': '0', 'latency': '-1'}
+        )
+    wanted = {'episodes', 'proposer', 'speed', 'false_alarm_rate', 'workers', 'latency'}
     assert {problem.where for problem in raised.value.problems} == wanted
 
 
@@ -386,6 +388,7 @@ def test_the_launch_description_declares_every_argument(repository: Path) -> Non
     ('given', 'words'),
     [
         (['--hazards', 'flood,obstacle'], 'hazards: unknown, got flood'),
+        (['--latency', '0.6'], 'latency: is not before the next observation, got 0.6 s'),
         (['--calibration-episodes', '10'], 'are too few for this false_alarm_rate, got 10, allowed: 38 or more'),
         (['--contract', 'robomind_dual'], 'are not those of the simulated arm'),
         (['--episode', 'somewhere', '--hazards', 'obstacle'], 'makes no sense for a recording, got obstacle'),

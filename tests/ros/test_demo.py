@@ -106,7 +106,7 @@ def test_the_act_freezes_pictures_of_a_moving_arm_and_tells_who_objected_and_who
 
     def said(decision: int, text: str, seen_s: float) -> bool:
         stamp = ns_to_stamp(round(seen_s * 1e9))
-        talker.verdicts.publish(Verdict(decision=decision, text=text, stamp=stamp))
+        talker.verdicts.publish(Verdict(decision=decision, text=text, stamp=stamp, epoch=7, sequence=3))
         return bool(heard) and heard[-1] == text
 
     assert not watch.look()
@@ -123,7 +123,7 @@ def test_the_act_freezes_pictures_of_a_moving_arm_and_tells_who_objected_and_who
     graph.eventually(lambda: said(Verdict.STOP, told, frozen + 0.2) and watch.act.text == told)
 
     def guard_is(state: int, reason: Reason) -> bool:
-        talker.guard.publish(GuardStatus(state=state, reason=reason.value, text=f'{reason.name} it is'))
+        talker.guard.publish(GuardStatus(state=state, reason=reason.value, text=f'{reason.name} of chunk 7/3: it is'))
         status = recorder.guard_status
         return status is not None and (status.state, status.reason) == (state, reason.value)
 
@@ -135,7 +135,7 @@ def test_the_act_freezes_pictures_of_a_moving_arm_and_tells_who_objected_and_who
     graph.eventually(lambda: guard_is(GuardStatus.FAULT, Reason.VERDICT_STOP))
     assert watch.look()
     watch.close()
-    assert watch.act.guard == 'VERDICT_STOP it is'
+    assert watch.act.guard == 'VERDICT_STOP of chunk 7/3: it is'
     assert [text for _, text in recorder.record.notes] == [
         'the pictures are frozen',
         'stopped by imagination',
@@ -163,15 +163,22 @@ def test_a_stop_for_what_was_seen_before_the_pictures_froze_is_called_a_false_al
     talker, recorder = Talker(graph, contract), graph.add(RunRecorder(contract))
     watch = Watch(recorder, relay)
     watch.act.frozen_s = 5.0
-    stop = GuardStatus(state=GuardStatus.FAULT, reason=Reason.VERDICT_STOP.value, text='of before')
+    stop = GuardStatus(state=GuardStatus.FAULT, reason=Reason.VERDICT_STOP.value, text='STOP of chunk 7/2: surprise')
 
     def is_stopped() -> bool:
         talker.guard.publish(stop)
         return watch.look()
 
+    def is_objected_to() -> bool:
+        later = Verdict(decision=Verdict.STOP, text='of now', stamp=ns_to_stamp(6 * 10**9), epoch=7, sequence=3)
+        talker.verdicts.publish(later)
+        return watch.act.objected_s is not None
+
     graph.eventually(is_stopped)
+    graph.eventually(is_objected_to)
+    watch.look()
     watch.close()
-    assert watch.act.stopped_s is None
+    assert (watch.act.stopped_s, watch.act.objected_s) == (None, None)
     assert 'a false alarm came first' in watch.act.text
     assert recorder.record.notes == []
 

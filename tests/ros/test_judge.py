@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,3 +232,19 @@ def test_rungs_are_found_by_name_and_keep_the_order_of_the_ladder() -> None:
             rungs(wrong)
     with pytest.raises(InvalidInput, match='1 <= slow <= stop'):
         Rule(slow=3, stop=2)
+
+
+def test_a_dream_that_takes_too_long_does_not_keep_the_next_chunk_from_being_compared(model: engine.Cosmos3) -> None:
+    class Slow:
+        passes = 1.0
+
+        def __call__(self, _proposal: Proposal, _seed: int, _cancelled: Callable[[], bool]) -> torch.Tensor:
+            raise Cancelled('no time is left')
+
+    looking = replace(SEEING, tier=None)
+    judge, first = judge_of(model, dreamer=Slow()), proposal(0)
+    with pytest.raises(Cancelled):
+        judge.judge(first, looking)
+    judge.skip(first)
+    given = torch.zeros(1, 48, 5, 16, 19)
+    assert math.isfinite(judge.judge(proposal(1, own=given), looking).scores['standstill'])

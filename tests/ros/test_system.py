@@ -26,6 +26,7 @@ from cosmos3_ros.judge import LADDER, MONITORS
 from engine.calibration import Band, Calibration
 from engine.checkpoint import open_checkpoint
 from engine.contract import load_contract
+from engine.monitors import VERSION
 from tests.ros.system_bench import AT_REST_RAD_S, MOVING_RAD_S, STARTED_S, System, can_draw
 
 NAMESPACE = 'arena'
@@ -138,8 +139,8 @@ def imagining(graph, tiny_checkpoint, tmp_path) -> Iterator[Witness]:
     """A system of its own whose imagination objects to everything that it can judge."""
     everything = {f'{rung.name}/{monitor}': Band((-1.0,), 0.05, 40) for rung in LADDER for monitor in MONITORS}
     contract, checkpoint = load_contract('demo_joint_pos'), open_checkpoint(tiny_checkpoint)
-    provenance = {'checkpoint': checkpoint.fingerprint, 'contract': contract.fingerprint}
-    Calibration(everything, provenance).save(tmp_path / 'bands.json')
+    known = {'checkpoint': checkpoint.fingerprint, 'contract': contract.fingerprint}
+    Calibration(everything, known | {'monitors': str(VERSION)}).save(tmp_path / 'bands.json')
     # A busy machine has time for verdicts too, if they may take some.
     patient = {'/**/dynamics': {'budget_s': 10.0, 'ladder': ['brief']}, '/**/guard': {'verdict_max_age_s': 20.0}}
     nodes = {name: {'ros__parameters': values} for name, values in patient.items()}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.detail import keep_detail
+from engine.dynamics_detail import keep_detail
 from engine.errors import InvalidInput
 
 
