@@ -394,6 +394,8 @@ class Judge:
             decision, text = self.rule.decide(len(crossed)), _reason(crossed, scores, thresholds, len(judged))
         else:
             decision, text = Decision.UNKNOWN, f'nothing is calibrated for the rung {rung.name}'
+            if not all(map(math.isnan, thresholds.values())):
+                text = f'no monitor that is calibrated for the rung {rung.name} could be computed for this chunk'
         return Judgement(decision, text, scores, thresholds, crossed, rung, rows, rollout, seconds)
 
 
