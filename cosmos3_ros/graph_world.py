@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
@@ -89,6 +89,7 @@ class GraphWorld(Simulated):
         self._commanded_ns = self._chunk_due_ns = self._laid_out_ns = 0
         self._sequence, self._attentive, self._due_wall_s = 0, False, time.monotonic()
         self._pictures: list[tuple[Publisher, Image]] = []
+        self._told: list[tuple[Publisher, Any]] = []
         self._replan_ns = self._latency_ns = 0
         self.check: Callable[[], None] = lambda: None
         self._open()
@@ -281,13 +282,18 @@ class GraphWorld(Simulated):
         self._tell_state(now)
 
     def _show(self) -> None:
-        for publisher, picture in self._pictures:
-            publisher.publish(picture)
+        self._repeat(self._pictures)
+
+    @staticmethod
+    def _repeat(messages: Sequence[tuple[Publisher, Any]]) -> None:
+        for publisher, message in messages:
+            publisher.publish(message)
 
     def _tell_state(self, now: int) -> None:
         stamp, state = ns_to_stamp(now), self.robot.joint_state()
-        self._states.publish(joint_state(state.names, state.positions, stamp, state.velocities, state.efforts))
-        self._clock.publish(ClockMessage(clock=stamp))
+        message = joint_state(state.names, state.positions, stamp, state.velocities, state.efforts)
+        self._told = [(self._states, message), (self._clock, ClockMessage(clock=stamp))]
+        self._repeat(self._told)
 
     def _await(self, now: int) -> None:
         if self._guard.state in _MOVING:
@@ -301,10 +307,11 @@ class GraphWorld(Simulated):
                 lambda: self._chunk_due_ns != due or self._guard.state == GuardStatus.FAULT,
                 CHUNK_PATIENCE_S,
                 'a chunk of the policy',
+                again=True,
             )
         self._pace()
 
-    def _wait(self, condition: Callable[[], bool], patience_s: float, what: str) -> None:
+    def _wait(self, condition: Callable[[], bool], patience_s: float, what: str, *, again: bool = False) -> None:
         """Wait for what the graph owes.
 
         Raises:
@@ -316,8 +323,9 @@ class GraphWorld(Simulated):
                 if self._changed.wait_for(condition, CHECK_PERIOD_S):
                     return
             self.check()
-            self._show()
-            self._tell_state(self.now_ns)
+            if again:
+                self._show()
+                self._repeat(self._told)
         raise CosmosError(f'{what} did not come within {patience_s:g} s; simulated time stands still')
 
     def _pace(self) -> None:
