@@ -15,7 +15,7 @@ from pathlib import Path
 
 from figures import facts, machine, save
 
-from cosmos3_ros.safety_options import SafetyOptions
+from cosmos3_ros.safety_options import LATENCY_S, SafetyOptions
 from cosmos3_ros.safety_sim import simulate
 from cosmos3_ros.safety_tables import sections
 
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument('--rung', default='small', help='how well chunks are imagined')
     parser.add_argument('--proposer', default='expert', choices=('expert', 'checkpoint'), help='who makes the chunks')
     parser.add_argument('--job', default='pick', choices=('pick', 'reach'), help='what the arm is about')
-    parser.add_argument('--latency', type=float, default=0.2, help='seconds from an observation to its chunk')
+    parser.add_argument('--latency', type=float, default=LATENCY_S, help='seconds from an observation to its chunk')
     parser.add_argument('--false-alarm-rate', type=float, default=0.05, help='of the band of one monitor')
     parser.add_argument('--pictures', action='store_true', help='also compare what is seen with what was imagined')
     parser.add_argument('--name', default='safety_sim', help='of the files in results')

@@ -10,9 +10,20 @@ import torch
 import engine
 from cosmos3_ros.judge import Proposal
 from engine.contract import Contract
+from engine.dynamics import DynamicsTerms
 from engine.errors import ObservationError
+from engine.policy import Policy
 from engine.sequence import latent_frames
 from engine.turns import Priority
+
+
+def policy_with_video(model: engine.Cosmos3, contract: Contract) -> Policy:
+    """The policy of a contract, which imagines the video beside its actions also where the contract leaves it out.
+
+    Raises:
+        ContractError: The checkpoint does not fit.
+    """
+    return model.policy(replace(contract, sampler=replace(contract.sampler, video=True)))
 
 
 class PolicyDreamer:
@@ -37,10 +48,12 @@ class PolicyDreamer:
         Raises:
             ContractError: The checkpoint does not fit.
         """
-        self._policy = policy = model.policy(replace(contract, sampler=replace(contract.sampler, video=True)))
+        self._policy = policy = policy_with_video(model, contract)
         policy.priority = Priority.DYNAMICS
         guided = sum(policy.guidance.mask(policy.schedule))
-        longer = latent_frames(contract.timing.chunk_rows + 1) / latent_frames(model.dynamics(contract).terms.chunk + 1)
+        longer = latent_frames(contract.timing.chunk_rows + 1) / latent_frames(
+            DynamicsTerms.of_contract(contract).chunk + 1
+        )
         self.passes = (contract.sampler.steps + guided) * longer
         self._report, self._reasons = report, set[str]()
 

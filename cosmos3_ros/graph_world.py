@@ -4,7 +4,8 @@ joint states, pictures, /clock --> guard, policy --> joint trajectory, gripper c
 
 Time is simulated. It passes no faster than real time, and stands still whenever the guard owes a command or the policy
 a chunk: what an episode comes to must not depend on how busy the machine is. Sensors are sent as on a robot, where the
-next message makes up for one that is lost; while time stands still there is no next one, so the last is sent again.
+next message makes up for one that is lost; while time stands still for a chunk there is no next one, so the last is
+sent again.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class Proposal:
         grippers: [N] or [N, G], 0 = open, 1 = closed.
         instruction: What it is for.
         own: The policy's own imagined video, latents [1, C, T, h, w]; None if there is none.
-        observation: All that the policy saw, for a :data:`Dreamer`; None if that is not known.
+        observation: All that the policy saw, for a :class:`Dreamer`; None if that is not known.
         motion: [N, D] in the model's space, if it is known without the joints, as of recorded poses.
         moment: Number of the chunk in its run, from 0; None: one more than the last one that was judged or skipped.
         follows: Whether the arm has done the chunk before since, at its own pace. If not, the two speak of different

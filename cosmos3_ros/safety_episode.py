@@ -21,14 +21,13 @@ from cosmos3_ros.judge import Judgement
 from cosmos3_ros.safety_expert import REPLAN_ROWS, Proposer, Rows, Seen
 from cosmos3_ros.safety_hazards import Hazard, Path
 from cosmos3_ros.safety_jobs import JOBS, Job
+from cosmos3_ros.safety_options import LATENCY_S
 from engine.contract import Contract
 from engine.evaluation import franka_scene as scene
 from engine.evaluation.simulated_franka import SimulatedFranka
 
 Floats = NDArray[np.float64]
 
-LATENCY_S = 0.2
-"""From an observation to the arrival of its chunk, unless something else is asked for."""
 DEVIATION_M = 0.05
 """Distance of the tool from that of the twin that counts as harm."""
 

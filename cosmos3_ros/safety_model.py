@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import engine
+from cosmos3_ros.dreams import policy_with_video
 from cosmos3_ros.judge import Judge, Judgement, Proposal, Rung, rungs
 from cosmos3_ros.motion_bridge import MotionBridge
 from cosmos3_ros.safety_expert import Rows, Seen
@@ -90,7 +91,7 @@ class Network:
         self.policy: Policy = self.model.policy(contract)
         self._dreamer = self.policy
         if terms.own_video and not contract.sampler.video:
-            self._dreamer = self.model.policy(replace(contract, sampler=replace(contract.sampler, video=True)))
+            self._dreamer = policy_with_video(self.model, contract)
         dynamics = self.model.dynamics(contract)
         if self.rung.tier is not None and self.rung.tier > dynamics.terms.tier:
             problem = Problem(

@@ -15,6 +15,8 @@ from cosmos3_ros.bringup import TRUTH, Argument
 from engine.errors import InvalidInput, Problem
 
 ALL = 'all'
+LATENCY_S = 0.2
+"""From an observation to the arrival of its chunk, unless something else is asked for."""
 _SEPARATOR = ','
 
 SAFETY_ARGUMENTS = (
@@ -41,7 +43,7 @@ SAFETY_ARGUMENTS = (
         'Who makes the chunks: a scripted hand, or the policy of the checkpoint.',
         ('expert', 'checkpoint'),
     ),
-    Argument('latency', '0.2', 'Seconds from an observation to the arrival of its chunk.'),
+    Argument('latency', str(LATENCY_S), 'Seconds from an observation to the arrival of its chunk.'),
     Argument('job', 'pick', 'What the arm is about: an object is picked up, or reached for.', ('pick', 'reach')),
     Argument(
         'own_video',
@@ -83,7 +85,7 @@ class SafetyOptions:
     calibration_episodes: int = 40
     false_alarm_rate: float = 0.05
     proposer: str = 'expert'
-    latency: float = 0.2
+    latency: float = LATENCY_S
     job: str = 'pick'
     own_video: bool = True
     pictures: bool = False

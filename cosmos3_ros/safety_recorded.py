@@ -18,7 +18,7 @@ from cosmos3_ros.guard.chunk import ReceivedChunk
 from cosmos3_ros.guard.guard import Guard
 from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.guard.options import GuardOptions
-from cosmos3_ros.guarded_robot import NS, TICK_NS
+from cosmos3_ros.guarded_robot import ACCEPTED, NS, TICK_NS
 from cosmos3_ros.inverse_kinematics import InverseKinematics
 from cosmos3_ros.safety_episode import ChunkRecord, EpisodeRecord, record_of
 from cosmos3_ros.safety_expert import REPLAN_ROWS, Rows, Seen
@@ -152,7 +152,7 @@ class RecordedRunner:
             found = judging(index, shown, proposed, rows, instruction)
             said = guard.offer(shown.stamp_ns, rows)
             observed, arrived = now * step_ns / NS, (now * step_ns + latency_ns) / NS
-            if said != 'ACCEPTED':
+            if said != ACCEPTED:
                 stops.append((arrived, said))
             chunks.append(record_of(observed, arrived, hazard.active(index), said, found))
         return chunks, stops
@@ -208,7 +208,7 @@ class _DryGuard:
             names,
         )
         verdict = self._guard.on_chunk(chunk, self._now_ns)
-        return getattr(getattr(verdict, 'reason', None), 'name', 'ACCEPTED')
+        return getattr(getattr(verdict, 'reason', None), 'name', ACCEPTED)
 
     def _hear(self) -> None:
         """The joints at this instant, straight between the frames."""

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from cosmos3_ros.guard.limits import load_limits
-from cosmos3_ros.safety_episode import LATENCY_S, EpisodeRecord, Stage, harm_of, play
+from cosmos3_ros.safety_episode import EpisodeRecord, Stage, harm_of, play
 from cosmos3_ros.safety_expert import Expert, Proposer
 from cosmos3_ros.safety_hazards import NoRoom, make_hazard
 from cosmos3_ros.safety_jobs import job_of, target_of
 from cosmos3_ros.safety_model import ModelTerms, Network, PolicyProposer
+from cosmos3_ros.safety_options import LATENCY_S
 from cosmos3_ros.safety_pictures import Gallery
 from engine.calibration import Calibration
 from engine.contract import load_contract

@@ -349,7 +349,8 @@ class Dynamics:
             Cancelled: `cancelled` returned True.
         """
         rows = check_request(self.terms, actions, overlap, windows, seed)
-        given = picture = self._picture(seen)[None]
+        picture = self._picture(seen)
+        given = picture[None]
         starts = _starts(len(rows), self.terms.chunk, overlap)[:windows]
         rows = rows[: starts[-1] + self.terms.chunk]
         request = _Request(instruction, Stopwatch(self._device), cancelled)
@@ -367,7 +368,7 @@ class Dynamics:
                 )
                 progress(number + 1, len(starts))
         told = instruction, seed, dict(request.watch.seconds)
-        return Rollout(tuple(latents), rows, overlap, *told, clip, picture[0], self._decoded, decoded)
+        return Rollout(tuple(latents), rows, overlap, *told, clip, picture, self._decoded, decoded)
 
     def actions_from_video(
         self,

@@ -73,15 +73,17 @@ def test_an_episode_in_which_the_guard_dies_is_no_record_of_the_policy(expert: G
     assert len(ticks) < 120, 'and it is told at once'
 
 
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[GraphRunner]:
+    runner = GraphRunner(Cast(str(tiny_checkpoint), terms=LoopTerms(60, 0.2), graph=True), logs=tmp_path / 'logs')
+    yield runner
+    runner.close()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or 'pictures can be drawn')
-def test_a_checkpoint_plays_through_the_graph(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    cast = Cast(str(tiny_checkpoint), terms=LoopTerms(60, 0.2), graph=True)
-    runner = GraphRunner(cast, logs=tmp_path / 'logs')
-    try:
-        record = runner.run(make_episode('reach', 0))
-    finally:
-        runner.close()
+def test_a_checkpoint_plays_through_the_graph(checkpoint: GraphRunner) -> None:
+    record = checkpoint.run(make_episode('reach', 0))
     assert record.chunks == 2
     assert record.duration_s == pytest.approx(8.0)
     assert record.path_m > 0.0
@@ -91,10 +93,9 @@ def test_a_checkpoint_plays_through_the_graph(tiny_checkpoint: Path, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or 'pictures can be drawn')
 def test_a_picture_that_is_lost_while_time_stands_still_comes_again(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: GraphRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = GraphRunner(Cast(str(tiny_checkpoint), terms=LoopTerms(60, 0.2), graph=True), logs=tmp_path / 'logs')
-    world, tried = runner.world, set()
+    world, tried = checkpoint.world, set()
     show = world._show
 
     def lose_the_first_try() -> None:
@@ -105,9 +106,6 @@ def test_a_picture_that_is_lost_while_time_stands_still_comes_again(
         tried.add(moment)
 
     monkeypatch.setattr(world, '_show', lose_the_first_try)
-    try:
-        record = runner.run(make_episode('reach', 0))
-    finally:
-        runner.close()
+    record = checkpoint.run(make_episode('reach', 0))
     assert record.chunks == 2
     assert record.duration_s == pytest.approx(8.0)
