@@ -29,8 +29,10 @@ def as_floats(values: ArrayLike, where: str, tail: tuple[int, ...] = ()) -> Floa
     if array.ndim < len(tail) or array.shape[array.ndim - len(tail) :] != tail:
         shape = ', '.join(['...', *map(str, tail)])
         raise InvalidInput(where, [Problem(where, 'has the wrong shape', str(array.shape), f'[{shape}]')])
-    bad = np.asarray(np.any(~np.isfinite(array), axis=tuple(range(-len(tail), 0))))
-    refuse_rows(bad, array, where, what='is not finite', allowed='finite numbers')
+    finite = np.isfinite(array)
+    if not finite.all():
+        bad = np.asarray(np.any(~finite, axis=tuple(range(-len(tail), 0))))
+        refuse_rows(bad, array, where, what='is not finite', allowed='finite numbers')
     return array
 
 

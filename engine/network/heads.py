@@ -81,7 +81,8 @@ def patchify(latents: Tensor, patch: int) -> Tensor:
     with zeros at the bottom or right.
     """
     height, width = latents.shape[-2:]
-    padded = F.pad(latents, (0, -width % patch, 0, -height % patch))
+    below, right = -height % patch, -width % patch
+    padded = F.pad(latents, (0, right, 0, below)) if below or right else latents  # nothing to add would be a copy
     _, channels, frames, rows, columns = padded.shape
     cut = padded.reshape(channels, frames, rows // patch, patch, columns // patch, patch)
     return cut.permute(1, 2, 4, 3, 5, 0).reshape(-1, patch * patch * channels)

@@ -41,6 +41,9 @@ _TABLE: Final[Mapping[str, tuple[tuple[int, int], ...]]] = {
     'gt_2048': ((5464, 5464), (4728, 6304), (6304, 4728), (4096, 7280), (7280, 4096)),
 }
 
+UNIT_LEVELS: Final = np.arange(256, dtype=np.float32) / np.float32(127.5) - np.float32(1)
+"""What each level of a byte is in -1..1, float32 [256]."""
+
 # cosmos-framework alone offers this one, for video only; diffusers and vllm-omni send such pictures to 3,4 or 9,16.
 _TWO_THIRDS: Final = ('480', '2,3', (768, 512))
 
@@ -177,10 +180,23 @@ def to_unit(
         ObservationError: `pixels` is not of that type and shape.
     """
     _check_pixels(pixels)
+    if torch.device(device or 'cpu').type == 'cpu':
+        return _looked_up(pixels, out)
     levels = as_tensor(pixels).to(device).movedim(-1, 0)
     unit = levels.float() if out is None else out.copy_(levels)
     # A tensor as divisor: GPUs multiply by the rounded inverse of a plain number, and give other bits than processors.
     return unit.div_(torch.full((), 127.5, device=unit.device)).sub_(1.0)
+
+
+def _looked_up(pixels: Pixels, out: torch.Tensor | None) -> torch.Tensor:
+    """The same on the processor, which writes each number once if it looks it up."""
+    result = np.empty(pixels.shape, np.float32) if out is None else out.movedim(0, -1).numpy()
+    # The table works on matrices: the frames of a video stand one above the other.
+    levels, into = (np.ascontiguousarray(array).reshape(-1, *array.shape[-2:]) for array in (pixels, result))
+    found = cv2.LUT(levels, UNIT_LEVELS, into).reshape(result.shape)
+    if not np.shares_memory(found, result):  # memory of another order than pixels have
+        result[:] = found
+    return torch.from_numpy(result).movedim(-1, 0)
 
 
 def sources(h: int, w: int, canvas: Canvas) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:

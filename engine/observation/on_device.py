@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from engine.observation.geometry import Canvas, Pixels, as_tensor, content_size, fit, sources, to_unit
+from engine.observation.geometry import UNIT_LEVELS, Canvas, Pixels, as_tensor, content_size, fit, sources, to_unit
 from engine.observation.views import Plan, Size, compose, extent, plan_views
 
 
@@ -78,4 +78,4 @@ def _sources(size: Size, canvas: Canvas, device: torch.device) -> tuple[torch.Te
 @lru_cache(maxsize=8)
 def _levels(device: torch.device) -> torch.Tensor:
     """What each level of a byte is in -1..1."""
-    return (torch.arange(256, dtype=torch.float32) / 127.5 - 1.0).to(device)
+    return torch.from_numpy(UNIT_LEVELS).to(device, copy=True)
