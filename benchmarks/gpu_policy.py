@@ -36,10 +36,11 @@ from engine.backends.torch_compiled import TorchCompiled
 from engine.backends.torch_reference import TorchReference
 from engine.contract import with_preset
 from engine.export.accuracy import collect_chunks, compare_chunks, make_observations
-from engine.network.decoding import Reading
 from engine.network.fp8 import quantise_generation
 from engine.network.placement import Tokens
+from engine.network.rope import text_positions
 from engine.network.transformer import CosmosTransformer, Prefix
+from engine.network.understanding import Memory, Writer, read, score
 from engine.network.vae import VideoVae
 from engine.policy import Policy
 from engine.runtime import FrameCodec, Runtime, Stopwatch, Task
@@ -338,23 +339,24 @@ class Bench:
 
         return run
 
-    def _question(self) -> Callable[[], Reading]:
+    def _question(self) -> Callable[[], tuple[Memory, torch.Tensor]]:
+        transformer = self.parts.transformer
         ids = torch.arange(QUESTION, device=self.device) % self.config.vocab_size
 
-        def read() -> Reading:
-            reading = Reading(self.parts.transformer, QUESTION + ANSWER)
+        def ask() -> tuple[Memory, torch.Tensor]:
+            memory = Memory(transformer, QUESTION + ANSWER)
             with torch.inference_mode():
-                reading.read(ids)
-            return reading
+                hidden = read(transformer, transformer.embed(ids), text_positions(QUESTION), memory)
+                return memory, score(transformer, hidden[-1:])
 
-        return read
+        return ask
 
     def _answer(self) -> None:
-        reading = self._question()()
-        token = torch.zeros(1, dtype=torch.long, device=self.device)
+        memory, scores = self._question()()
+        writer = Writer(self.parts.transformer, memory, QUESTION)
         with torch.inference_mode():
             for _ in range(ANSWER):
-                token = reading.read(token).argmax()[None]
+                scores = writer([int(scores.argmax())])
 
     def _reset_peak(self) -> None:
         if self.device.type == 'cuda':

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from engine.errors import InvalidInput, Problem
 from engine.network.layers import Layer
 from engine.network.understanding import Depths, Memory, ReadLayer, Writer, read, score
 from engine.reasoner_checks import check_sampling, check_stop
+from engine.reasoner_guesses import Guesser
 from engine.reasoner_reading import Reader, Reading
 from engine.reasoner_sampling import TokenChooser
 from engine.reasoner_talk import GREEDY, Answer, Choice, Finish, Message, Sampling
@@ -51,6 +52,8 @@ class Parts:
         ends: Tokens that end an answer.
         limit: Most tokens of prompt and answer together.
         read_layer: What runs a layer while the answer is written.
+        guesses: Whether tokens that are likely to follow are read along with the last one; see
+            :mod:`engine.reasoner_guesses`.
     """
 
     transformer: CosmosTransformer
@@ -59,6 +62,15 @@ class Parts:
     ends: tuple[int, ...]
     limit: int
     read_layer: ReadLayer = Layer.read
+    guesses: bool = True
+
+
+class _Written(NamedTuple):
+    """Why an answer ended, its tokens, and the passes of the network in which they were written."""
+
+    finish: Finish
+    tokens: int
+    passes: int
 
 
 class Reasoner:
@@ -121,11 +133,13 @@ class Reasoner:
             with torch.inference_mode(), self.runtime.turn(Priority.REASONER, watch, cancelled):
                 memory, hidden = self._read(reading, watch, cancelled)
                 with watch.stage('decode'):
-                    scores = score(self.parts.transformer, hidden)[0]
+                    scores = score(self.parts.transformer, hidden)
                     writer = self._writer(memory, reading)
-                    finish, tokens = self._write(reading, scores, writer, sampling, transcript, cancelled, allowed)
+                    written = self._write(reading, scores, writer, sampling, transcript, cancelled, allowed)
         thoughts, text = split_thinking(transcript.text, opened=reading.opened)
-        return Answer(text, thoughts, finish, len(reading.ids), tokens, watch.seconds)
+        return Answer(
+            text, thoughts, written.finish, len(reading.ids), written.tokens, watch.seconds, passes=written.passes
+        )
 
     def choose(
         self,
@@ -197,23 +211,36 @@ class Reasoner:
         transcript: Transcript,
         cancelled: Callable[[], bool],
         allowed: Allowed | None,
-    ) -> tuple[Finish, int]:
-        """Write an answer to the transcript; returns why it ends and the number of its tokens."""
-        chooser = TokenChooser(sampling, reading.ids, len(scores), scores.device)
+    ) -> _Written:
+        """Write an answer to the transcript; `scores` [1, vocab_size] are those of its first token."""
+        chooser = TokenChooser(sampling, reading.ids, scores.shape[-1], scores.device)
+        guesser = Guesser(reading.ids) if self.parts.guesses else None
         written: list[int] = []
-        finish: Finish = 'length'
-        while len(written) < sampling.max_tokens:
-            if cancelled():
-                raise Cancelled(f'given up after {len(written)} tokens of the answer')
-            token = chooser.choose(scores, None if allowed is None else allowed(written))
-            written.append(token)
-            if token in self.parts.ends or transcript.add(token):
-                finish = 'stop'
-                break
-            if len(written) < sampling.max_tokens:
-                scores = writer(token)
-        transcript.end()
-        return finish, len(written)
+        guesses: list[int] = []
+        passes = 1
+        while True:
+            right = 0
+            for following, guess in zip(scores, [*guesses, None], strict=True):
+                if cancelled():
+                    raise Cancelled(f'given up after {len(written)} tokens of the answer')
+                token = chooser.choose(following, None if allowed is None else allowed(written))
+                written.append(token)
+                ended = token in self.parts.ends or transcript.add(token)
+                if ended or len(written) == sampling.max_tokens:
+                    transcript.end()
+                    return _Written('stop' if ended else 'length', len(written), passes)
+                if guesser is not None:
+                    guesser.add(token)
+                if token != guess:
+                    break
+                right += 1
+            writer.forget(len(guesses) - right)
+            if guesser is not None:
+                if guesses:
+                    guesser.learn(right)
+                guesses = guesser.guess()
+            scores = writer([token, *guesses])
+            passes += 1
 
     def _log_probability(
         self, memory: Memory, reading: Reading, hidden: Tensor, tokens: list[int], cancelled: Callable[[], bool]

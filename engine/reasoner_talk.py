@@ -130,6 +130,7 @@ class Answer:
         tokens: Number of tokens that were generated.
         seconds: Where the time went: `wait`, `vision`, `prefill`, `decode`, `total`; remote ones know `first` and
             `total`.
+        passes: Of the network, in which they were generated: fewer than tokens where guesses came true; 0: not known.
     """
 
     text: str
@@ -138,6 +139,7 @@ class Answer:
     prompt_tokens: int = 0
     tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    passes: int = 0
 
 
 @dataclass(frozen=True)

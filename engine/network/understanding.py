@@ -3,7 +3,7 @@
     memory = Memory(transformer)
     hidden = read(transformer, transformer.embed(ids), positions, memory)     # the conversation, all tokens at once
     writer = Writer(transformer, memory, position)
-    logits = writer(token)                                                    # then token by token
+    logits = writer([token])                                                  # then token by token, or some at a time
 
 The weights are those with which prompts of generation are read (:meth:`CosmosTransformer.prefix`). A memory belongs to
 one request, so that whatever is done with the weights between two layers changes nothing in it.
@@ -131,9 +131,9 @@ def score(transformer: CosmosTransformer, hidden: Tensor) -> Tensor:
 
 
 class Writer:
-    """Reads one token after the other, each of them an answer's next, in a step whose shapes do not change.
+    """Reads an answer as it is written: one token after the other, or several at once, in steps of constant shapes.
 
-    They change only where the memory has to grow. Its first call may compile.
+    They change only with the number of tokens, and where the memory has to grow. The first call may compile.
     """
 
     def __init__(
@@ -158,30 +158,41 @@ class Writer:
         self._between, self._read_layer = between, read_layer
         self._prepare()
 
-    def __call__(self, token: int) -> Tensor:
-        """Scores [vocab_size] of what follows the token."""
-        if self._memory.make_room(1):
+    def __call__(self, tokens: Sequence[int]) -> Tensor:
+        """Scores [n, vocab_size] of what follows each of n tokens."""
+        count = len(tokens)
+        if self._memory.make_room(count):
             self._prepare()
         transformer, at = self._transformer, self._memory.length
-        place = Place(self._slots[at : at + 1], self._mask)
-        self._mask[0, at] = 0.0
-        rotary = Rotary(self._turns.cos[at : at + 1], self._turns.sin[at : at + 1])
-        table = transformer.embed_tokens.weight
-        hidden = table[token : token + 1].to(transformer.device)
+        place = Place(self._slots[at : at + count], self._seen(at, count))
+        rotary = Rotary(self._turns.cos[at : at + count], self._turns.sin[at : at + count])
+        hidden = transformer.embed_tokens.weight[list(tokens)].to(transformer.device)
         for index, layer in enumerate(transformer.understanding_layers()):
             self._between()
             hidden = self._read_layer(layer, hidden, rotary, self._memory.layers[index], place)
-        self._memory.length += 1
-        return score(transformer, hidden)[0]
+        self._memory.length += count
+        return score(transformer, hidden)
+
+    def forget(self, count: int) -> None:
+        """The last `count` tokens are not part of the answer after all."""
+        self._memory.length -= count
+
+    def _seen(self, at: int, count: int) -> Tensor:
+        """The mask of `count` tokens from slot `at` on: each sees all up to itself."""
+        self._mask[0, : at + 1] = 0.0
+        if count == 1:
+            return self._mask
+        mask = self._mask.repeat(count, 1)
+        mask[:, at : at + count] = torch.full_like(mask[:, at : at + count], -torch.inf).triu_(1)
+        return mask
 
     def _prepare(self) -> None:
         """All that follows from the room there is: slots, rotations, and a mask that opens token by token."""
         room, transformer = self._memory.room, self._transformer
         self._slots = torch.arange(room, device=transformer.device)
         self._turns = transformer.rotations((torch.arange(room, dtype=torch.float32) + self._ahead).expand(3, room))
-        mask = torch.full((1, room), -torch.inf, dtype=transformer.dtype, device=transformer.device)
-        mask[:, : self._memory.length] = 0.0
-        self._mask = mask
+        # What is open is at most what has been read for good and the next token: nothing ever has to be closed again.
+        self._mask = torch.full((1, room), -torch.inf, dtype=transformer.dtype, device=transformer.device)
 
 
 def _place(memory: Memory, tokens: int, like: Tensor) -> Place:
