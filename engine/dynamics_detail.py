@@ -4,10 +4,11 @@ An autoencoder blurs, and denoising leaves a flicker, also over a table on which
 there, since the first picture is known. So an imagined frame f_t gives way to the picture p that was seen, as far as it
 does not differ from the first imagined frame f_0:
 
-    w_t = exp(-(b_t / CHANGE)^2), b_t = |f_t - f_0|, largest colour, blurred over BLUR pixels
+    w_t = exp(-(b_t / CHANGE)^4), b_t = |f_t - f_0|, largest colour, blurred over BLUR pixels
     shown_t = w_t p + (1 - w_t) f_t
 
-The two figures were chosen on episodes that no published figure is of. This is for people, and for comparison with real
+Flicker is weak but everywhere, motion is strong in one place: so changes below CHANGE count for nothing, and only just
+above it for everything. The figures were chosen on episodes that no published figure is of. This is for people, and for comparison with real
 pictures; no monitor uses it.
 """
 
@@ -22,8 +23,8 @@ from engine.errors import InvalidInput, Problem
 Frames = NDArray[np.uint8]
 CHANGE = 40.0
 """Of 255; a change of this size leaves a third of the first picture."""
-BLUR = 3.0
-"""Pixels; standard deviation. Edges of what moves change less than its middle."""
+BLUR = 6.0
+"""Pixels; standard deviation, a third of an autoencoder's cell. Edges of what moves change less than its middle."""
 
 
 def keep_detail(frames: Frames, seen: Frames) -> Frames:
@@ -48,6 +49,6 @@ def keep_detail(frames: Frames, seen: Frames) -> Frames:
 
 def _shown(frame: NDArray[np.float32], first: NDArray[np.float32], seen: NDArray[np.float32]) -> Frames:
     change = cv2.GaussianBlur(np.abs(frame - first).max(axis=-1), (0, 0), BLUR)
-    share = np.exp(-((change / CHANGE) ** 2))[..., None]
+    share = np.exp(-((change / CHANGE) ** 4))[..., None]
     shown: Frames = np.round(share * seen + (1.0 - share) * frame).astype(np.uint8)
     return shown
