@@ -219,7 +219,9 @@ class Bench:
         if self.parts.transformer.lm_head is None:
             self.parts.transformer.lm_head = _language_head(self.parts)
         found[f'reasoner, {QUESTION} tokens read'] = timed(self._question(), self.device, 3)
-        found[f'reasoner, {QUESTION} tokens read and {ANSWER} said, eager'] = timed(self._answer, self.device, 3)
+        found[f'reasoner, {QUESTION} tokens read and {ANSWER} said one by one, eager'] = timed(
+            self._answer, self.device, 3
+        )
         return found
 
     # Sides

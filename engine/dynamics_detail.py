@@ -7,9 +7,9 @@ does not differ from the first imagined frame f_0:
     w_t = exp(-(b_t / CHANGE)^4), b_t = |f_t - f_0|, largest colour, blurred over BLUR pixels
     shown_t = w_t p + (1 - w_t) f_t
 
-Flicker is weak but everywhere, motion is strong in one place: so changes below CHANGE count for nothing, and only just
-above it for everything. The figures were chosen on episodes that no published figure is of. This is for people, and for comparison with real
-pictures; no monitor uses it.
+Flicker is weak but everywhere, motion is strong in one place: changes below CHANGE count for next to nothing, and soon
+above it for everything. The figures were chosen on episodes that no published figure is of. This is for people, and for
+comparison with real pictures; no monitor uses it.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from torch import Tensor
 from engine.backends.torch_compiled import check_compiler, compile_read_layer
 from engine.errors import InvalidInput, Problem
 from engine.network.layers import Layer
-from engine.network.understanding import Depths, Memory, ReadLayer, Writer, read, score
+from engine.network.understanding import GROWTH, Depths, Memory, ReadLayer, Writer, read, score
 from engine.reasoner_checks import check_sampling, check_stop
-from engine.reasoner_guesses import Guesser
+from engine.reasoner_guesses import GUESSES, Guesser
 from engine.reasoner_reading import Reader, Reading
 from engine.reasoner_sampling import TokenChooser
 from engine.reasoner_talk import GREEDY, Answer, Choice, Finish, Message, Sampling
@@ -84,14 +84,28 @@ class Reasoner:
     def compiled(self) -> Reasoner:
         """A reasoner on the same weights whose layers are compiled where it writes token by token.
 
-        The first answer compiles, which takes a minute, and so does the first that outgrows its memory (some 256
-        tokens); until that is done nobody else has the weights. Warm it up with a long answer before the robot moves.
+        The first answer compiles, which takes a minute, and so do the first guess and the first that outgrows its
+        memory (some 256 tokens); until that is done nobody else has the weights. Have it :meth:`warm_up` before the
+        robot moves.
 
         Raises:
             InvalidInput: There is nothing here to compile with; lists all that is missing.
         """
         check_compiler(self.parts.transformer.device)
         return Reasoner(self.runtime, replace(self.parts, read_layer=compile_read_layer()))
+
+    def one_by_one(self) -> Reasoner:
+        """A reasoner on the same weights that writes without guesses, token by token; see `Parts.guesses`."""
+        return Reasoner(self.runtime, replace(self.parts, guesses=False))
+
+    def warm_up(self) -> None:
+        """Write in all ways in which answers are written, so that later ones do not pay for first-time work."""
+        transformer, rows = self.parts.transformer, (1, 1 + GUESSES) if self.parts.guesses else (1,)
+        with torch.inference_mode(), self.runtime.turn(Priority.REASONER):
+            for room in (1, 1 + GROWTH):  # of any other size it is as of these two
+                writer = Writer(transformer, Memory(transformer, room), 0, give_way, self.parts.read_layer)
+                for count in rows:
+                    writer([0] * count)
 
     def generate(
         self,
@@ -129,13 +143,17 @@ class Reasoner:
             with watch.stage('vision'):
                 reading = self.parts.reader.read(messages, thinking=thinking)
             self._check_length(reading, sampling.max_tokens)
+            guesser = self._guesser(reading)
             transcript = Transcript(self.parts.reader.decode, self.parts.reader.hidden, stop, on_text)
             with torch.inference_mode(), self.runtime.turn(Priority.REASONER, watch, cancelled):
                 memory, hidden = self._read(reading, watch, cancelled)
                 with watch.stage('decode'):
                     scores = score(self.parts.transformer, hidden)
                     writer = self._writer(memory, reading)
-                    written = self._write(reading, scores, writer, sampling, transcript, cancelled, allowed)
+                    chooser = TokenChooser(sampling, reading.ids, scores.shape[-1], scores.device)
+                    written = self._write(
+                        scores, writer, chooser, guesser, sampling.max_tokens, transcript, cancelled, allowed
+                    )
         thoughts, text = split_thinking(transcript.text, opened=reading.opened)
         return Answer(
             text, thoughts, written.finish, len(reading.ids), written.tokens, watch.seconds, passes=written.passes
@@ -202,19 +220,24 @@ class Reasoner:
         position = int(reading.positions.max()) + 1
         return Writer(self.parts.transformer, memory, position, give_way, self.parts.read_layer)
 
+    def _guesser(self, reading: Reading) -> Guesser | None:
+        if not self.parts.guesses:
+            return None
+        pieces = set(reading.where.tolist())
+        return Guesser([token for place, token in enumerate(reading.ids) if place not in pieces])
+
     def _write(
         self,
-        reading: Reading,
         scores: Tensor,
         writer: Writer,
-        sampling: Sampling,
+        chooser: TokenChooser,
+        guesser: Guesser | None,
+        limit: int,
         transcript: Transcript,
         cancelled: Callable[[], bool],
         allowed: Allowed | None,
     ) -> _Written:
         """Write an answer to the transcript; `scores` [1, vocab_size] are those of its first token."""
-        chooser = TokenChooser(sampling, reading.ids, scores.shape[-1], scores.device)
-        guesser = Guesser(reading.ids) if self.parts.guesses else None
         written: list[int] = []
         guesses: list[int] = []
         passes = 1
@@ -226,7 +249,7 @@ class Reasoner:
                 token = chooser.choose(following, None if allowed is None else allowed(written))
                 written.append(token)
                 ended = token in self.parts.ends or transcript.add(token)
-                if ended or len(written) == sampling.max_tokens:
+                if ended or len(written) == limit:
                     transcript.end()
                     return _Written('stop' if ended else 'length', len(written), passes)
                 if guesser is not None:
@@ -234,11 +257,12 @@ class Reasoner:
                 if token != guess:
                     break
                 right += 1
-            writer.forget(len(guesses) - right)
-            if guesser is not None:
-                if guesses:
-                    guesser.learn(right)
-                guesses = guesser.guess()
+            if guesses and guesser is not None:
+                writer.forget(len(guesses) - right)
+                guesser.came_true(right)
+            # Nothing is read beyond the limit, and always as many: another number of rows would have to be compiled.
+            room = limit - len(written) > GUESSES
+            guesses = guesser.guess() if guesser is not None and room else []
             scores = writer([token, *guesses])
             passes += 1
 

@@ -183,7 +183,8 @@ def _compile_layer() -> _Generate:
 def compile_read_layer() -> Callable[[Layer, Tensor, Rotary, KeysValues, Place], Tensor]:
     """A compiled :meth:`Layer.read` for the reasoner, which writes with it token by token.
 
-    It compiles when it is first called, and once more when the memory first grows; after that for any size of it.
+    It compiles when it is first called with one token and with several, and once more for each when the memory first
+    grows; after that for any size of it. :meth:`engine.reasoner.Reasoner.warm_up` does all of that.
     """
     code = _read.__code__.replace(co_name=f'_read_{next(_NUMBERS)}')
     compiled = torch.compile(FunctionType(code, globals()))

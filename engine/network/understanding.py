@@ -131,9 +131,9 @@ def score(transformer: CosmosTransformer, hidden: Tensor) -> Tensor:
 
 
 class Writer:
-    """Reads an answer as it is written: one token after the other, or several at once, in steps of constant shapes.
+    """Reads an answer as it is written: one token after the other, or several at once.
 
-    They change only with the number of tokens, and where the memory has to grow. The first call may compile.
+    Shapes change only with the number of tokens, and where the memory has to grow. The first call of each may compile.
     """
 
     def __init__(
@@ -176,6 +176,7 @@ class Writer:
     def forget(self, count: int) -> None:
         """The last `count` tokens are not part of the answer after all."""
         self._memory.length -= count
+        self._mask[0, self._memory.length :] = -torch.inf
 
     def _seen(self, at: int, count: int) -> Tensor:
         """The mask of `count` tokens from slot `at` on: each sees all up to itself."""
@@ -191,7 +192,6 @@ class Writer:
         room, transformer = self._memory.room, self._transformer
         self._slots = torch.arange(room, device=transformer.device)
         self._turns = transformer.rotations((torch.arange(room, dtype=torch.float32) + self._ahead).expand(3, room))
-        # What is open is at most what has been read for good and the next token: nothing ever has to be closed again.
         self._mask = torch.full((1, room), -torch.inf, dtype=transformer.dtype, device=transformer.device)
 
 

@@ -41,11 +41,12 @@ _TABLE: Final[Mapping[str, tuple[tuple[int, int], ...]]] = {
     'gt_2048': ((5464, 5464), (4728, 6304), (6304, 4728), (4096, 7280), (7280, 4096)),
 }
 
-UNIT_LEVELS: Final = np.arange(256, dtype=np.float32) / np.float32(127.5) - np.float32(1)
-"""What each level of a byte is in -1..1, float32 [256]."""
-
 # cosmos-framework alone offers this one, for video only; diffusers and vllm-omni send such pictures to 3,4 or 9,16.
 _TWO_THIRDS: Final = ('480', '2,3', (768, 512))
+
+UNIT_LEVELS: Final = np.arange(256, dtype=np.float32) / np.float32(127.5) - np.float32(1)
+"""What each level of a byte is in -1..1, float32 [256]; not to be written to."""
+UNIT_LEVELS.flags.writeable = False
 
 
 @dataclass(frozen=True)
@@ -171,13 +172,15 @@ def to_unit(
     Args:
         pixels: uint8 [H, W, 3], or a video [F, H, W, 3].
         device: Where to; the pixels travel as bytes and are converted there.
-        out: Memory for the result, of its shape and on that device; new memory costs more than the conversion.
+        out: Memory for the result, of its shape and on that device; new memory costs more than the conversion, and
+            least is done where colours are innermost in it.
 
     Returns:
         float32 in -1..1, [3, H, W] or [3, F, H, W]; the same bits on every device.
 
     Raises:
         ObservationError: `pixels` is not of that type and shape.
+        ValueError: `out` is of another shape or type.
     """
     _check_pixels(pixels)
     if torch.device(device or 'cpu').type == 'cpu':
@@ -191,11 +194,14 @@ def to_unit(
 def _looked_up(pixels: Pixels, out: torch.Tensor | None) -> torch.Tensor:
     """The same on the processor, which writes each number once if it looks it up."""
     result = np.empty(pixels.shape, np.float32) if out is None else out.movedim(0, -1).numpy()
+    if (result.shape, result.dtype) != (pixels.shape, np.float32):
+        raise ValueError(f'no memory for {list(pixels.shape)} in float32: {list(result.shape)}, {result.dtype}')
     # The table works on matrices: the frames of a video stand one above the other.
-    levels, into = (np.ascontiguousarray(array).reshape(-1, *array.shape[-2:]) for array in (pixels, result))
-    found = cv2.LUT(levels, UNIT_LEVELS, into).reshape(result.shape)
-    if not np.shares_memory(found, result):  # memory of another order than pixels have
-        result[:] = found
+    levels = np.ascontiguousarray(pixels).reshape(-1, *pixels.shape[-2:])
+    if result.flags.c_contiguous:
+        cv2.LUT(levels, UNIT_LEVELS, result.reshape(levels.shape))
+    else:
+        result[:] = cv2.LUT(levels, UNIT_LEVELS).reshape(result.shape)
     return torch.from_numpy(result).movedim(-1, 0)
 
 

@@ -89,12 +89,10 @@ class Choices:
     Attributes:
         tokens: Chosen.
         scores: [vocab_size] each, before penalties.
-        passes: Of the network, if somebody notes them.
     """
 
     tokens: list[int] = field(default_factory=list)
     scores: list[torch.Tensor] = field(default_factory=list)
-    passes: int = 0
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import engine
 from engine.network.rope import reading_positions, text_positions
 from engine.network.understanding import GROWTH, Memory, Writer, read, score
 from engine.reasoner import Reasoner
+from engine.reasoner_guesses import GUESSES
 from engine.reasoner_talk import Message, Picture, Sampling, Video, assistant, system, user
 from tests.engine.reasoner_world import Choices, Reference, choices, picture, video
 
@@ -160,10 +161,25 @@ def test_compiled_layers_write_what_others_write_also_when_the_memory_grows(mode
             read(transformer, transformer.embed(ids[:begin]), text_positions(begin), memory)
             writer = Writer(transformer, memory, begin, read_layer=parts.read_layer)
             tokens = ids[begin:].tolist()
-            one_by_one, together = tokens[:-8], tokens[-8:]  # as many as are guessed at a time, and one that is known
-            found.append(torch.cat([*(writer([token]) for token in one_by_one), writer(together)]))
+            some, together = tokens[: -1 - GUESSES], tokens[-1 - GUESSES :]
+            found.append(torch.cat([*(writer([token]) for token in some), writer(together)]))
     assert memory.room == 2 * GROWTH
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_compiled_reasoner_that_has_warmed_up_compiles_no_more(model: engine.Cosmos3) -> None:
+    from torch._dynamo.utils import counters
+
+    compiled = model.reasoner().compiled()
+    compiled.warm_up()
+    graphs = counters['stats']['unique_graphs']
+    assert graphs > 0
+    for words in ('What is next?', 'red cube ' * 100):
+        said = compiled.generate([user(words)], sampling=Sampling(max_tokens=2 * GROWTH))
+        assert said.passes < said.tokens, 'guesses have been read along'
+    assert counters['stats']['unique_graphs'] == graphs
 
 
 def test_in_half_precision_the_scores_are_near_those_of_transformers(
