@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -11,16 +12,19 @@ from rich.console import Console
 from sensor_msgs.msg import Image, JointState
 
 from cosmos3_msgs.msg import GuardStatus, Verdict
-from cosmos3_ros import demo_second_act, qos
+from cosmos3_ros import demo, demo_second_act, qos
 from cosmos3_ros.bringup import Options, processes
 from cosmos3_ros.conversions import image_to_rgb, joint_state, ns_to_stamp, rgb_to_image, stamp_to_ns
 from cosmos3_ros.demo_imagination import imagine_chunks
 from cosmos3_ros.demo_second_act import HANDED_ON, CameraRelay, SecondAct, Stage, Watch
 from cosmos3_ros.guard.reasons import Reason
+from cosmos3_ros.lifecycle_client import LifecycleClient
+from cosmos3_ros.node_base import CosmosLifecycleNode
 from cosmos3_ros.run_record import RunRecord, SeenChunk
 from cosmos3_ros.run_recorder import RunRecorder
 from cosmos3_ros.runner import command
 from engine.contract import Contract, load_contract
+from engine.errors import CosmosError
 
 CONTRACT = 'micro_joint_pos'
 HOME = np.array([0.0, -0.6, 0.0, -2.5, 0.0, 1.9, 0.0])
@@ -181,6 +185,49 @@ def test_a_stop_for_what_was_seen_before_the_pictures_froze_is_called_a_false_al
     assert (watch.act.stopped_s, watch.act.objected_s) == (None, None)
     assert 'a false alarm came first' in watch.act.text
     assert recorder.record.notes == []
+
+
+@pytest.fixture
+def imagination(graph) -> Iterator[LifecycleClient]:
+    """Drives a managed node in the place of imagination's."""
+    graph.add(CosmosLifecycleNode('dynamics', namespace=demo.NAMESPACE))
+    with LifecycleClient() as client:
+        yield client
+
+
+def calm(contract: Contract, relay: CameraRelay) -> tuple[Stage | None, str]:
+    """Whether there is a second act to come, and what was told."""
+    told = io.StringIO()
+    return demo._calm(Stage(contract, relay), Console(file=told, width=400)), told.getvalue()
+
+
+def test_nothing_is_imagined_before_the_second_act(contract: Contract, relay: CameraRelay, imagination):
+    node = f'/{demo.NAMESPACE}/dynamics'
+    imagination.bring_up(node)
+    stage, told = calm(contract, relay)
+    assert (stage is not None, told) == (True, '')
+    assert imagination.state(node) == 'inactive'
+    stage.let_imagine(demo.NAMESPACE, now=True)
+    assert imagination.state(node) == 'active'
+
+
+def test_where_imagination_could_not_be_configured_the_demonstration_does_without(
+    contract: Contract, relay: CameraRelay, imagination, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(demo_second_act, '_READY_S', 0.5)
+    stage, told = calm(contract, relay)
+    assert stage is None
+    assert 'There will be no second act' in told
+    assert 'is unconfigured, not active' in told
+
+
+def test_imagination_that_may_still_wake_and_stop_the_arm_ends_the_demonstration(
+    contract: Contract, relay: CameraRelay, imagination, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(demo_second_act, '_READY_S', 0.5)
+    imagination.change(f'/{demo.NAMESPACE}/dynamics', 'configure')
+    with pytest.raises(CosmosError, match='is inactive, not active'):
+        calm(contract, relay)
 
 
 def test_an_act_that_nobody_stopped_says_so():
