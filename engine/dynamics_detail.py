@@ -8,8 +8,8 @@ does not differ from the first imagined frame f_0:
     shown_t = w_t p + (1 - w_t) f_t
 
 Flicker is weak but everywhere, motion is strong in one place: changes below CHANGE count for next to nothing, and soon
-above it for everything. The figures were chosen on episodes that no published figure is of. This is for people, and for
-comparison with real pictures; no monitor uses it.
+above it for everything. What is imagined but weakly there is left out with the flicker, so this is for people, and for
+comparison with real pictures; no monitor uses it. The figures were chosen on episodes that no published figure is of.
 """
 
 from __future__ import annotations
