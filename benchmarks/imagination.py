@@ -100,7 +100,7 @@ def text_of(document: Mapping[str, Any], found: Mapping[str, Any], words: str) -
                   rows_of(dynamics)),
             f'The right actions are nearer to the real video than {said}.',
             '![example](imagination.png)',
-            'The same for what is shown to people: where nothing changes, all imagined videos keep the detail of the '
+            'The same for what is shown to people: where little changes, all imagined videos keep the detail of the '
             'first picture (`Rollout.detailed`).',
             table(('view, moment', *(NAMES[who] for who in NAMES if who in dynamics['psnr']), 'gain, dB'),
                   rows_of(found[DETAIL]['dynamics'])),

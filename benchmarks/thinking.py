@@ -63,7 +63,7 @@ over, tokens = threading.Event(), []
 words = user(Picture(observation.images['wrist'][::2, ::2].copy()), 'What should the robot do next, and why? ' * 8)
 
 def think():
-    reasoner = model.reasoner().one_by_one()  # random weights babble, and guesses would come true too often
+    reasoner = model.reasoner().without_guesses()  # random weights babble, and guesses would come true too often
     while not over.is_set():
         try:
             answer = reasoner.generate(

@@ -38,7 +38,7 @@ def add_imagine(commands: Commands, bars: Bars) -> None:
     imagine.add_argument('--overlap', type=int, default=1, help='frames that windows share: 1 (default), 5, 9, ...')
     imagine.add_argument('--windows', type=int, help='imagine no more than so many')
     imagine.add_argument(
-        '--detail', action='store_true', help='what does not change keeps the detail of the first picture'
+        '--detail', action='store_true', help='what changes little keeps the detail of the first picture'
     )
     imagine.add_argument('-o', '--output', type=Path, required=True, help='MP4 to write')
     _add_terms(imagine)

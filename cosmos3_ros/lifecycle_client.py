@@ -93,7 +93,12 @@ class LifecycleClient:
         deadline = time.monotonic() + timeout_s
         seen = 'not answering'
         while (left_s := deadline - time.monotonic()) > 0:
-            seen = self.state(node, left_s)
+            try:
+                seen = self.state(node, left_s)
+            except CosmosError:
+                if seen == 'not answering':
+                    raise
+                break  # what it was when it last answered says more
             if seen == state:
                 return
             self._executor.spin_once(timeout_sec=_RETRY_S)

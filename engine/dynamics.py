@@ -241,7 +241,7 @@ class Rollout:
 
     @property
     def detailed(self) -> Frames:
-        """The same, [N + 1, H, W, 3], with the detail of the observed picture wherever nothing changes: for people."""
+        """The same, [N + 1, H, W, 3], with the detail of the observed picture wherever little changes: for people."""
         return keep_detail(self.frames, self._clip.shown(self._given))
 
     def begin(self, frames: int) -> Frames:

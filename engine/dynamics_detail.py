@@ -1,4 +1,4 @@
-"""Detail that an imagined video cannot show: where nothing changes, that of the first picture is still there.
+"""Detail that an imagined video cannot show: where little changes, that of the first picture is still there.
 
 An autoencoder blurs, and denoising leaves a flicker, also over a table on which nothing moves. There is no need for it
 there, since the first picture is known. So an imagined frame f_t gives way to the picture p that was seen, as far as it
@@ -7,8 +7,8 @@ does not differ from the first imagined frame f_0:
     w_t = exp(-(b_t / CHANGE)^4), b_t = |f_t - f_0|, largest colour, blurred over BLUR pixels
     shown_t = w_t p + (1 - w_t) f_t
 
-Flicker is weak but everywhere, motion is strong in one place: changes below CHANGE count for next to nothing, and soon
-above it for everything. What is imagined but weakly there is left out with the flicker, so this is for people, and for
+Flicker is weak but everywhere, motion is strong in one place: changes below half of CHANGE count for nothing, and half
+above it for all. What is imagined but weakly there is left out with the flicker, so this is for people, and for
 comparison with real pictures; no monitor uses it. The figures were chosen on episodes that no published figure is of.
 """
 
@@ -28,7 +28,7 @@ BLUR = 6.0
 
 
 def keep_detail(frames: Frames, seen: Frames) -> Frames:
-    """Frames with the detail of what was seen wherever they do not change.
+    """Frames with the detail of what was seen wherever they change little.
 
     Args:
         frames: Imagined, uint8 [F, H, W, 3], the first of them of the moment that was seen.

@@ -52,7 +52,7 @@ class Parts:
         ends: Tokens that end an answer.
         limit: Most tokens of prompt and answer together.
         read_layer: What runs a layer while the answer is written.
-        guesses: Whether tokens that are likely to follow are read along with the last one; see
+        guessing: Whether tokens that are likely to follow are read along with the last one; see
             :mod:`engine.reasoner_guesses`.
     """
 
@@ -62,7 +62,7 @@ class Parts:
     ends: tuple[int, ...]
     limit: int
     read_layer: ReadLayer = Layer.read
-    guesses: bool = True
+    guessing: bool = True
 
 
 class _Written(NamedTuple):
@@ -84,9 +84,9 @@ class Reasoner:
     def compiled(self) -> Reasoner:
         """A reasoner on the same weights whose layers are compiled where it writes token by token.
 
-        The first answer compiles, which takes a minute, and so do the first guess and the first that outgrows its
-        memory (some 256 tokens); until that is done nobody else has the weights. Have it :meth:`warm_up` before the
-        robot moves.
+        There are up to four things to compile, in up to a minute each: single tokens and guesses, before and after an
+        answer outgrows its memory of some 256 tokens. Between two of them more urgent requests pass, within one nobody
+        does. Have it :meth:`warm_up` before the robot moves.
 
         Raises:
             InvalidInput: There is nothing here to compile with; lists all that is missing.
@@ -94,13 +94,16 @@ class Reasoner:
         check_compiler(self.parts.transformer.device)
         return Reasoner(self.runtime, replace(self.parts, read_layer=compile_read_layer()))
 
-    def one_by_one(self) -> Reasoner:
-        """A reasoner on the same weights that writes without guesses, token by token; see `Parts.guesses`."""
-        return Reasoner(self.runtime, replace(self.parts, guesses=False))
+    def without_guesses(self) -> Reasoner:
+        """A reasoner on the same weights that writes token by token; see `Parts.guessing`."""
+        return Reasoner(self.runtime, replace(self.parts, guessing=False))
 
     def warm_up(self) -> None:
-        """Write in all ways in which answers are written, so that later ones do not pay for first-time work."""
-        transformer, rows = self.parts.transformer, (1, 1 + GUESSES) if self.parts.guesses else (1,)
+        """Run the layers in all ways in which answers are written, so that later ones have nothing to compile.
+
+        How long that takes, and who waits: see :meth:`compiled`.
+        """
+        transformer, rows = self.parts.transformer, (1, 1 + GUESSES) if self.parts.guessing else (1,)
         with torch.inference_mode(), self.runtime.turn(Priority.REASONER):
             for room in (1, 1 + GROWTH):  # of any other size it is as of these two
                 writer = Writer(transformer, Memory(transformer, room), 0, give_way, self.parts.read_layer)
@@ -151,9 +154,13 @@ class Reasoner:
                     scores = score(self.parts.transformer, hidden)
                     writer = self._writer(memory, reading)
                     chooser = TokenChooser(sampling, reading.ids, scores.shape[-1], scores.device)
-                    written = self._write(
-                        scores, writer, chooser, guesser, sampling.max_tokens, transcript, cancelled, allowed
-                    )
+
+                    def choose(following: Tensor, before: Sequence[int]) -> int:
+                        if cancelled():
+                            raise Cancelled(f'given up after {len(before)} tokens of the answer')
+                        return chooser.choose(following, None if allowed is None else allowed(before))
+
+                    written = self._write(scores, writer, guesser, choose, transcript, sampling.max_tokens)
         thoughts, text = split_thinking(transcript.text, opened=reading.opened)
         return Answer(
             text, thoughts, written.finish, len(reading.ids), written.tokens, watch.seconds, passes=written.passes
@@ -220,49 +227,51 @@ class Reasoner:
         position = int(reading.positions.max()) + 1
         return Writer(self.parts.transformer, memory, position, give_way, self.parts.read_layer)
 
-    def _guesser(self, reading: Reading) -> Guesser | None:
-        if not self.parts.guesses:
-            return None
+    def _guesser(self, reading: Reading) -> Guesser:
         pieces = set(reading.where.tolist())
-        return Guesser([token for place, token in enumerate(reading.ids) if place not in pieces])
+        words = [token for place, token in enumerate(reading.ids) if place not in pieces]
+        return Guesser(words, silent=not self.parts.guessing)
 
     def _write(
         self,
         scores: Tensor,
         writer: Writer,
-        chooser: TokenChooser,
-        guesser: Guesser | None,
-        limit: int,
+        guesser: Guesser,
+        choose: Callable[[Tensor, Sequence[int]], int],
         transcript: Transcript,
-        cancelled: Callable[[], bool],
-        allowed: Allowed | None,
+        limit: int,
     ) -> _Written:
-        """Write an answer to the transcript; `scores` [1, vocab_size] are those of its first token."""
+        """Write an answer of at most `limit` tokens to the transcript.
+
+        Args:
+            scores: [1, vocab_size], of its first token.
+            writer: Behind the conversation.
+            guesser: Of what comes next.
+            choose: From the scores of a token and all tokens before it to the token.
+            transcript: What is written.
+            limit: Most tokens.
+        """
         written: list[int] = []
         guesses: list[int] = []
         passes = 1
         while True:
             right = 0
             for following, guess in zip(scores, [*guesses, None], strict=True):
-                if cancelled():
-                    raise Cancelled(f'given up after {len(written)} tokens of the answer')
-                token = chooser.choose(following, None if allowed is None else allowed(written))
+                token = choose(following, written)
                 written.append(token)
                 ended = token in self.parts.ends or transcript.add(token)
                 if ended or len(written) == limit:
                     transcript.end()
                     return _Written('stop' if ended else 'length', len(written), passes)
-                if guesser is not None:
-                    guesser.add(token)
+                guesser.add(token)
                 if token != guess:
                     break
                 right += 1
-            if guesses and guesser is not None:
+            if guesses:
                 writer.forget(len(guesses) - right)
                 guesser.came_true(right)
-            # Nothing is read beyond the limit, and always as many: another number of rows would have to be compiled.
-            room = limit - len(written) > GUESSES
-            guesses = guesser.guess() if guesser is not None and room else []
+            # Nothing is read beyond the limit, and always as many: another number of rows might have to be compiled.
+            guesses = guesser.guess() if limit - len(written) > GUESSES else []
             scores = writer([token, *guesses])
             passes += 1
 

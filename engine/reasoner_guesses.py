@@ -25,8 +25,9 @@ RECALLED = 4096
 class Guesser:
     """Guesses the tokens of one answer. Where guesses do not come true, it makes them more and more seldom."""
 
-    def __init__(self, prompt: Sequence[int]) -> None:
-        """Begin an answer to a prompt, pieces of pictures left out: nothing repeats them."""
+    def __init__(self, prompt: Sequence[int], *, silent: bool = False) -> None:
+        """Begin an answer to a prompt, pieces of pictures left out: nothing repeats them. If `silent`, never guess."""
+        self._silent = silent
         self._text: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}  # where what followed a pattern the last time begins
         self._pause = self._wait = 0
@@ -42,6 +43,8 @@ class Guesser:
 
     def guess(self) -> list[int]:
         """`GUESSES` tokens that may follow, or none."""
+        if self._silent:
+            return []
         if self._wait:
             self._wait -= 1
             return []

@@ -184,7 +184,7 @@ def compile_read_layer() -> Callable[[Layer, Tensor, Rotary, KeysValues, Place],
     """A compiled :meth:`Layer.read` for the reasoner, which writes with it token by token.
 
     It compiles when it is first called with one token and with several, and once more for each when the memory first
-    grows; after that for any size of it. :meth:`engine.reasoner.Reasoner.warm_up` does all of that.
+    grows; after that for any size of it. :meth:`engine.reasoner.Reasoner.warm_up` sees to all of them.
     """
     code = _read.__code__.replace(co_name=f'_read_{next(_NUMBERS)}')
     compiled = torch.compile(FunctionType(code, globals()))

@@ -58,7 +58,7 @@ class NetworkImaginer:
         Args:
             dynamics: Which one.
             windows: That are imagined one after another, each from the last frame of the one before.
-            detailed: Whether what does not change keeps the first picture; see :mod:`engine.dynamics_detail`.
+            detailed: Whether what changes little keeps the first picture; see :mod:`engine.dynamics_detail`.
 
         Raises:
             ContractError: It was made for whole pictures, without a contract.

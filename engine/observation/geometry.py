@@ -183,6 +183,9 @@ def to_unit(
         ValueError: `out` is of another shape or type.
     """
     _check_pixels(pixels)
+    shape = (3, *pixels.shape[:-1])
+    if out is not None and (tuple(out.shape), out.dtype) != (shape, torch.float32):
+        raise ValueError(f'out has to be float32 {list(shape)}, got {out.dtype} {list(out.shape)}')
     if torch.device(device or 'cpu').type == 'cpu':
         return _looked_up(pixels, out)
     levels = as_tensor(pixels).to(device).movedim(-1, 0)
@@ -194,8 +197,6 @@ def to_unit(
 def _looked_up(pixels: Pixels, out: torch.Tensor | None) -> torch.Tensor:
     """The same on the processor, which writes each number once if it looks it up."""
     result = np.empty(pixels.shape, np.float32) if out is None else out.movedim(0, -1).numpy()
-    if (result.shape, result.dtype) != (pixels.shape, np.float32):
-        raise ValueError(f'no memory for {list(pixels.shape)} in float32: {list(result.shape)}, {result.dtype}')
     # The table works on matrices: the frames of a video stand one above the other.
     levels = np.ascontiguousarray(pixels).reshape(-1, *pixels.shape[-2:])
     if result.flags.c_contiguous:

@@ -35,6 +35,16 @@ def test_where_nothing_changes_the_picture_that_was_seen_stays_and_what_moves_is
     assert np.abs(shown[2][11:17, 7:13].astype(int) - 90).max() <= 2, 'and where it was'
 
 
+def test_flicker_is_not_shown_and_a_strong_change_is() -> None:
+    seen, rng = seen_square(), np.random.default_rng(0)
+    flicker = rng.integers(-25, 26, seen.shape)
+    frames = np.stack([blurred_square(4), np.clip(blurred_square(4) + flicker, 0, 255).astype(np.uint8)])
+    frames[1, 8:20, 30:42] = 240
+    shown = keep_detail(frames, seen)[1].astype(int)
+    assert np.abs(shown[:, :16] - seen[:, :16]).max() <= 2
+    assert np.abs(shown[12:16, 34:38] - 240).max() <= 4
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**16), size=st.integers(0, 255))
 def test_nothing_is_shown_that_was_neither_seen_nor_imagined(seed: int, size: int) -> None:

@@ -206,6 +206,21 @@ def test_levels_become_units_in_single_precision():
     assert to_unit(np.zeros((5, 8, 8, 3), np.uint8)).shape == (3, 5, 8, 8)
 
 
+@pytest.mark.parametrize('colours_innermost', [True, False])
+def test_units_are_written_into_the_memory_that_is_given(colours_innermost: bool):
+    video = np.stack([picture(20, 30), picture(20, 30)[::-1]])
+    out = torch.empty(2, 20, 30, 3).movedim(-1, 0) if colours_innermost else torch.empty(3, 2, 20, 30)
+    unit = to_unit(video, out=out)
+    assert unit.data_ptr() == out.data_ptr()
+    assert torch.equal(out, to_unit(video))
+
+
+@pytest.mark.parametrize('out', [torch.empty(3, 30, 20), torch.empty(3, 20, 30, dtype=torch.float64)])
+def test_memory_of_another_shape_or_type_is_refused(out: torch.Tensor):
+    with pytest.raises(ValueError, match='out has to be float32'):
+        to_unit(picture(20, 30), out=out)
+
+
 def test_pictures_that_may_not_be_written_to_or_run_backwards_are_taken():
     image = picture(300, 400)[:, :, ::-1]
     image.flags.writeable = False

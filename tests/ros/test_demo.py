@@ -192,6 +192,7 @@ def imagination(graph) -> Iterator[LifecycleClient]:
     """Drives a managed node in the place of imagination's."""
     graph.add(CosmosLifecycleNode('dynamics', namespace=demo.NAMESPACE))
     with LifecycleClient() as client:
+        client.state(f'/{demo.NAMESPACE}/dynamics')
         yield client
 
 
@@ -214,7 +215,7 @@ def test_nothing_is_imagined_before_the_second_act(contract: Contract, relay: Ca
 def test_where_imagination_could_not_be_configured_the_demonstration_does_without(
     contract: Contract, relay: CameraRelay, imagination, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(demo_second_act, '_READY_S', 0.5)
+    monkeypatch.setattr(demo_second_act, '_READY_S', 2.0)
     stage, told = calm(contract, relay)
     assert stage is None
     assert 'There will be no second act' in told
@@ -224,7 +225,7 @@ def test_where_imagination_could_not_be_configured_the_demonstration_does_withou
 def test_imagination_that_may_still_wake_and_stop_the_arm_ends_the_demonstration(
     contract: Contract, relay: CameraRelay, imagination, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(demo_second_act, '_READY_S', 0.5)
+    monkeypatch.setattr(demo_second_act, '_READY_S', 2.0)
     imagination.change(f'/{demo.NAMESPACE}/dynamics', 'configure')
     with pytest.raises(CosmosError, match='is inactive, not active'):
         calm(contract, relay)
