@@ -224,6 +224,7 @@ class Sides:
         self.ours = Reasoner(runtime, Parts(transformer, encoder, reader, (), 262144))
         self.theirs = make_reference(config, transformer, encoder.module)
         self.processor = processor
+        self.pieces = [config[f'{kind}_token_id'] for kind in ('image', 'video')]
         self.parameters = sum(p.numel() for p in self.theirs.parameters())
         named = transformer.named_parameters()
         self._matrices = [
@@ -326,13 +327,17 @@ def dictated(answer: list[int], prompt: int) -> dict[str, Any]:
 
 
 @contextmanager
-def blind_lookup() -> Iterator[None]:
-    """Keep what is dictated from transformers' lookup, which would else never guess what it does not allow."""
+def blind_lookup(pieces: Sequence[int]) -> Iterator[None]:
+    """Keep what is dictated from transformers' lookup, which would else never guess what is not.
+
+    It may not guess pieces of pictures, for which the model would then want more pictures.
+    """
     make = PromptLookupCandidateGenerator.__init__
 
     def blind(self: Any, *args: Any, logits_processor: Any = None, **options: Any) -> None:
         del logits_processor
-        make(self, *args, **options)
+        allowed = transformers.LogitsProcessorList([transformers.SuppressTokensLogitsProcessor(list(pieces))])
+        make(self, *args, logits_processor=allowed, **options)
 
     with mock.patch.object(PromptLookupCandidateGenerator, '__init__', blind):
         yield
@@ -398,7 +403,7 @@ def conversation(kind: str, rows: int, columns: int) -> list[Message]:
 def measure(sides: Sides, line: Line, messages: Sequence[Message], answer: list[int]) -> None:
     """One answer of each side."""
     watches = {'theirs': sides.answer_theirs(messages, answer)}
-    with blind_lookup():
+    with blind_lookup(sides.pieces):
         watches['with lookup'] = sides.answer_theirs(messages, answer, prompt_lookup_num_tokens=GUESSES)
     watches['one by one'], _ = sides.answer_ours(messages, answer, guesses=False)
     watches['ours'], line.passes = sides.answer_ours(messages, answer, guesses=True)
