@@ -78,4 +78,4 @@ def _sources(size: Size, canvas: Canvas, device: torch.device) -> tuple[torch.Te
 @lru_cache(maxsize=8)
 def _levels(device: torch.device) -> torch.Tensor:
     """What each level of a byte is in -1..1."""
-    return torch.from_numpy(UNIT_LEVELS).to(device, copy=True)
+    return torch.tensor(UNIT_LEVELS, device=device)
