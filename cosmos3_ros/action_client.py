@@ -13,12 +13,14 @@ class ActionClient(action.ActionClient):
     """rclpy's client, but no answer is lost that comes back before the request has been noted.
 
     rclpy first sends a request and then notes under which number. A thread that receives the answer in between finds
-    no such number and drops it ("Ignoring unexpected goal response"); the future then stays open for ever.
+    no such number and drops it ("Ignoring unexpected goal response"); the future then stays open for ever. And it may
+    be made while its node is being spun: Kilted's rclpy shows it to the executor before it has its lock.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what :class:`rclpy.action.ActionClient` takes."""
         self._noting = threading.RLock()
+        self._lock = threading.Lock()  # until Kilted's own takes its place; without one the executor's thread would die
         super().__init__(*args, **kwargs)
 
     def send_goal_async(self, *args: Any, **kwargs: Any) -> Future:

@@ -23,4 +23,4 @@ sed -i -E 's/^(ros-[a-z-]+)==[0-9.]+/\1/' requirements/ros-build.txt
 echo 'ros-ament-cmake-ros-core          # split from ament_cmake_ros in Kilted' >> requirements/ros-build.txt
 sed -i '/^ros-/d' requirements/constraints.txt
 
-make test ARGS="tests/ros $(printf '%q ' "$@")"
+make test ARGS="tests/ros ${*@Q}"

@@ -54,6 +54,28 @@ def send(graph, monkeypatch):
     return client.send_goal_async(RunPolicy.Goal(instruction='go'))
 
 
+def test_a_client_can_be_made_while_its_node_is_being_spun(graph, monkeypatch):
+    server, asking = graph.node('server'), graph.node('client')
+    ActionServer(server, RunPolicy, 'run_policy', run)
+    spun, count, log = threading.Event(), ActionClient.get_num_entities, asking.get_logger
+
+    def counted(self):
+        found = count(self)
+        spun.set()
+        return found
+
+    def slow_log():
+        asking.executor.wake()
+        spun.wait(1.0)  # newer versions of rclpy ask for the log once the executor knows of the client
+        return log()
+
+    monkeypatch.setattr(ActionClient, 'get_num_entities', counted)
+    monkeypatch.setattr(asking, 'get_logger', slow_log)
+    client = ActionClient(asking, RunPolicy, 'run_policy')
+    graph.eventually(client.server_is_ready)
+    graph.eventually(spun.is_set)
+
+
 def test_an_answer_that_is_faster_than_the_noting_of_its_request_is_not_lost(graph, monkeypatch):
     sent = send(graph, monkeypatch)
     graph.eventually(sent.done)
