@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
@@ -20,14 +20,25 @@ if TYPE_CHECKING:
     from engine.turns import Turns
 
 
+class _Key(NamedTuple):
+    """What has to be the same for weights to be shared."""
+
+    checkpoint: str
+    device: str
+    dtype: str
+    backend: str
+    compiled: Path | None
+    offload: bool
+
+
 class ModelShelf:
     """Loads checkpoints; who asks for one that is in use gets that. Thread-safe."""
 
     def __init__(self) -> None:
         """Start empty."""
         self._loading = threading.Lock()
-        self._runtimes: WeakValueDictionary[tuple[Any, ...], Runtime] = WeakValueDictionary()
-        self._checkpoints: dict[tuple[Any, ...], Checkpoint] = {}
+        self._runtimes: WeakValueDictionary[_Key, Runtime] = WeakValueDictionary()
+        self._checkpoints: dict[_Key, Checkpoint] = {}
         self._turns: dict[str, Turns] = {}
         self._reasoners: WeakValueDictionary[int, Reasoner] = WeakValueDictionary()
 
@@ -64,12 +75,15 @@ class ModelShelf:
         import engine
         from engine.cosmos3 import Cosmos3
 
-        key = (checkpoint, _place(device), dtype, backend, compiled, offload)
+        key = _Key(checkpoint, _place(device), dtype, backend, compiled, offload)
         with self._loading:
             runtime = self._runtimes.get(key)
             if runtime is not None:
                 report('the checkpoint is loaded already, and shared')
                 return Cosmos3(self._checkpoints[key], runtime)
+            for other in self._runtimes:
+                if other.checkpoint == checkpoint:
+                    report(f'the checkpoint is loaded already, but otherwise ({_differences(other, key)}): once more')
             model = engine.load(
                 checkpoint,
                 device=device,
@@ -83,6 +97,12 @@ class ModelShelf:
             self._runtimes[key], self._checkpoints[key] = model.runtime, model.checkpoint
             self._checkpoints = {known: kept for known, kept in self._checkpoints.items() if known in self._runtimes}
             return model
+
+
+def _differences(one: _Key, other: _Key) -> str:
+    """What keeps two from sharing weights."""
+    names = _Key._fields
+    return ', '.join(f'{name} {a}, not {b}' for name, a, b in zip(names, one, other, strict=True) if a != b)
 
 
 def _place(device: str) -> str:
