@@ -164,7 +164,8 @@ class Writer:
         if self._memory.make_room(count):
             self._prepare()
         transformer, at = self._transformer, self._memory.length
-        place = Place(self._slots[at : at + count], self._seen(at, count))
+        slots = self._slots[at : at + count]
+        place = Place(slots, _mask(slots, self._slots, transformer.dtype))
         rotary = Rotary(self._turns.cos[at : at + count], self._turns.sin[at : at + count])
         hidden = transformer.embed_tokens.weight[list(tokens)].to(transformer.device)
         for index, layer in enumerate(transformer.understanding_layers()):
@@ -176,23 +177,12 @@ class Writer:
     def forget(self, count: int) -> None:
         """The last `count` tokens are not part of the answer after all."""
         self._memory.length -= count
-        self._mask[0, self._memory.length :] = -torch.inf
-
-    def _seen(self, at: int, count: int) -> Tensor:
-        """The mask of `count` tokens from slot `at` on: each sees all up to itself."""
-        self._mask[0, : at + 1] = 0.0
-        if count == 1:
-            return self._mask
-        mask = self._mask.repeat(count, 1)
-        mask[:, at : at + count] = torch.full_like(mask[:, at : at + count], -torch.inf).triu_(1)
-        return mask
 
     def _prepare(self) -> None:
-        """All that follows from the room there is: slots, rotations, and a mask that opens token by token."""
+        """All that follows from the room there is: slots and rotations."""
         room, transformer = self._memory.room, self._transformer
         self._slots = torch.arange(room, device=transformer.device)
         self._turns = transformer.rotations((torch.arange(room, dtype=torch.float32) + self._ahead).expand(3, room))
-        self._mask = torch.full((1, room), -torch.inf, dtype=transformer.dtype, device=transformer.device)
 
 
 def _place(memory: Memory, tokens: int, like: Tensor) -> Place:
@@ -200,9 +190,13 @@ def _place(memory: Memory, tokens: int, like: Tensor) -> Place:
     slots = torch.arange(memory.length, memory.length + tokens, device=like.device)
     if not memory.length:
         return Place(slots, None)
-    unseen = torch.arange(memory.room, device=like.device) > slots[:, None]
-    mask = torch.zeros(unseen.shape, dtype=like.dtype, device=like.device)
-    return Place(slots, mask.masked_fill_(unseen, -torch.inf))
+    return Place(slots, _mask(slots, torch.arange(memory.room, device=like.device), like.dtype))
+
+
+def _mask(slots: Tensor, room: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each of the tokens at `slots` sees all slots of `room` up to its own."""
+    unseen = room > slots[:, None]
+    return torch.zeros(unseen.shape, dtype=dtype, device=room.device).masked_fill_(unseen, -torch.inf)
 
 
 def _rounded(tokens: int) -> int:
