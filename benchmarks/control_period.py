@@ -1,12 +1,14 @@
 """How regular the commands of a guard are at 100 Hz: ticks of rclpy's executor against a thread of their own.
 
     python benchmarks/control_period.py                      # the guard's process, with a recorder of everything
+    python benchmarks/control_period.py --busy 2             # and two processes that compute without a pause
     python benchmarks/control_period.py --switch-interval    # Python's own switch interval against the one set here
 
 The guard runs in a process of its own, as in service, and plays chunks that follow each other without a pause.
 A second process is the robot and the policy: it reports joints at 100 Hz, says that a policy runs at 10 Hz, and sends a
 chunk of 32 rows every 8 rows. A third one records every topic to a file. The figures are milliseconds between the
-stamps of successive commands, so what a controller would see; both ways take turns.
+stamps of successive commands, so what a controller would see; all ways take turns: `timer` is the executor's,
+`thread` one with a real-time priority, `process` the same where the guard's other threads have the lowest one.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ SWAY_RAD, SWAY_S = 0.3, 4.0
 
 GUARD = """
 import sys
-from cosmos3_ros.control_loop import ControlLoop
+from functools import partial
 from cosmos3_ros.guard_node import GuardNode
 from cosmos3_ros.node_base import spin
 
@@ -53,9 +55,9 @@ class TimerGuard(GuardNode):
         self.loop = None
         self.create_timer(1.0 / self.parameters['control_rate_hz'], self._tick, callback_group=self.control_group)
 
-kind = {'timer': TimerGuard, 'thread': GuardNode}[sys.argv[1]]
+kinds = {'timer': TimerGuard, 'thread': GuardNode, 'process': partial(GuardNode, owns_process=True)}
 import gc; gc.freeze()
-spin(kind, args=sys.argv[1:])
+spin(kinds[sys.argv[1]], args=sys.argv[1:])
 """
 
 RECORDER = """
@@ -258,13 +260,18 @@ def compare_switch_intervals(options: argparse.Namespace) -> None:
 
 
 def compare_guards(options: argparse.Namespace) -> None:
-    """A guard that ticks in rclpy's executor and one with a thread of its own take turns."""
-    measured: dict[str, list[np.ndarray]] = {'timer': [], 'thread': []}
-    for _ in range(options.turns):
-        for kind, turns in measured.items():
-            periods, accepted, chunks = guard_periods_ms(kind, options.seconds, not options.no_record)
-            turns.append(periods)
-            print(f'# {kind}: {accepted} of {chunks} chunks accepted', file=sys.stderr)
+    """A guard that ticks in rclpy's executor and those with a thread of its own take turns."""
+    busy = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(options.busy)]
+    measured: dict[str, list[np.ndarray]] = {'timer': [], 'thread': [], 'process': []}
+    try:
+        for _ in range(options.turns):
+            for kind, turns in measured.items():
+                periods, accepted, chunks = guard_periods_ms(kind, options.seconds, not options.no_record)
+                turns.append(periods)
+                print(f'# {kind}: {accepted} of {chunks} chunks accepted', file=sys.stderr)
+    finally:
+        for one in busy:
+            one.kill()
     print_table(measured)
 
 
@@ -280,7 +287,7 @@ def print_table(measured: dict[str, list[np.ndarray]]) -> None:
         tails.append(np.percentile(off, 99))
         row = f'{p50:8.2f} {p99:8.2f} {p999:7.2f} {periods.max():7.2f} {tails[-1]:12.3f} {off.max():14.2f}'
         print(f'{name:12} {len(periods):8d} {row}')
-    print(f'p99 of the jitter, first over second: {tails[0] / tails[1]:.1f}x')
+    print('p99 of the jitter over the last one: ' + ', '.join(f'{tail / tails[-1]:.1f}x' for tail in tails[:-1]))
 
 
 def main() -> None:
@@ -289,6 +296,7 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=20.0, help='length of each turn')
     parser.add_argument('--turns', type=int, default=2, help='turns of each setting')
     parser.add_argument('--no-record', action='store_true', help='without the process that records every topic')
+    parser.add_argument('--busy', type=int, default=0, help='processes beside it that compute without a pause')
     parser.add_argument('--switch-interval', action='store_true', help="compare Python's switch interval with ours")
     options = parser.parse_args()
     rclpy.init(args=[])

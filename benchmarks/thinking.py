@@ -155,7 +155,7 @@ def measure(side: Side, checkpoint: str, options: argparse.Namespace) -> None:
     )
     if host.stdout is None or host.stdout.readline().strip() != 'ready':
         raise SystemExit('the host did not come up; its own words are above')
-    periods, accepted, chunks = control_period.guard_periods_ms('thread', options.seconds, record=True)
+    periods, accepted, chunks = control_period.guard_periods_ms('process', options.seconds, record=True)
     print(f'# {accepted} of {chunks} chunks accepted', file=sys.stderr)
     found = json.loads(host.communicate()[0])
     side.periods_ms += periods.tolist()

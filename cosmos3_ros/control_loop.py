@@ -13,6 +13,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,18 @@ class Periods:
     worst_ms: float
 
 
+def _lift_other_threads() -> None:
+    """Give the threads of this process without a real-time priority the lowest one, which theirs inherit.
+
+    Raises:
+        OSError: The process may not have it.
+    """
+    for name in os.listdir('/proc/self/task'):
+        with suppress(ProcessLookupError, FileNotFoundError):  # it has ended
+            if os.sched_getscheduler(int(name)) == os.SCHED_OTHER:
+                os.sched_setscheduler(int(name), os.SCHED_RR, os.sched_param(1))
+
+
 class _Job:
     """Something to do in the loop's thread, for a thread that waits for its outcome."""
 
@@ -72,7 +85,13 @@ class ControlLoop:
     """The thread. It runs from :meth:`start` to :meth:`stop`, any number of times."""
 
     def __init__(
-        self, tick: Callable[[], None], period_ns: int, on_failure: Callable[[str], None], priority: int = 0
+        self,
+        tick: Callable[[], None],
+        period_ns: int,
+        on_failure: Callable[[str], None],
+        priority: int = 0,
+        *,
+        owns_process: bool = False,
     ) -> None:
         """Prepare; nothing runs yet.
 
@@ -81,8 +100,12 @@ class ControlLoop:
             period_ns: Time between two calls.
             on_failure: Called with the traceback if `tick` raised; the thread ends then.
             priority: Real-time priority (SCHED_FIFO, 1 to 99) to ask for; 0 to run as any other thread.
+            owns_process: Whether the process is there for these calls alone: then its other threads get a real-time
+                priority, too, the lowest there is. The call needs Python's lock, and whichever of them holds it while
+                other processes keep it from a core would keep the call waiting, whatever priority that has.
         """
         self._tick, self._period_ns, self._on_failure, self._priority = tick, period_ns, on_failure, priority
+        self._owns_process = owns_process
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._jobs: deque[_Job] = deque()
@@ -165,6 +188,8 @@ class ControlLoop:
             # Of this thread alone, and not of threads or processes that it starts.
             policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
             os.sched_setscheduler(0, policy, os.sched_param(self._priority))
+            if self._owns_process:
+                _lift_other_threads()
         except (AttributeError, OSError) as error:  # not every system has it, not everybody may
             self.why_not_realtime = str(error)
 

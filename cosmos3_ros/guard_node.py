@@ -159,7 +159,8 @@ PARAMETERS = (
     Parameter(
         'realtime_priority',
         40,
-        'Real-time priority (SCHED_FIFO) of the control thread, if the process may have one; 0: none.',
+        'Real-time priority (SCHED_FIFO) of the control thread, if the process may have one; the other threads of the '
+        'executable then get 1. 0: none.',
         minimum=0,
         maximum=98,
     ),
@@ -175,9 +176,17 @@ Act = Callable[[Guard, int], object]
 class GuardNode(CosmosLifecycleNode):
     """Lifecycle shell around a :class:`~cosmos3_ros.guard.guard.Guard`."""
 
-    def __init__(self, name: str = 'guard', **kwargs: Any) -> None:
-        """Start unconfigured."""
+    def __init__(self, name: str = 'guard', *, owns_process: bool = False, **kwargs: Any) -> None:
+        """Start unconfigured.
+
+        Args:
+            name: Its name on the graph.
+            owns_process: Whether nothing else runs in this process, see
+                :class:`~cosmos3_ros.control_loop.ControlLoop`.
+            kwargs: Of the node.
+        """
         super().__init__(name, **kwargs)
+        self._owns_process = owns_process
         self.parameters = ParameterSet(self, PARAMETERS, self._apply)
         self.add_on_set_parameters_callback(self._may_change)
         self.guard: Guard | None = None
@@ -471,7 +480,13 @@ class GuardNode(CosmosLifecycleNode):
             self.create_timer(1.0 / rate_hz, self._tick, callback_group=self.control_group)
         else:
             priority = self.parameters['realtime_priority']
-            self.loop = ControlLoop(self._tick, round(1e9 / rate_hz), self._on_control_failure, priority)
+            self.loop = ControlLoop(
+                self._tick,
+                round(1e9 / rate_hz),
+                self._on_control_failure,
+                priority,
+                owns_process=self._owns_process,
+            )
         self.create_timer(STATUS_PERIOD_S, self._tell_regularly, callback_group=self.service_group)
 
     def _start_ticking(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from typing import NoReturn
 
 from cosmos3_ros.process import answer_signals
@@ -17,7 +18,7 @@ def main() -> NoReturn:
     # What has been imported stays: the collector need not look through it while the arm moves.
     gc.collect()
     gc.freeze()
-    spin(GuardNode, threads=4)
+    spin(partial(GuardNode, owns_process=True), threads=4)
 
 
 if __name__ == '__main__':

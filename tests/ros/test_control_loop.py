@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -114,6 +117,44 @@ def test_without_a_right_to_real_time_it_runs_all_the_same_and_says_why_not(call
     calls.reach(3)
     assert loop.stop()
     assert loop.why_not_realtime
+
+
+PRIORITIES = """
+import os, threading
+from cosmos3_ros.control_loop import ControlLoop
+
+found, called, end = dict(), threading.Event(), threading.Event()
+before = threading.Thread(target=end.wait)
+before.start()
+
+def note():
+    found['control'] = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK, os.sched_getparam(0).sched_priority
+    called.set()
+
+loop = ControlLoop(note, 5_000_000, print, priority=40, owns_process={owns})
+loop.start()
+assert called.wait(20.0)
+after = threading.Thread(target=end.wait)
+after.start()
+for name, thread in (('main', threading.main_thread()), ('before', before), ('after', after)):
+    found[name] = os.sched_getscheduler(thread.native_id), os.sched_getparam(thread.native_id).sched_priority
+end.set()
+loop.stop()
+print(bool(loop.why_not_realtime), *(found[name] for name in ('control', 'main', 'before', 'after')), sep=';')
+"""
+
+
+@pytest.mark.parametrize('owns', [False, True])
+def test_the_other_threads_of_a_process_of_its_own_get_the_lowest_real_time_priority_and_those_of_others_none(owns):
+    code = PRIORITIES.format(owns=owns)
+    output = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=60).stdout
+    refused, control, *others = output.strip().split(';')
+    usual, lowest = str((os.SCHED_OTHER, 0)), str((os.SCHED_RR, 1))
+    if refused == 'True':  # this user has no right to any
+        assert {control, *others} == {usual}
+    else:
+        assert control == str((os.SCHED_FIFO, 40))
+        assert set(others) == {lowest if owns else usual}
 
 
 def test_work_between_calls_is_done_in_the_threads_own_time_and_its_outcome_comes_back(calls, loop):
