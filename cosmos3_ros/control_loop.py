@@ -102,7 +102,8 @@ class ControlLoop:
             priority: Real-time priority (SCHED_FIFO, 1 to 99) to ask for; 0 to run as any other thread.
             owns_process: Whether the process is there for these calls alone: then its other threads get a real-time
                 priority, too, the lowest there is. The call needs Python's lock, and whichever of them holds it while
-                other processes keep it from a core would keep the call waiting, whatever priority that has.
+                other processes keep it from a core would keep the call waiting, whatever priority that has. They keep
+                it until the process ends.
         """
         self._tick, self._period_ns, self._on_failure, self._priority = tick, period_ns, on_failure, priority
         self._owns_process = owns_process
@@ -188,10 +189,12 @@ class ControlLoop:
             # Of this thread alone, and not of threads or processes that it starts.
             policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
             os.sched_setscheduler(0, policy, os.sched_param(self._priority))
-            if self._owns_process:
-                _lift_other_threads()
         except (AttributeError, OSError) as error:  # not every system has it, not everybody may
             self.why_not_realtime = str(error)
+            return
+        if self._owns_process:
+            with suppress(OSError):  # this thread has its priority all the same
+                _lift_other_threads()
 
     def _call_until(self, ending: threading.Event) -> None:
         due_ns = time.monotonic_ns()
