@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 import engine
+from cosmos3_ros.processor import keep_freed_memory
 from engine.backends.base import Step
 from engine.contract import with_preset
 from engine.network.placement import Tokens
@@ -47,7 +48,11 @@ BUSY = 'Other programs kept the processors busy: the best times say what a quiet
 
 
 class NoNetwork:
-    """A backend that answers at once, with the same velocities each time."""
+    """A backend that answers at once, with the same velocities each time.
+
+    Attributes:
+        seconds: That it took to copy them: every answer is a new tensor, as the policy may count on.
+    """
 
     name = 'none'
     device = torch.device('cpu')
@@ -56,19 +61,24 @@ class NoNetwork:
     def __init__(self, layout: Layout) -> None:
         vision, action, _ = layout.split(PATCH)
         generator = torch.Generator().manual_seed(0)
-        self.velocity = Tokens(
-            torch.randn(vision, CHANNELS * PATCH**2, generator=generator),
-            torch.randn(action, WIDTH, generator=generator),
-            None,
-        )
+        self.vision = torch.randn(vision, CHANNELS * PATCH**2, generator=generator)
+        self.action = torch.randn(action, WIDTH, generator=generator)
+        self.seconds = 0.0
 
     def prefix(self, ids: list[int]) -> Prefix:
         """A prompt of which nothing is kept."""
         return Prefix((), (), len(ids))
 
     def step(self, _prefix: Prefix, _layout: Layout) -> Step:
-        """A step that costs nothing."""
-        return lambda _tokens, _timestep: self.velocity
+        """A step that costs no more than a copy."""
+
+        def answer(_tokens: Tokens, _timestep: float) -> Tokens:
+            start = time.perf_counter()
+            velocity = Tokens(self.vision.clone(), self.action.clone(), None)
+            self.seconds += time.perf_counter() - start
+            return velocity
+
+        return answer
 
 
 class NoAutoencoder:
@@ -108,9 +118,10 @@ class Column:
 def main() -> None:
     """Measure, print, and keep the figures if asked to."""
     options = parse_options()
+    keep_freed_memory()  # as in the nodes' process, whose OpenCV has one thread too
+    cv2.setNumThreads(options.threads or 1)
     if options.threads:
         torch.set_num_threads(options.threads)
-        cv2.setNumThreads(options.threads)
     contract = engine.load_contract(options.contract)
     tokenizer = make_tokenizer()
     found = {}
@@ -128,7 +139,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument('--contract', default='droid_joint_pos')
     parser.add_argument('--repeats', type=int, default=100, help='requests of each variant after its warm-up')
     parser.add_argument('--pause', type=float, default=0.06, help='seconds after each request, as a loop has them')
-    parser.add_argument('--threads', type=int, help='threads of PyTorch and OpenCV (default: their own)')
+    parser.add_argument(
+        '--threads', type=int, help="threads of PyTorch and OpenCV (default: PyTorch's own, one for OpenCV)"
+    )
     parser.add_argument('--save', action='store_true', help='keep figures and tables in benchmarks/results')
     return parser.parse_args()
 
@@ -175,11 +188,15 @@ def measure(columns: Mapping[str, Column], observation: engine.Observation, repe
     """Let the variants work in turns, with seeds as the policy node has them."""
     for turn, seed in zip(range(repeats + 3), request_seeds(0), strict=False):
         for column in columns.values():
+            network = column.policy.runtime.backend
+            network.seconds = 0.0
             start, worked = time.perf_counter(), time.process_time()
             chunk = column.policy.infer(observation, seed)
             call, worked = time.perf_counter() - start, time.process_time() - worked
+            call, worked = call - network.seconds, worked - network.seconds
             if turn >= 3:
                 known = {stage: chunk.seconds[stage] for stage in STAGES}
+                known['denoise'] -= network.seconds
                 column.seconds.append({**known, REST: call - sum(known.values()), CALL: call, PROCESSOR: worked})
             time.sleep(pause)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosmos3_ros import processor
 from cosmos3_ros.cli_ask import add_ask, add_plan
 from cosmos3_ros.cli_dataset import add_dataset
 from cosmos3_ros.cli_eval import add_eval
@@ -31,6 +32,7 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
+    processor.prepare()
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))

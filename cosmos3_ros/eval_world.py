@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cosmos3_ros.guard.limits import load_limits
 from cosmos3_ros.guarded_robot import GuardedRobot
+from cosmos3_ros.processor import keep_freed_memory
 from cosmos3_ros.safety_expert import check_arm
 from engine.contract import Contract, load_contract
 from engine.evaluation.closed_loop import Actor, Camera, EpisodeRecord, Hold, LoopTerms, PolicyActor, RandomWalk, play
@@ -148,6 +149,7 @@ def make_actor(cast: Cast, contract: Contract) -> Actor:
 
     import engine
 
+    keep_freed_memory()  # a worker's own: it has not come through an entry point
     torch.set_num_threads(cast.threads)
     model = engine.load(cast.policy, cast.device, cast.dtype, compiled=cast.compiled or None)
     return PolicyActor(model.policy(contract), len(contract.robot.joints))

@@ -9,6 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from cosmos3_ros import processor
 from cosmos3_ros.process import answer_signals
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def main() -> NoReturn:
     """Entry point of the executable `host`."""
     os.nice(NICENESS)
     answer_signals()  # before the heavy imports below, so that Ctrl-C works during them
+    processor.prepare()
     from cosmos3_ros.node_base import spin
 
     names = wanted(sys.argv[1:])

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cosmos3_ros.guard.limits import load_limits
+from cosmos3_ros.processor import keep_freed_memory
 from cosmos3_ros.safety_episode import EpisodeRecord, Stage, harm_of, play
 from cosmos3_ros.safety_expert import Expert, Proposer
 from cosmos3_ros.safety_hazards import NoRoom, make_hazard
@@ -169,6 +170,7 @@ def make_runner(setup: Setup) -> Runner:
     Raises:
         CosmosError: Something that it needs does not work.
     """
+    keep_freed_memory()  # a worker's own: it has not come through an entry point
     if setup.threads:
         import torch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from engine.actions import (
 )
 from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError, Problem
 from engine.network.heads import VideoTokens, patchify
-from engine.observation.geometry import Canvas, choose_canvas, content_size, fit, latent_crop, to_unit
+from engine.observation.geometry import Canvas, choose_canvas, content_size, fill_margins, fit, latent_crop, to_unit
 from engine.observation.on_device import compose_on
 from engine.observation.prompts import action_prompt
 from engine.observation.views import compose, in_shape
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from engine.runtime import Runtime
 
 __all__ = ['POSE_COLUMNS', 'Observation', 'Policy', 'PolicyChunk', 'canvas_of', 'check_observation', 'layout_of']
+
+CAPTIONS_REMEMBERED = 64
+"""Instructions whose prompts need not be written anew at every tick."""
 
 
 class _Noise(NamedTuple):
@@ -99,12 +103,14 @@ class Policy:
         self._device = runtime.backend.device
         self._on_device = self._device.type == 'cuda' if pictures_on_device is None else pictures_on_device
         # One request at a time composes its picture, and the autoencoder has done with it when it returns.
+        self._picture = np.empty((*self.canvas.size, 3), np.uint8)
         self._unit = torch.empty(*self.canvas.size, 3, device=self._device).movedim(-1, 0)
+        self._captions = lru_cache(CAPTIONS_REMEMBERED)(partial(caption_of, contract))
         self._ahead = NoiseAhead(self._draw) if noise_ahead else None
 
     def caption(self, instruction: str) -> str:
         """The prompt that the checkpoint reads for an instruction, in the contract's format."""
-        return caption_of(self.contract, instruction)
+        return self._captions(instruction)
 
     def check_instruction(self, instruction: str) -> None:
         """Do nothing if the policy can follow this instruction.
@@ -213,7 +219,7 @@ class Policy:
             self.runtime.turn(self.priority, watch, cancelled),
         ):
             tasks = [
-                self._task(self.layout, observation, rows, seed, watch)
+                self._task(self.layout, observation, rows, seed, watch, alone=False)
                 for observation, rows, seed in zip(observations, given, seeds, strict=True)
             ]
             found = self.runtime.denoise_together(tasks, watch, cancelled, self.priority)
@@ -227,10 +233,17 @@ class Policy:
         ]
 
     def _task(
-        self, layout: Layout, observation: Observation, given: NDArray[np.float32], seed: int, watch: Stopwatch
+        self,
+        layout: Layout,
+        observation: Observation,
+        given: NDArray[np.float32],
+        seed: int,
+        watch: Stopwatch,
+        alone: bool = True,
     ) -> Task:
-        """What to denoise for an observation. To be called within a turn."""
+        """What to denoise for an observation, `alone` or with others. To be called within a turn."""
         vision, action = self._start(observation, given, seed, watch)
+        vision = vision if alone else vision.clone()
         caption = self.caption(observation.instruction)
         return Task(layout, caption, self.schedule, self.guidance, vision=vision, action=action, in_tokens=True)
 
@@ -266,7 +279,13 @@ class Policy:
         if self._on_device:
             shaped = self._in_shape(observation)
             return compose_on(shaped, views.composition, views.size, self.canvas, self._device)
-        return to_unit(fit(self.composite(observation), self.canvas).pixels, self._device, out=self._unit)
+        height, width = views.size
+        if content_size(height, width, self.canvas) != views.size:
+            return to_unit(fit(self.composite(observation), self.canvas).pixels, self._device, out=self._unit)
+        shaped = self._in_shape(observation)
+        compose(shaped, views.composition, views.size, out=self._picture[:height, :width])
+        fill_margins(self._picture, views.size, self.canvas)
+        return to_unit(self._picture, self._device, out=self._unit)
 
     def _start(
         self, observation: Observation, given: NDArray[np.float32], seed: int, watch: Stopwatch
@@ -283,7 +302,8 @@ class Policy:
         with watch.stage('noise'):
             shape = (1, first.shape[1], item.frames, item.height, item.width)
             noise = self._ahead.take(seed, shape) if self._ahead else self._draw(seed, shape)
-            vision = noise.vision.to(device, copy=True)
+            # Not copied: the noise of the observed frame is never looked at, not even if this is handed out again.
+            vision = noise.vision.to(device)
             action = noise.action.to(device, copy=True)
             seen = patchify(first[..., : item.height, : item.width], self.runtime.backend.patch)
             vision[: len(seen)] = seen

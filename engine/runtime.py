@@ -283,8 +283,8 @@ class Runtime:
             if guided[index]:
                 give_way()
                 other = _velocity(steps[1], task, sample, timestep)
-                velocity = combine(velocity, other, task.guidance.scale)
-            sample = sampler.step(index, velocity, sample)
+                velocity = combine(velocity, other, task.guidance.scale, overwrite=True)
+            sample = sampler.step(index, velocity, sample, overwrite=True)
         return sample
 
 

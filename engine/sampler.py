@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -181,29 +181,25 @@ def _velocity_weights(steps: tuple[SolverStep, ...]) -> npt.NDArray[np.float64]:
 
 
 class _Sums:
-    """All later samples of one tensor during a short run, each of which receives every velocity as it comes.
-
-    As many tensors as there are samples to come; that of the present step is handed out.
-    """
+    """One tensor during a short run: each sample is the one before and a sum of velocities so far, which are kept."""
 
     def __init__(self, steps: tuple[SolverStep, ...], weights: npt.NDArray[np.float64]) -> None:
         self._steps = steps
         self._weights = weights
-        self._later: list[torch.Tensor] = []
-        self._k = 0
+        self._velocities: list[torch.Tensor] = []
 
-    def step(self, velocity: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """Return the sample at the next noise level, a new tensor."""
-        k, self._k = self._k, self._k + 1
-        if self._k == len(self._steps):  # the next noise level is 0: the prediction of the clean tensor is the answer
-            return torch.sub(sample, velocity, alpha=self._steps[k].sigma)
-        column = [float(weight) for weight in self._weights[self._k :, k]]
-        if k == 0:
-            self._later = [torch.add(sample, velocity, alpha=weight) for weight in column]
-        else:
-            for later, weight in zip(self._later, column, strict=True):
-                later.add_(velocity, alpha=weight)
-        return self._later.pop(0)
+    def step(self, velocity: torch.Tensor, sample: torch.Tensor, overwrite: bool) -> torch.Tensor:
+        """Return the sample at the next noise level, a new tensor unless it may be where the last one was."""
+        k = len(self._velocities)
+        place = sample if overwrite and k > 0 else None  # the first sample is the caller's own
+        if k + 1 == len(self._steps):  # the next noise level is 0: the prediction of the clean tensor is the answer
+            return torch.sub(sample, velocity, alpha=self._steps[k].sigma, out=place)
+        self._velocities.append(velocity)
+        *others, newest = (float(weight) for weight in self._weights[k + 1, : k + 1] - self._weights[k, : k + 1])
+        result = torch.add(sample, velocity, alpha=newest, out=place)
+        for other, weight in zip(self._velocities, others, strict=False):
+            result.add_(other, alpha=weight)
+        return result
 
 
 class _Track:
@@ -220,7 +216,7 @@ class _Track:
         self._difference: torch.Tensor | None = None
         self._owns_base = False
 
-    def step(self, velocity: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    def step(self, velocity: torch.Tensor, sample: torch.Tensor, _overwrite: bool) -> torch.Tensor:
         """Return the sample at the next noise level, a new tensor."""
         weights = next(self._steps)
         clean = torch.sub(sample, velocity, alpha=weights.sigma)
@@ -272,16 +268,20 @@ class UniPc:
         self._next = 0
         self._tracks: dict[Any, _Track | _Sums] = {}
 
-    def step[S: Samples](self, k: int, velocity: Samples, sample: S) -> S:
+    def step[S: Samples](self, k: int, velocity: Samples, sample: S, *, overwrite: bool = False) -> S:
         """Move `sample` from noise level k to k + 1.
 
         Args:
             k: Index into the schedule; 0, or one more than in the last call.
             velocity: Predicted ``noise - clean`` at `sample`, any float type; same structure and shapes as `sample`.
+                Not to be altered before the run is over.
             sample: The sample at noise level k, float32 (or float64), as the last call returned it.
+            overwrite: Whether the result may be put where `sample` is, if that came from this object: on a processor
+                new memory costs more than the sums do.
 
         Returns:
-            The sample at noise level k + 1, new tensors; after the last step the predicted clean sample itself.
+            The sample at noise level k + 1, new tensors unless `overwrite`; after the last step the predicted clean
+            sample itself.
 
         Raises:
             ValueError: `k` is out of turn, or `velocity` is structured unlike `sample`.
@@ -292,7 +292,7 @@ class UniPc:
         _check_precision(sample)
         if k == 0:
             self._tracks = {name: self._track() for name in _named(sample)}
-        result = _map(_advance, sample, velocity, self._tracks)
+        result = _map(partial(_advance, overwrite), sample, velocity, self._tracks)
         self._next = k + 1
         if self._next == len(self._steps):  # a finished run holds no memory
             self._next, self._tracks = 0, {}
@@ -302,8 +302,9 @@ class UniPc:
         return _Track(self._steps) if self._weights is None else _Sums(self._steps, self._weights)
 
 
-def _advance(sample: torch.Tensor, velocity: torch.Tensor, track: _Track | _Sums) -> torch.Tensor:
-    return track.step(velocity, sample.to(torch.promote_types(sample.dtype, velocity.dtype)))  # for a float64 network
+def _advance(overwrite: bool, sample: torch.Tensor, velocity: torch.Tensor, track: _Track | _Sums) -> torch.Tensor:
+    wide = sample.to(torch.promote_types(sample.dtype, velocity.dtype))  # for a float64 network
+    return track.step(velocity, wide, overwrite)
 
 
 def _check_precision(samples: Samples) -> None:
@@ -370,7 +371,9 @@ class Guidance:
         return low < timestep < high if self.strict else low <= timestep <= high
 
 
-def combine[S: Samples](conditional: S, unconditional: S, scale: float, *, normalize: bool = False) -> S:
+def combine[S: Samples](
+    conditional: S, unconditional: S, scale: float, *, normalize: bool = False, overwrite: bool = False
+) -> S:
     """Classifier-free guidance: ``unconditional + scale * (conditional - unconditional)``, in the tensors' own type.
 
     Args:
@@ -379,17 +382,21 @@ def combine[S: Samples](conditional: S, unconditional: S, scale: float, *, norma
         scale: Guidance scale.
         normalize: Shrink the result to the norm of `conditional`, taken over all modalities of the sample together,
             where it is longer (the `normalize_cfg` option of cosmos-framework).
+        overwrite: Whether the result may be put where `conditional` is, which is then lost.
     """
-    guided = _map(lambda c, u: _extrapolate(c, u, scale), conditional, unconditional)
+    reuse = overwrite and not normalize
+    guided = _map(lambda c, u: _extrapolate(c, u, scale, c if reuse else None), conditional, unconditional)
     if not normalize:
         return guided
     shrink = (_norm(conditional) / (_norm(guided) + 1e-8)).clamp(0.0, 1.0)
     return _map(lambda v: (v * shrink).to(v.dtype), guided)
 
 
-def _extrapolate(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
+def _extrapolate(
+    conditional: torch.Tensor, unconditional: torch.Tensor, scale: float, place: torch.Tensor | None
+) -> torch.Tensor:
     if conditional.dtype == unconditional.dtype == torch.float32:
-        return torch.lerp(unconditional, conditional, scale)
+        return torch.lerp(unconditional, conditional, scale, out=place)
     # Rounded after every operation, as the reference does in its narrower types.
     return torch.sub(conditional, unconditional).mul_(scale).add_(unconditional)
 

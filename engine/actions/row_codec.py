@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,8 +79,16 @@ class Codec:
 
     def _channels(self, kind: Kind) -> NDArray[np.intp]:
         """Return the channels of all segments of one kind, in row order; [] if there is none."""
-        parts = [np.arange(segment.start, segment.channels.stop) for segment in self.space.of_kind(kind)]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.intp)
+        return self._by_kind[kind]
+
+    @cached_property
+    def _by_kind(self) -> Mapping[Kind, NDArray[np.intp]]:
+        """Channels of every kind; they are asked for several times in each tick."""
+        none = np.empty(0, dtype=np.intp)
+        parts = {
+            kind: [np.arange(part.start, part.channels.stop) for part in self.space.of_kind(kind)] for kind in Kind
+        }
+        return {kind: np.concatenate(found) if found else none for kind, found in parts.items()}
 
     def _write_grippers(self, raw: Floats, gripper: ArrayLike | None) -> None:
         """Put grippers in robot convention into raw rows [..., D]: [...] for one gripper, [..., G] for several."""

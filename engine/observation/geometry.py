@@ -159,6 +159,20 @@ def fit(image: Pixels, canvas: Canvas) -> FittedImage:
     return FittedImage(_pad(pixels, canvas), *size)
 
 
+def fill_margins(picture: Pixels, content: tuple[int, int], canvas: Canvas) -> None:
+    """Fill what is to the right of and below the content of a canvas, in place, as :func:`fit` does.
+
+    Args:
+        picture: uint8 [canvas height, canvas width, 3], contiguous, with the content at the top left.
+        content: Height and width of the content.
+        canvas: Whose picture it is.
+    """
+    h, w = content
+    bottom, right = canvas.height - h, canvas.width - w
+    if bottom or right:
+        cv2.copyMakeBorder(picture[:h, :w], 0, bottom, 0, right, _border(h, w, canvas), picture)
+
+
 def latent_crop(content_h: int, content_w: int) -> tuple[int, int]:
     """Rows and columns of latents to denoise for that much content; those covered only in part are dropped."""
     return max(1, content_h // LATENT_PIXELS), max(1, content_w // LATENT_PIXELS)
@@ -247,14 +261,17 @@ def _pad(pixels: Pixels, canvas: Canvas) -> Pixels:
     bottom, right = canvas.height - h, canvas.width - w
     if bottom == right == 0:
         return pixels
-    mirrored = _is_mirrored(h, w, canvas)
     if pixels.ndim == 3:
-        border = cv2.BORDER_REFLECT_101 if mirrored else cv2.BORDER_REPLICATE
+        border = _border(h, w, canvas)
         return cv2.copyMakeBorder(np.ascontiguousarray(pixels), 0, bottom, 0, right, border).astype(
             np.uint8, copy=False
         )
     widths = [*[(0, 0)] * (pixels.ndim - 3), (0, bottom), (0, right), (0, 0)]
-    return np.pad(pixels, widths, mode='reflect' if mirrored else 'edge')
+    return np.pad(pixels, widths, mode='reflect' if _is_mirrored(h, w, canvas) else 'edge')
+
+
+def _border(h: int, w: int, canvas: Canvas) -> int:
+    return cv2.BORDER_REFLECT_101 if _is_mirrored(h, w, canvas) else cv2.BORDER_REPLICATE
 
 
 def _is_mirrored(h: int, w: int, canvas: Canvas) -> bool:

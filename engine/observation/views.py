@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Final
+from typing import Final, cast
 
 import cv2
 import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 
 from engine.errors import InvalidInput, ObservationError, Problem
@@ -130,7 +131,7 @@ COMPOSITIONS: Final[Mapping[str, Composition]] = MappingProxyType(
 )
 
 
-def compose(views: Mapping[str, Pixels], composition: str, size: Size) -> Pixels:
+def compose(views: Mapping[str, Pixels], composition: str, size: Size, out: Pixels | None = None) -> Pixels:
     """Compose camera views into the picture that the network sees.
 
     The composite is made at the size of its first view and then brought to `size`; its aspect ratio may change in that,
@@ -140,9 +141,11 @@ def compose(views: Mapping[str, Pixels], composition: str, size: Size) -> Pixels
         views: uint8 [H, W, 3] RGB for each view of the composition; sizes may differ from view to view.
         composition: One of :data:`COMPOSITIONS`.
         size: Height and width of the result in pixels.
+        out: Memory for the result, uint8 of its shape; a part of a larger picture will do.
 
     Returns:
-        uint8 [height, width, 3], newly allocated or, for a single view of that very size, the view itself.
+        uint8 [height, width, 3]: `out`, or else newly allocated or, for a single view of that very size, the view
+        itself.
 
     Raises:
         InvalidInput: there is no such composition.
@@ -150,13 +153,14 @@ def compose(views: Mapping[str, Pixels], composition: str, size: Size) -> Pixels
     """
     plan = plan_views(views, composition, size)
     if len(plan.tiles) == 1:
-        return resize(views[plan.names[0]], size)
-    picture = np.empty((*(plan.size if plan.tilewise else plan.whole), 3), np.uint8)
+        return resize(views[plan.names[0]], size, out)
+    joined = plan.size if plan.tilewise else plan.whole
+    picture = out if out is not None and joined == size else np.empty((*joined, 3), np.uint8)
     for name, tile in zip(plan.names, plan.tiles, strict=True):
         view = resize(views[name], extent(tile))
         final = plan.final(tile) if plan.tilewise else tile
-        picture[final] = resize(view, extent(final))
-    return resize(picture, size)
+        resize(view, extent(final), picture[final])
+    return picture if picture is out else resize(picture, size, out)
 
 
 def plan_views(views: Mapping[str, Pixels], composition: str, size: Size) -> Plan:
@@ -280,25 +284,35 @@ def letterbox(image: Pixels, size: Size) -> Pixels:
     return picture
 
 
-def resize(image: Pixels, size: Size) -> Pixels:
+def resize(image: Pixels, size: Size, out: Pixels | None = None) -> Pixels:
     """Bilinear, half-pixel centres, no antialiasing, cut off to whole levels: PyTorch's `interpolate`, to the bit.
 
     Args:
         image: uint8 [H, W, 3].
         size: Height and width of the result in pixels.
+        out: Memory for the result, uint8 of its shape; a part of a larger picture will do.
 
     Returns:
-        uint8 [height, width, 3]; `image` itself if it has that size.
+        uint8 [height, width, 3]: `out`, or else a new one, or `image` itself if it has that size.
     """
-    if image.shape[:2] == size:
-        return image
+    same = image.shape[:2] == size
+    if out is None:
+        return image if same else _resized(image, size).astype(np.uint8)
+    np.copyto(out, image if same else _resized(image, size), casting='unsafe')  # cuts off behind the point, as astype
+    return out
+
+
+def _resized(image: Pixels, size: Size) -> NDArray[np.float32]:
+    """Levels of :func:`resize` before they are cut off, [height, width, 3]."""
     if is_exact(_size(image), size):
         # Every weight and every sum is exact then, so that any implementation gives the same; this one is fast.
-        resized = cv2.resize(image.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-        return resized.astype(np.uint8)
+        levels = cv2.resize(image.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+        return cast('NDArray[np.float32]', levels)
     planes = as_tensor(image).permute(2, 0, 1)[None].float()
-    resized = F.interpolate(planes, size=size, mode='bilinear', align_corners=False)[0].permute(1, 2, 0).numpy()
-    return resized.astype(np.uint8)
+    resized: NDArray[np.float32] = (
+        F.interpolate(planes, size=size, mode='bilinear', align_corners=False)[0].permute(1, 2, 0).numpy()
+    )
+    return resized
 
 
 def is_exact(old: Size, new: Size) -> bool:
