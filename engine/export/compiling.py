@@ -112,6 +112,11 @@ class _Work:
     def dtype(self) -> torch.dtype:
         return TYPES[self.order.precision]
 
+    @property
+    def exact(self) -> bool:
+        """Whether attention is float32 although the rest is not: in graphs for processors."""
+        return self.dtype is torch.float16 and not self.targets
+
 
 def compile_checkpoint(order: Order, folder: Path, report: Report | None = None) -> Compiled:
     """Compile, unless the folder holds the very same already.
@@ -289,10 +294,10 @@ def _make_parts(work: _Work, shop: Path, tell: Report) -> None:
     checkpoint = work.order.checkpoint
     skeleton = checkpoint.transformer_skeleton()
     weights = _FromCheckpoint(checkpoint, skeleton, work.dtype)
-    with prompt_part(skeleton, work.dtype, _PROMPT, weights) as part:
+    with prompt_part(skeleton, work.dtype, _PROMPT, weights, exact=work.exact) as part:
         drawn = _draw(work, part, shop, tell)
     _build(work, drawn, shop, tell)
-    plan = StepPlan(work.layout, _PROMPT, work.segments)
+    plan = StepPlan(work.layout, _PROMPT, work.segments, work.exact)
     for index in range(work.segments):
         with step_part(skeleton, work.dtype, plan, index, weights) as part:
             drawn = _draw(work, part, shop, tell)

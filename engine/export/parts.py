@@ -78,10 +78,11 @@ class Part:
 class PromptPart(nn.Module):
     """The understanding tower, as far as generation reads it."""
 
-    def __init__(self, transformer: CosmosTransformer) -> None:
+    def __init__(self, transformer: CosmosTransformer, exact: bool = False) -> None:
         super().__init__()
         self.embed_tokens = transformer.embed_tokens
         self.layers = transformer.layers
+        _attend_exactly(self.layers, exact)
 
     def forward(self, ids: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all layers [layers, U, kv_heads, head_dim] of a prompt [U]."""
@@ -107,12 +108,21 @@ class StepPart(nn.Module):
     where numbers lie 0.004 to 0.03 apart. The sum could exceed the range of float16, too.
     """
 
-    def __init__(self, transformer: CosmosTransformer, dtype: torch.dtype, domain: int, first: int, last: int) -> None:
+    def __init__(
+        self,
+        transformer: CosmosTransformer,
+        dtype: torch.dtype,
+        domain: int,
+        first: int,
+        last: int,
+        exact: bool = False,
+    ) -> None:
         super().__init__()
         self.first, self.last, self.count = first, last, len(transformer.layers)
         self.dtype = dtype
         self.timestep_scale = transformer.config.timestep_scale
         self.layers = nn.ModuleList(list(transformer.layers)[first:last])
+        _attend_exactly(self.layers, exact)
         if first == 0:
             self.proj_in, self.time_embedder = transformer.proj_in, transformer.time_embedder
             self.action_in = _of_domain(transformer.action_proj_in, domain)
@@ -190,6 +200,11 @@ class DecoderPart(nn.Module):
         return (decode_clip(self.decoder, self.quant, scaled)[0].float().clamp(-1.0, 1.0),)
 
 
+def _attend_exactly(layers: nn.ModuleList, exact: bool) -> None:
+    for layer in cast('list[Layer]', list(layers)):
+        layer.self_attn.exact = exact
+
+
 def _of_domain(heads: DomainLinear, domain: int) -> nn.Linear:
     """The linear map of one embodiment, out of the table of all."""
     weight = heads.fc.weight[domain].view(heads.inputs, heads.outputs)
@@ -236,7 +251,7 @@ LOADED = _Loaded()
 
 @contextmanager
 def prompt_part(
-    transformer: CosmosTransformer, dtype: torch.dtype, prompt: int, weights: Weights = LOADED
+    transformer: CosmosTransformer, dtype: torch.dtype, prompt: int, weights: Weights = LOADED, *, exact: bool = False
 ) -> Iterator[Part]:
     """The understanding tower, while the context lasts.
 
@@ -245,6 +260,7 @@ def prompt_part(
         dtype: Type it calculates in.
         prompt: Length of the prompt it is traced with, 2 or more; other lengths will do as well.
         weights: Loads the tower's weights for as long as they are needed.
+        exact: See :class:`StepPlan`.
     """
     names = _names(transformer, lambda name: not _is_generation(name))
     weights.load(names)
@@ -252,18 +268,27 @@ def prompt_part(
         ids = torch.arange(prompt, device=transformer.embed_tokens.weight.device) % transformer.config.vocab_size
         cos, sin = (part.to(ids.device) for part in rotary(text_positions(prompt), transformer.config, dtype))
         given = {'ids': ids, 'rotary_cos': cos, 'rotary_sin': sin}
-        yield _part('prefix', PromptPart(transformer).eval(), given, ('keys', 'values'), dict.fromkeys(given, 0))
+        yield _part('prefix', PromptPart(transformer, exact).eval(), given, ('keys', 'values'), dict.fromkeys(given, 0))
     finally:
         weights.forget(names)
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What a denoising step is made for: its tokens, and into how many segments of layers it is cut."""
+    """What a denoising step is made for.
+
+    Attributes:
+        layout: Its tokens.
+        prompt: Length of the prompt it is traced with.
+        segments: Into how many pieces of layers it is cut.
+        exact: Whether it attends in float32, whatever its type. Processors calculate so in any case, and only lose
+            digits on the way; the kernels of a GPU are another matter.
+    """
 
     layout: Layout
     prompt: int
     segments: int = 1
+    exact: bool = False
 
     def names(self) -> list[str]:
         """Names of the segments, in order."""
@@ -301,7 +326,7 @@ def step_part(
     try:
         device = transformer.state_dict()[names[0]].device
         placement = make_placement(config, plan.layout, plan.prompt, device, dtype)
-        module = StepPart(transformer, dtype, plan.layout.action.domain_id, first, last).eval()
+        module = StepPart(transformer, dtype, plan.layout.action.domain_id, first, last, plan.exact).eval()
         inputs, outputs = step_ports(first == 0, last == count)
         given = _step_examples(config, placement, plan.prompt, last - first)
         yield _part(plan.names()[index], module, {key: given[key] for key in inputs}, outputs, {'keys': 1, 'values': 1})

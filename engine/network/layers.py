@@ -93,6 +93,14 @@ class RmsNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
+class HeadNorm(RmsNorm):
+    """The norm of single heads, which stay in their own type if that is wider than the model's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return self.exactly(x) if x.dtype != self.weight.dtype else super().forward(x)
+
+
 class GatedMlp(nn.Module):
     """down(silu(gate(x)) * up(x)), of Nano and Super."""
 
@@ -124,10 +132,16 @@ class SquaredReluMlp(nn.Module):
 
 
 class JointAttention(nn.Module):
-    """Grouped-query attention: understanding is causal; generation sees all of understanding and of itself."""
+    """Grouped-query attention: understanding is causal; generation sees all of understanding and of itself.
+
+    Attributes:
+        exact: Whether heads are normalised, rotated and attended to in float32, whatever type the products have. What
+            generation reads of the understanding tokens is of the model's type all the same.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
+        self.exact = False
         self.head_dim = config.head_dim
         hidden, dim = config.hidden_size, config.head_dim
         queries, keys = config.num_attention_heads * dim, config.num_key_value_heads * dim
@@ -147,7 +161,7 @@ class JointAttention(nn.Module):
 
     def prefix(self, x: Tensor, rotary: Rotary) -> KeysValues:
         """What generation reads of the understanding tokens `x` [U, hidden_size]."""
-        return self._seen_by_generation(self._und_keys(x), self._heads(self.to_v(x)), rotary)
+        return self._seen_by_generation(self._und_keys(x), self._heads(self.to_v(x)), rotary, x.dtype)
 
     def understand(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, KeysValues]:
         """Causal self-attention of the understanding tokens [U, hidden_size], and what generation reads of them.
@@ -157,7 +171,7 @@ class JointAttention(nn.Module):
         query = rotate(self.norm_q(self._heads(self.to_q(x))), rotary)
         keys, values = self._und_keys(x), self._heads(self.to_v(x))
         attended = attend(query, rotate(keys, rotary), values, causal=True)
-        return self.to_out(attended), self._seen_by_generation(keys, values, rotary)
+        return self.to_out(attended.to(x.dtype)), self._seen_by_generation(keys, values, rotary, x.dtype)
 
     def read(self, x: Tensor, rotary: Rotary, memory: KeysValues, place: Place) -> Tensor:
         """Causal self-attention of understanding tokens [n, hidden_size] that follow those in `memory`.
@@ -184,8 +198,9 @@ class JointAttention(nn.Module):
     def generate(self, x: Tensor, rotary: Rotary, prefix: KeysValues) -> Tensor:
         """Attention of the generation tokens [N, hidden_size] to the prefix and to each other, without a mask."""
         query, keys, values = self._generated(x, rotary)
-        attended = attend(query, torch.cat([prefix.keys, keys]), torch.cat([prefix.values, values]), causal=False)
-        out: Tensor = self.to_add_out(attended)
+        seen = (torch.cat([a.to(b.dtype), b]) for a, b in zip(prefix, (keys, values), strict=True))
+        attended = attend(query, *seen, causal=False)
+        out: Tensor = self.to_add_out(attended.to(x.dtype))
         return out
 
     def generate_together(self, x: Tensor, rotary: Rotary, sequences: Sequence[Sequenced]) -> Tensor:
@@ -209,11 +224,12 @@ class JointAttention(nn.Module):
         keys: Tensor = self.norm_k(self._heads(self.to_k(x)))
         return keys
 
-    def _seen_by_generation(self, keys: Tensor, values: Tensor, rotary: Rotary) -> KeysValues:
-        return KeysValues(rotate(self.k_norm_und_for_gen(keys), rotary), values)
+    def _seen_by_generation(self, keys: Tensor, values: Tensor, rotary: Rotary, dtype: torch.dtype) -> KeysValues:
+        return KeysValues(rotate(self.k_norm_und_for_gen(keys), rotary).to(dtype), values.to(dtype))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], -1, self.head_dim)
+        heads = x.view(x.shape[0], -1, self.head_dim)
+        return heads.float() if self.exact else heads
 
 
 class Layer(nn.Module):
@@ -308,7 +324,7 @@ def head_norm(config: TransformerConfig, *, present: bool) -> nn.Module:
     """A norm of single heads, or nothing in its place (and then no parameter)."""
     if not present:
         return nn.Identity()
-    return RmsNorm(config.head_dim, config.rms_norm_eps, nemotron=config.hidden_act == 'relu2')
+    return HeadNorm(config.head_dim, config.rms_norm_eps, nemotron=config.hidden_act == 'relu2')
 
 
 def make_mlp(config: TransformerConfig) -> nn.Module:
