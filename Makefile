@@ -46,5 +46,5 @@ lock: setup  ## resolve requirements/*.txt anew into requirements/constraints.tx
 
 clean:  ## remove everything that the targets made
 	rm -rf .venv .build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_output *.egg-info
-	rm -f cosmos3_ros/guard/kernels_*.so cosmos3_ros/guard/kernels_*.c
+	rm -f {cosmos3_ros/guard,engine/observation}/kernels_*.{so,c}
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,10 +8,11 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 PACKAGE = 'cosmos3_ros'
+KERNELS = (f'{PACKAGE}/guard', 'engine/observation')
 
 
 class BuildKernels(build_ext):
-    """Compiles the guard's kernels, and says what is missing where Cython is."""
+    """Compiles the kernels, and says what is missing where Cython is."""
 
     def initialize_options(self):
         """The C files are of no use afterwards; they stay in the build folder."""
@@ -26,9 +27,9 @@ class BuildKernels(build_ext):
 
 
 def kernels():
-    """Each compiled module of the guard. Its checks rely on comparisons that not-a-number fails, and on rounding."""
+    """Each compiled module. The guard's checks rely on comparisons that not-a-number fails, and on rounding."""
     options = ['-O3', '-fno-fast-math', '-ffp-contract=off']
-    sources = sorted(glob(f'{PACKAGE}/guard/kernels_*.pyx'))
+    sources = sorted(path for place in KERNELS for path in glob(f'{place}/kernels_*.pyx'))
     return [Extension(path[: -len('.pyx')].replace('/', '.'), [path], extra_compile_args=options) for path in sources]
 
 
@@ -50,7 +51,10 @@ setup(
     maintainer_email='maintainers@cosmos3-ros.invalid',
     python_requires='>=3.12',
     packages=find_packages(include=['engine', 'engine.*', PACKAGE, f'{PACKAGE}.*']),
-    package_data={'engine': ['py.typed', '**/*.json', '**/*.yaml'], PACKAGE: ['guard/*.pyx', 'guard/*.pyi', '*.html']},
+    package_data={
+        'engine': ['py.typed', '**/*.json', '**/*.yaml', 'observation/*.pyx', 'observation/*.pyi'],
+        PACKAGE: ['guard/*.pyx', 'guard/*.pyi', '*.html'],
+    },
     ext_modules=kernels(),
     cmdclass={'build_ext': BuildKernels},
     data_files=[

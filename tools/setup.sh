@@ -15,7 +15,7 @@ readonly build=.build/cosmos3_msgs
 readonly log=.build/setup.log
 readonly site_packages=$environment/lib/python3.12/site-packages
 # Compiled in place, beside their sources.
-mapfile -t kernels < <(compgen -G 'cosmos3_ros/guard/kernels_*.pyx')
+mapfile -t kernels < <(compgen -G 'cosmos3_ros/guard/kernels_*.pyx'; compgen -G 'engine/observation/kernels_*.pyx')
 readonly kernels
 # Software rendering for the simulated cameras, and the libraries that decode recorded video.
 readonly libraries=(libegl1 libosmesa6 libgl1-mesa-dri libgles2 ffmpeg)

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from engine import contract
 from engine.errors import InvalidInput, ObservationError
+from engine.observation import views as views_module
+from engine.observation.geometry import choose_canvas, fill_margins, fit
+from engine.observation.kernels_pixels import double, halve
 from engine.observation.views import COMPOSITIONS, compose, letterbox, resize, split, view_size
 
 DROID = 'wrist_over_two_exteriors'
@@ -87,6 +90,69 @@ def test_the_fast_resize_is_pytorchs_to_the_bit(new: tuple[int, int], eighths: t
     old = (new[0] * eighths[0] // 8, new[1] * eighths[1] // 8)
     image = picture(*old, seed)
     np.testing.assert_array_equal(resize(image, new), reference_resize(image, new))
+
+
+LAYOUTS = {
+    'as it comes': lambda image: image,
+    'cut out of a larger picture': lambda image: np.pad(image, ((2, 1), (1, 3), (0, 0)))[2:-1, 1:-3],
+    'colours the other way round': lambda image: image[..., ::-1].copy()[..., ::-1],
+    'upside down': lambda image: image[::-1].copy()[::-1],
+    'mirrored': lambda image: image[:, ::-1].copy()[:, ::-1],
+    'columns first': np.asfortranarray,
+}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@settings(max_examples=30, deadline=None)
+@given(size=st.tuples(st.integers(1, 40), st.integers(1, 40)), seed=st.integers(0, 1000), halved=st.booleans())
+def test_half_and_double_are_pytorchs_to_the_bit_however_the_pixels_lie(
+    layout: str, size: tuple[int, int], seed: int, halved: bool
+):
+    """And what is beside the place that they are written to stays as it is."""
+    large = (2 * size[0], 2 * size[1])
+    old, new = (large, size) if halved else (size, large)
+    image = LAYOUTS[layout](picture(*old, seed))
+    image.flags.writeable = False
+    around = picture(new[0] + 2, new[1] + 2, seed + 1)
+    expected = around.copy()
+    expected[1:-1, 1:-1] = reference_resize(picture(*old, seed), new)
+    resize(image, new, around[1:-1, 1:-1])
+    np.testing.assert_array_equal(around, expected)
+
+
+def test_half_and_double_are_compiled_and_spare_the_way_through_floats(monkeypatch: pytest.MonkeyPatch):
+    image, by_floats = picture(20, 30), views_module._resized
+    assert set(views_module._KERNELS) == {'double', 'halve'}
+    monkeypatch.setattr(views_module, '_resized', None)
+    compiled = [resize(image, size) for size in ((40, 60), (10, 15))]
+    monkeypatch.setattr(views_module, '_KERNELS', {})
+    monkeypatch.setattr(views_module, '_resized', by_floats)
+    for found in compiled:
+        np.testing.assert_array_equal(found, resize(image, found.shape[:2]))
+
+
+@pytest.mark.parametrize('kernel', [double, halve])
+@pytest.mark.parametrize('shape', [(6, 8, 3), (5, 8, 3), (0, 0, 3), (12, 16, 1), (3, 4, 4)])
+def test_the_compiled_ones_refuse_shapes_that_do_not_belong_together(kernel, shape: tuple[int, int, int]):
+    with pytest.raises(ValueError, match='must'):
+        kernel(picture(6, 8), np.empty(shape, np.uint8))
+
+
+@pytest.mark.parametrize('sizes', [[(180, 320)] * 3, [(360, 640)] * 3, [(720, 1280)] * 3, [(361, 642)] * 3])
+@pytest.mark.parametrize('whole', [(540, 640), (544, 736)])
+def test_a_composite_made_on_its_canvas_is_the_one_that_is_fitted_to_it(sizes: list, whole: tuple[int, int]):
+    views, canvas = droid_views(*sizes), choose_canvas(480, *whole)
+    place = picture(*canvas.size, 9)
+    compose(views, DROID, whole, out=place[: whole[0], : whole[1]])
+    fill_margins(place, whole, canvas)
+    np.testing.assert_array_equal(place, fit(compose(views, DROID, whole), canvas).pixels)
+
+
+def test_a_single_view_can_be_made_on_its_canvas_too():
+    image, place = picture(40, 60), picture(50, 70, 1)
+    for size in ((40, 60), (20, 30), (33, 44)):
+        compose({'main': image}, 'single', size, out=place[: size[0], : size[1]])
+        np.testing.assert_array_equal(place[: size[0], : size[1]], resize(image, size))
 
 
 @pytest.mark.parametrize('old', [(180, 320), (270, 320), (360, 640), (1080, 1280), (2160, 2560)])
