@@ -9,6 +9,7 @@ in turns, so that whatever else the machine does falls on all of them. See READM
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Mapping
@@ -119,16 +120,17 @@ def main() -> None:
     """Measure, print, and keep the figures if asked to."""
     options = parse_options()
     keep_freed_memory()  # as in the nodes' process, whose OpenCV has one thread too
-    cv2.setNumThreads(options.threads or 1)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    cv2.setNumThreads(1)
+    counts = [options.threads] if options.threads else sorted({torch.get_num_threads(), 1})
     contract = engine.load_contract(options.contract)
     tokenizer = make_tokenizer()
     found = {}
-    for name, size in CAMERAS.items():
-        found[name] = make_columns(contract, tokenizer)
-        measure(found[name], make_observation(contract, size), options.repeats, options.pause)
-        print(f'\n{report(name, found[name])}', flush=True)
+    for (name, size), threads in itertools.product(CAMERAS.items(), counts):
+        torch.set_num_threads(threads)
+        title = f'{name}, threads of PyTorch: {threads}'
+        found[title] = make_columns(contract, tokenizer)
+        measure(found[title], make_observation(contract, size), options.repeats, options.pause)
+        print(f'\n{report(title, found[title])}', flush=True)
     if options.save:
         save(contract, found, options)
 
@@ -213,7 +215,7 @@ def report(name: str, columns: Mapping[str, Column]) -> str:
 
 def save(contract: engine.Contract, found: Mapping[str, Mapping[str, Column]], options: argparse.Namespace) -> None:
     """Write `results/tick.json` and `results/tick.md`."""
-    machine = figures.machine() | {'torch': torch.__version__, 'threads': torch.get_num_threads()}
+    machine = figures.machine() | {'torch': torch.__version__}
     terms = contract.sampler
     head = (
         f'Contract {contract.name}: {len(contract.views.streams)} cameras, composite {contract.views.size[0]} x '

@@ -173,12 +173,13 @@ class Policy:
             task = self._task(layout, observation, given, seed, watch)
             if self._device.type != 'cpu':
                 self._draw_ahead()  # the processor has little to do while the device denoises
-            video, rows = self.runtime.denoise(task, watch, cancelled, self.priority)
-            if video is None or rows is None or layout.vision is None:
-                raise CosmosError(f'the sampler lost a modality of {self.layout}')
+            video, rows = self.runtime.denoise_actions(task, watch, cancelled, self.priority)
+            if layout.vision is None:
+                raise CosmosError(f'a policy needs vision, got {self.layout}')
             with watch.stage('decode'):
                 actions = self._decode(rows, observation)
-        hand_out(video)
+        for tensor in video.tensors:
+            hand_out(tensor)
         self._draw_ahead()
         imagined = VideoTokens(video, layout.vision, self.runtime.backend.patch)
         return PolicyChunk(actions, imagined, observation.instruction, int(seed), dict(watch.seconds))

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from engine.network.heads import patchify, unpatchify
 from engine.network.placement import Tokens
 from engine.runtime_lanes import hand_out, make_lanes
-from engine.sampler import Guidance, Schedule, UniPc, combine
+from engine.sampler import Guidance, Schedule, Unfinished, UniPc, combine
 from engine.turns import Cancelled, Priority, Turn, Turns, give_way
 
 if TYPE_CHECKING:
@@ -187,16 +187,48 @@ class Runtime:
             Cancelled: `cancelled` returned True.
         """
         with self.turn(priority, watch, cancelled):
-            with watch.stage('prefix'):
-                conditional = self.prefix(task.caption)
-                unconditional = self.prefix('') if any(task.guidance.mask(task.schedule)) else None
+            prompts = self._prompts(task, watch)
             with watch.stage('denoise'):
-                steps = [self.backend.step(prefix, task.layout) for prefix in (conditional, unconditional) if prefix]
-                sample = self._sample(task, _to_tokens(task, self.backend.patch), steps, cancelled)
+                sample = tuple(part.finish(overwrite=True) for part in self._run(task, prompts, cancelled))
                 vision, action = _from_tokens(task, sample, self.backend.patch)
         hand_out(vision)
         hand_out(action)
         return vision, action
+
+    def denoise_actions(
+        self,
+        task: Task,
+        watch: Stopwatch,
+        cancelled: Callable[[], bool] = lambda: False,
+        priority: Priority = Priority.POLICY,
+    ) -> tuple[Unfinished, Tensor]:
+        """As :meth:`denoise`, for whoever needs the actions now and may never look at the video.
+
+        Args:
+            task: What to denoise: vision in tokens, and actions.
+            watch: As there.
+            cancelled: Likewise.
+            priority: Likewise.
+
+        Returns:
+            The video's tokens before the last update, and the clean action rows.
+        """
+        with self.turn(priority, watch, cancelled):
+            prompts = self._prompts(task, watch)
+            with watch.stage('denoise'):
+                video, rows = self._run(task, prompts, cancelled)
+                action = rows.finish(overwrite=True)
+                if len(task.schedule) == 1:  # then it is still where it began, in memory of whoever asks
+                    video = replace(video, sample=video.sample.clone())
+        for tensor in (*video.tensors, action):
+            hand_out(tensor)
+        return video, action
+
+    def _prompts(self, task: Task, watch: Stopwatch) -> list[Prefix]:
+        """The prompt, and the empty one if guidance needs it."""
+        with watch.stage('prefix'):
+            guided = any(task.guidance.mask(task.schedule))
+            return [self.prefix(caption) for caption in ((task.caption, '') if guided else (task.caption,))]
 
     @property
     def together(self) -> bool:
@@ -231,7 +263,8 @@ class Runtime:
                 prompts = (conditional, unconditional)
                 steps = [step_together(prefixes, first.layout) for prefixes in prompts if prefixes]
                 parts = zip(*(_to_tokens(task, self.backend.patch) for task in tasks), strict=True)
-                sample = self._sample(first, tuple(torch.cat(part) for part in parts), steps, cancelled)
+                run = _sample(first, tuple(torch.cat(part) for part in parts), steps, cancelled)
+                sample = (part.finish(overwrite=True) for part in run)
                 vision, action = ([one.clone() for one in part.chunk(len(tasks))] for part in sample)
         found = list(zip(vision, action, strict=True))
         for pair in found:
@@ -270,22 +303,33 @@ class Runtime:
                 pixels = self.vae.decode(latents, give_way)
             return pixels.cpu()
 
-    def _sample(
-        self, task: Task, sample: tuple[Tensor, ...], steps: list[Step], cancelled: Callable[[], bool]
-    ) -> tuple[Tensor, ...]:
-        """Run the solver on tokens. Its updates are weighted sums, number by number, so cutting may come first."""
-        sampler, guided = UniPc(task.schedule), task.guidance.mask(task.schedule)
-        for index, timestep in enumerate(task.schedule.timesteps):
+    def _run(self, task: Task, prompts: list[Prefix], cancelled: Callable[[], bool]) -> tuple[Unfinished, ...]:
+        """Make the step for each prompt, and run the solver on tokens."""
+        steps = [self.backend.step(prompt, task.layout) for prompt in prompts]
+        return _sample(task, _to_tokens(task, self.backend.patch), steps, cancelled)
+
+
+def _sample(
+    task: Task, sample: tuple[Tensor, ...], steps: list[Step], cancelled: Callable[[], bool]
+) -> tuple[Unfinished, ...]:
+    """Run the solver. Its updates are weighted sums, number by number, so cutting into tokens may come first."""
+    sampler, guided, scale = UniPc(task.schedule), task.guidance.mask(task.schedule), task.guidance.scale
+    *earlier, last = range(len(task.schedule))
+    for index in (*earlier, last):
+        give_way()
+        if cancelled():
+            raise Cancelled(f'given up before step {index + 1} of {len(task.schedule)}')
+        timestep = task.schedule.timesteps[index]
+        velocity, other = _velocity(steps[0], task, sample, timestep), None
+        if guided[index]:
             give_way()
-            if cancelled():
-                raise Cancelled(f'given up before step {index + 1} of {len(task.schedule.timesteps)}')
-            velocity = _velocity(steps[0], task, sample, timestep)
-            if guided[index]:
-                give_way()
-                other = _velocity(steps[1], task, sample, timestep)
-                velocity = combine(velocity, other, task.guidance.scale, overwrite=True)
+            other = _velocity(steps[1], task, sample, timestep)
+        if index != last:
+            velocity = velocity if other is None else combine(velocity, other, scale, overwrite=True)
             sample = sampler.step(index, velocity, sample, overwrite=True)
-        return sample
+    others = other or (None,) * len(sample)
+    sigma = float(task.schedule.sigmas[last])
+    return tuple(Unfinished(*parts, scale, sigma) for parts in zip(sample, velocity, others, strict=True))
 
 
 def _to_tokens(task: Task, patch: int) -> tuple[Tensor, ...]:

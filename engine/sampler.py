@@ -408,6 +408,39 @@ def _norm(samples: Samples) -> torch.Tensor:
     return total
 
 
+@dataclass(frozen=True, eq=False)
+class Unfinished:
+    """A tensor before the last update of its run, which whoever never looks at it need not pay for.
+
+    Attributes:
+        sample: Where the run has come to.
+        velocity: The last one, under the prompt.
+        unguided: The same without the prompt; None without guidance.
+        scale: Guidance scale.
+        sigma: Noise level of `sample`.
+    """
+
+    sample: torch.Tensor
+    velocity: torch.Tensor
+    unguided: torch.Tensor | None
+    scale: float
+    sigma: float
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What it is made of."""
+        parts = (self.sample, self.velocity, self.unguided)
+        return tuple(part for part in parts if part is not None)
+
+    def finish(self, *, overwrite: bool = False) -> torch.Tensor:
+        """The clean tensor, the same every time; with `overwrite` only once, because it is put where a velocity is."""
+        velocity = self.velocity
+        if self.unguided is not None:
+            velocity = combine(velocity, self.unguided, self.scale, overwrite=overwrite)
+        place = velocity if overwrite and velocity.dtype == self.sample.dtype else None
+        return torch.sub(self.sample, velocity, alpha=self.sigma, out=place)
+
+
 class DistilledSde:
     """The fixed four-step sampler of the distilled checkpoints: predict the clean sample, add fresh noise, repeat.
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.sampler import Unfinished
 from engine.sequence import VisionItem
 
 _TIME_CHANNELS = 256
@@ -100,18 +101,19 @@ class VideoTokens:
     """A video as the network leaves it; putting it together costs more than all of a solver's updates of it.
 
     Attributes:
-        numbers: [T * rows * columns, patch * patch * C].
+        numbers: [T * rows * columns, patch * patch * C], or what they are made of.
         item: What they are tokens of.
         patch: Edge of a token, in latent cells.
     """
 
-    numbers: Tensor
+    numbers: Tensor | Unfinished
     item: VisionItem
     patch: int
 
     def latents(self) -> Tensor:
         """The video as the autoencoder takes it, [1, C, T, h, w]."""
-        return unpatchify(self.numbers, self.item, self.patch)
+        numbers = self.numbers if isinstance(self.numbers, Tensor) else self.numbers.finish()
+        return unpatchify(numbers, self.item, self.patch)
 
 
 def linear_at_least_float32(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -359,6 +359,23 @@ def test_noise_drawn_ahead_changes_no_chunk(
     assert same(ahead.infer(observe(), 3), chunk), 'a seed that nobody expected'
 
 
+@pytest.mark.parametrize('steps', [1, 2, 4])
+def test_a_chunk_is_the_same_whenever_its_video_is_looked_at(
+    model: engine.Cosmos3, demo_contract: engine.Contract, observe: Observe, steps: int
+) -> None:
+    """Requests that come in between get the very noise of the first, with other pictures in it."""
+    contract = replace(demo_contract, sampler=replace(demo_contract.sampler, steps=steps))
+    at_once, later = (Policy(model.runtime, contract) for _ in range(2))
+    expected = at_once.infer(observe(), seed=3)
+    video, actions = expected.latents.clone(), expected.actions.copy()
+    first = later.infer(observe(), seed=3)
+    bright = {name: np.full_like(picture, 250) for name, picture in observe().images.items()}
+    others = [later.infer(observe(images=bright), seed) for seed in (3, 3, 4)]
+    assert torch.equal(first.latents, video)
+    assert np.array_equal(first.actions, actions)
+    assert not any(torch.equal(other.latents, video) for other in others)
+
+
 @pytest.mark.parametrize('size', [(180, 320), (480, 640)])
 def test_pictures_composed_on_the_device_change_no_chunk(
     model: engine.Cosmos3, demo_contract: engine.Contract, observe: Observe, size: tuple[int, int]

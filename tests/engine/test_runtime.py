@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import engine
+from engine.network.heads import patchify
 from engine.runtime import PROMPTS_KEPT, Cancelled, Runtime, Stopwatch, Task
 from engine.sampler import Guidance, flow_unipc_schedule
 from engine.sequence import Layout, policy_layout
@@ -155,6 +156,27 @@ def test_video_or_actions_alone_can_be_denoised(runtime: Runtime, backend: Any, 
     assert vision is None
     assert action.shape == task.action.shape
     assert torch.isfinite(action).all()
+
+
+@pytest.mark.parametrize('steps', [1, 2, 4, 6])
+@pytest.mark.parametrize('guidance', [Guidance(3.0), Guidance(1.0)], ids=['guided', 'not guided'])
+def test_a_video_that_is_finished_later_is_the_same_and_whoever_needs_the_actions_has_them(
+    runtime: Runtime, task: Task, steps: int, guidance: Guidance
+) -> None:
+    """And where it began is not needed any more."""
+    cut = replace(
+        task,
+        schedule=flow_unipc_schedule(steps, 5.0),
+        guidance=guidance,
+        vision=patchify(task.vision, runtime.backend.patch),
+        in_tokens=True,
+    )
+    video, action = run(runtime, cut)
+    later, rows = runtime.denoise_actions(cut, Stopwatch(torch.device('cpu')))
+    cut.vision.zero_()
+    assert torch.equal(rows, action)
+    assert torch.equal(later.finish(), video)
+    assert torch.equal(later.finish(), video), 'as often as anybody looks'
 
 
 @pytest.mark.parametrize('done', [0, 1, 3])
