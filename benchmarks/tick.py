@@ -53,6 +53,7 @@ class NoNetwork:
 
     Attributes:
         seconds: That it took to copy them: every answer is a new tensor, as the policy may count on.
+        worked: The same of all threads of the processor.
     """
 
     name = 'none'
@@ -64,7 +65,7 @@ class NoNetwork:
         generator = torch.Generator().manual_seed(0)
         self.vision = torch.randn(vision, CHANNELS * PATCH**2, generator=generator)
         self.action = torch.randn(action, WIDTH, generator=generator)
-        self.seconds = 0.0
+        self.seconds = self.worked = 0.0
 
     def prefix(self, ids: list[int]) -> Prefix:
         """A prompt of which nothing is kept."""
@@ -74,8 +75,9 @@ class NoNetwork:
         """A step that costs no more than a copy."""
 
         def answer(_tokens: Tokens, _timestep: float) -> Tokens:
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), time.process_time()
             velocity = Tokens(self.vision.clone(), self.action.clone(), None)
+            self.worked += time.process_time() - worked
             self.seconds += time.perf_counter() - start
             return velocity
 
@@ -141,9 +143,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument('--contract', default='droid_joint_pos')
     parser.add_argument('--repeats', type=int, default=100, help='requests of each variant after its warm-up')
     parser.add_argument('--pause', type=float, default=0.06, help='seconds after each request, as a loop has them')
-    parser.add_argument(
-        '--threads', type=int, help="threads of PyTorch and OpenCV (default: PyTorch's own, one for OpenCV)"
-    )
+    parser.add_argument('--threads', type=int, help='of PyTorch (default: one, and then as many as it takes)')
     parser.add_argument('--save', action='store_true', help='keep figures and tables in benchmarks/results')
     return parser.parse_args()
 
@@ -191,11 +191,11 @@ def measure(columns: Mapping[str, Column], observation: engine.Observation, repe
     for turn, seed in zip(range(repeats + 3), request_seeds(0), strict=False):
         for column in columns.values():
             network = column.policy.runtime.backend
-            network.seconds = 0.0
+            network.seconds = network.worked = 0.0
             start, worked = time.perf_counter(), time.process_time()
             chunk = column.policy.infer(observation, seed)
             call, worked = time.perf_counter() - start, time.process_time() - worked
-            call, worked = call - network.seconds, worked - network.seconds
+            call, worked = call - network.seconds, worked - network.worked
             if turn >= 3:
                 known = {stage: chunk.seconds[stage] for stage in STAGES}
                 known['denoise'] -= network.seconds

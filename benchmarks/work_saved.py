@@ -42,10 +42,10 @@ HEAD = ('saved', 'chunk', 'stage', 'without, ms', 'with, ms', 'ratio', 'whole ch
 class ForgetfulRuntime(Runtime):
     """Reads its prompts again for every request."""
 
-    def denoise(self, *args: Any, **options: Any) -> Any:
+    def denoise_actions(self, *args: Any, **options: Any) -> Any:
         """Denoise without what earlier requests have left."""
         self._prefixes.clear()
-        return super().denoise(*args, **options)
+        return super().denoise_actions(*args, **options)
 
 
 @dataclass

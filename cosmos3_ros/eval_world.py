@@ -149,7 +149,7 @@ def make_actor(cast: Cast, contract: Contract) -> Actor:
 
     import engine
 
-    keep_freed_memory()  # a worker's own: it has not come through an entry point
+    keep_freed_memory()  # for workers, which have not come through an entry point
     torch.set_num_threads(cast.threads)
     model = engine.load(cast.policy, cast.device, cast.dtype, compiled=cast.compiled or None)
     return PolicyActor(model.policy(contract), len(contract.robot.joints))

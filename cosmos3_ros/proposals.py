@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cosmos3_ros.policy_loop import TimedChunk
 
 KEPT = 4
-"""Proposals that are kept of each policy; the video of one takes 2 MB."""
+"""Proposals that are kept of each policy; the video of one takes 7 MB until somebody looks at it, then 5."""
 
 
 class ProposalBoard:

@@ -170,7 +170,7 @@ def make_runner(setup: Setup) -> Runner:
     Raises:
         CosmosError: Something that it needs does not work.
     """
-    keep_freed_memory()  # a worker's own: it has not come through an entry point
+    keep_freed_memory()  # for workers, which have not come through an entry point
     if setup.threads:
         import torch
 

@@ -164,6 +164,8 @@ class Policy:
         check_observation(observation, self.contract)
         given = self._given_rows(observation, committed)
         layout = layout_of(self.contract, len(committed)) if committed is not None else self.layout
+        if layout.vision is None:
+            raise CosmosError(f'a policy needs vision, got {layout}')
         watch = Stopwatch(self.runtime.backend.device)
         with (
             watch.stage('total', with_waits=True),
@@ -174,14 +176,12 @@ class Policy:
             if self._device.type != 'cpu':
                 self._draw_ahead()  # the processor has little to do while the device denoises
             video, rows = self.runtime.denoise_actions(task, watch, cancelled, self.priority)
-            if layout.vision is None:
-                raise CosmosError(f'a policy needs vision, got {self.layout}')
             with watch.stage('decode'):
                 actions = self._decode(rows, observation)
         for tensor in video.tensors:
             hand_out(tensor)
         self._draw_ahead()
-        imagined = VideoTokens(video, layout.vision, self.runtime.backend.patch)
+        imagined = VideoTokens(video.finish, layout.vision, self.runtime.backend.patch)
         return PolicyChunk(actions, imagined, observation.instruction, int(seed), dict(watch.seconds))
 
     @property
@@ -229,7 +229,7 @@ class Policy:
         self._draw_ahead()
         seconds, patch = dict(watch.seconds), self.runtime.backend.patch
         return [
-            PolicyChunk(rows, VideoTokens(video, item, patch), one.instruction, int(seed), seconds)
+            PolicyChunk(rows, VideoTokens(partial(_itself, video), item, patch), one.instruction, int(seed), seconds)
             for rows, (video, _), one, seed in zip(actions, found, observations, seeds, strict=True)
         ]
 
@@ -244,7 +244,7 @@ class Policy:
     ) -> Task:
         """What to denoise for an observation, `alone` or with others. To be called within a turn."""
         vision, action = self._start(observation, given, seed, watch)
-        vision = vision if alone else vision.clone()
+        vision = vision if alone else vision.clone()  # two of the same seed have the same memory
         caption = self.caption(observation.instruction)
         return Task(layout, caption, self.schedule, self.guidance, vision=vision, action=action, in_tokens=True)
 
@@ -303,7 +303,8 @@ class Policy:
         with watch.stage('noise'):
             shape = (1, first.shape[1], item.frames, item.height, item.width)
             noise = self._ahead.take(seed, shape) if self._ahead else self._draw(seed, shape)
-            # Not copied: the noise of the observed frame is never looked at, not even if this is handed out again.
+            # Not copied, although it may be handed out again: the observed frame, whose noise nobody ever looks at, is
+            # put in anew for every request, and the solver leaves the sample that it begins with as it is.
             vision = noise.vision.to(device)
             action = noise.action.to(device, copy=True)
             seen = patchify(first[..., : item.height, : item.width], self.runtime.backend.patch)
@@ -464,6 +465,10 @@ def policy_codec(contract: Contract) -> JointCodec | PoseCodec:
         problem = Problem('embodiment.domain', 'has no policy: its rows are neither joints nor poses', terms.domain)
         raise ContractError(f'contract {contract.name}', [problem])
     return found
+
+
+def _itself(video: torch.Tensor) -> torch.Tensor:
+    return video
 
 
 def _leading(noise: torch.Tensor, seed: int, shape: tuple[int, int]) -> torch.Tensor:

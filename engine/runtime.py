@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from engine.network.heads import patchify, unpatchify
 from engine.network.placement import Tokens
 from engine.runtime_lanes import hand_out, make_lanes
-from engine.sampler import Guidance, Schedule, Unfinished, UniPc, combine
+from engine.sampler import Guidance, Schedule, Unfinished, UniPc, check_precision, combine
 from engine.turns import Cancelled, Priority, Turn, Turns, give_way
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ class FrameCodec(Protocol):
 class Runtime:
     """Weights, prompt cache and denoising loop, shared by all surfaces.
 
+    Requests are made in `torch.inference_mode()`: results are put where the network's velocities are.
+
     One request at a time has the turn; the policy's go first, and others give way to them before every pass of the
     network and wherever the backend lets them in between.
 
@@ -189,7 +191,7 @@ class Runtime:
         with self.turn(priority, watch, cancelled):
             prompts = self._prompts(task, watch)
             with watch.stage('denoise'):
-                sample = tuple(part.finish(overwrite=True) for part in self._run(task, prompts, cancelled))
+                sample = tuple(part.finish() for part in self._run(task, prompts, cancelled))
                 vision, action = _from_tokens(task, sample, self.backend.patch)
         hand_out(vision)
         hand_out(action)
@@ -217,9 +219,9 @@ class Runtime:
             prompts = self._prompts(task, watch)
             with watch.stage('denoise'):
                 video, rows = self._run(task, prompts, cancelled)
-                action = rows.finish(overwrite=True)
-                if len(task.schedule) == 1:  # then it is still where it began, in memory of whoever asks
-                    video = replace(video, sample=video.sample.clone())
+                action = rows.finish()
+                if len(task.schedule) == 1:
+                    video.finish()  # it is still where it began, in memory of whoever asks
         for tensor in (*video.tensors, action):
             hand_out(tensor)
         return video, action
@@ -264,7 +266,7 @@ class Runtime:
                 steps = [step_together(prefixes, first.layout) for prefixes in prompts if prefixes]
                 parts = zip(*(_to_tokens(task, self.backend.patch) for task in tasks), strict=True)
                 run = _sample(first, tuple(torch.cat(part) for part in parts), steps, cancelled)
-                sample = (part.finish(overwrite=True) for part in run)
+                sample = (part.finish() for part in run)
                 vision, action = ([one.clone() for one in part.chunk(len(tasks))] for part in sample)
         found = list(zip(vision, action, strict=True))
         for pair in found:
@@ -313,20 +315,21 @@ def _sample(
     task: Task, sample: tuple[Tensor, ...], steps: list[Step], cancelled: Callable[[], bool]
 ) -> tuple[Unfinished, ...]:
     """Run the solver. Its updates are weighted sums, number by number, so cutting into tokens may come first."""
+    check_precision(sample)
     sampler, guided, scale = UniPc(task.schedule), task.guidance.mask(task.schedule), task.guidance.scale
-    *earlier, last = range(len(task.schedule))
-    for index in (*earlier, last):
+    last = len(task.schedule) - 1
+    for index, timestep in enumerate(task.schedule.timesteps):
         give_way()
         if cancelled():
             raise Cancelled(f'given up before step {index + 1} of {len(task.schedule)}')
-        timestep = task.schedule.timesteps[index]
         velocity, other = _velocity(steps[0], task, sample, timestep), None
         if guided[index]:
             give_way()
             other = _velocity(steps[1], task, sample, timestep)
-        if index != last:
-            velocity = velocity if other is None else combine(velocity, other, scale, overwrite=True)
-            sample = sampler.step(index, velocity, sample, overwrite=True)
+        if index == last:
+            break
+        velocity = velocity if other is None else combine(velocity, other, scale, overwrite=True)
+        sample = sampler.step(index, velocity, sample, overwrite=True)
     others = other or (None,) * len(sample)
     sigma = float(task.schedule.sigmas[last])
     return tuple(Unfinished(*parts, scale, sigma) for parts in zip(sample, velocity, others, strict=True))

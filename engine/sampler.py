@@ -8,13 +8,15 @@ clean data, the corrector always on, and first order at both ends. It equals dif
 flow sigmas up to float32 rounding.
 
 Every sample it visits is the first one plus a weighted sum of the velocities so far, with weights that depend on the
-schedule alone. A short run therefore needs one multiplication and addition for each velocity in each later sample.
+schedule alone. In a short run each sample is therefore the one before and one more sum for each velocity so far.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, cast
@@ -31,7 +33,7 @@ Samples = torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
 TRAIN_TIMESTEPS = 1000
 
 SHORT = 4
-"""Steps up to which a run keeps a sum for each sample to come, which is fastest; longer ones would need more memory."""
+"""Steps up to which a run keeps its velocities, which is fastest; longer ones would need more memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,7 +291,7 @@ class UniPc:
         """
         if k not in (0, self._next) or k >= len(self._steps):
             raise ValueError(f'step {k} is out of turn: expected 0 or {self._next} of {len(self._steps)} steps')
-        _check_precision(sample)
+        check_precision(sample)
         if k == 0:
             self._tracks = {name: self._track() for name in _named(sample)}
         result = _map(partial(_advance, overwrite), sample, velocity, self._tracks)
@@ -307,7 +309,12 @@ def _advance(overwrite: bool, sample: torch.Tensor, velocity: torch.Tensor, trac
     return track.step(velocity, wide, overwrite)
 
 
-def _check_precision(samples: Samples) -> None:
+def check_precision(samples: Samples) -> None:
+    """Do nothing if a run may begin with these samples.
+
+    Raises:
+        TypeError: One of them is of lower precision than float32.
+    """
     for leaf in _named(samples).values():
         if leaf.dtype not in (torch.float32, torch.float64):
             raise TypeError(f'samples must be float32: {leaf.dtype} lets conditioning drift by up to 0.05 in 30 steps')
@@ -408,37 +415,48 @@ def _norm(samples: Samples) -> torch.Tensor:
     return total
 
 
-@dataclass(frozen=True, eq=False)
 class Unfinished:
-    """A tensor before the last update of its run, which whoever never looks at it need not pay for.
+    """A tensor before the last update of its run, which whoever never looks at it need not pay for. Thread-safe."""
 
-    Attributes:
-        sample: Where the run has come to.
-        velocity: The last one, under the prompt.
-        unguided: The same without the prompt; None without guidance.
-        scale: Guidance scale.
-        sigma: Noise level of `sample`.
-    """
+    def __init__(
+        self,
+        sample: torch.Tensor,
+        velocity: torch.Tensor,
+        unguided: torch.Tensor | None,
+        scale: float,
+        sigma: float,
+    ) -> None:
+        """Take what it is made of, which belongs to this object from now on.
 
-    sample: torch.Tensor
-    velocity: torch.Tensor
-    unguided: torch.Tensor | None
-    scale: float
-    sigma: float
+        Args:
+            sample: Where the run has come to; only read.
+            velocity: The last one, under the prompt; written over.
+            unguided: The same without the prompt; None without guidance.
+            scale: Guidance scale.
+            sigma: Noise level of `sample`.
+        """
+        self._parts: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] = (sample, velocity, unguided)
+        self._scale, self._sigma = scale, sigma
+        self._lock = threading.Lock()
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """What it is made of."""
-        parts = (self.sample, self.velocity, self.unguided)
-        return tuple(part for part in parts if part is not None)
+        """What it is made of, as long as nobody has looked."""
+        return tuple(part for part in self._parts if part is not None)
 
-    def finish(self, *, overwrite: bool = False) -> torch.Tensor:
-        """The clean tensor, the same every time; with `overwrite` only once, because it is put where a velocity is."""
-        velocity = self.velocity
-        if self.unguided is not None:
-            velocity = combine(velocity, self.unguided, self.scale, overwrite=overwrite)
-        place = velocity if overwrite and velocity.dtype == self.sample.dtype else None
-        return torch.sub(self.sample, velocity, alpha=self.sigma, out=place)
+    def finish(self) -> torch.Tensor:
+        """The clean tensor. It is made once; what it is made of is let go."""
+        # Results of inference can only be written over in its mode; entering it again would cost more than the sum.
+        mode = nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode()
+        with self._lock, mode:
+            sample, velocity, unguided = self._parts
+            if velocity is not None:
+                if unguided is not None:
+                    velocity = combine(velocity, unguided, self._scale, overwrite=True)
+                place = velocity if velocity.dtype == sample.dtype else None
+                sample = torch.sub(sample, velocity, alpha=self._sigma, out=place)
+                self._parts = (sample, None, None)
+            return sample
 
 
 class DistilledSde:

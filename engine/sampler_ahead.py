@@ -59,7 +59,7 @@ class NoiseAhead[T]:
         self._kept: _Draw[T] | None = None
 
     def take(self, seed: int, shape: tuple[int, ...]) -> T:
-        """The noise of a seed; to be read only, because it may be handed out again.
+        """The noise of a seed. It may be handed out again: only what every request writes over may be written to.
 
         Args:
             seed: Seed of the request, 0..2**32 - 1.

@@ -303,12 +303,12 @@ def _make_parts(work: _Work, shop: Path, tell: Report) -> None:
             drawn = _draw(work, part, shop, tell)
         _build(work, drawn, shop, tell)
     # Every action begins with the picture, and in float16 its encoder errs far more than the whole network does.
-    exact = torch.float32 if work.dtype is torch.float16 else work.dtype
-    vae = checkpoint.load_vae('cpu', exact)
+    encoding = torch.float32 if work.dtype is torch.float16 else work.dtype
+    vae = checkpoint.load_vae('cpu', encoding)
     canvas, vision = canvas_of(work.order.contract), work.layout.vision
     _build(work, _draw(work, encoder_part(vae, canvas.height, canvas.width), shop, tell), shop, tell)
     if vision is not None and work.order.decoder:
-        vae = vae if exact is work.dtype else checkpoint.load_vae('cpu', work.dtype)
+        vae = vae if encoding is work.dtype else checkpoint.load_vae('cpu', work.dtype)
         part = decoder_part(vae, vision.frames, vision.height, vision.width)
         _build(work, _draw(work, part, shop, tell), shop, tell)
 

@@ -270,6 +270,7 @@ def prompt_part(
         given = {'ids': ids, 'rotary_cos': cos, 'rotary_sin': sin}
         yield _part('prefix', PromptPart(transformer, exact).eval(), given, ('keys', 'values'), dict.fromkeys(given, 0))
     finally:
+        _attend_exactly(transformer.layers, False)
         weights.forget(names)
 
 
@@ -331,6 +332,7 @@ def step_part(
         given = _step_examples(config, placement, plan.prompt, last - first)
         yield _part(plan.names()[index], module, {key: given[key] for key in inputs}, outputs, {'keys': 1, 'values': 1})
     finally:
+        _attend_exactly(transformer.layers, False)
         weights.forget(names)
 
 

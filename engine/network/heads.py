@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.sampler import Unfinished
 from engine.sequence import VisionItem
 
 _TIME_CHANNELS = 256
@@ -101,19 +101,18 @@ class VideoTokens:
     """A video as the network leaves it; putting it together costs more than all of a solver's updates of it.
 
     Attributes:
-        numbers: [T * rows * columns, patch * patch * C], or what they are made of.
+        finish: Returns them, [T * rows * columns, patch * patch * C]; they may not have been calculated before.
         item: What they are tokens of.
         patch: Edge of a token, in latent cells.
     """
 
-    numbers: Tensor | Unfinished
+    finish: Callable[[], Tensor]
     item: VisionItem
     patch: int
 
     def latents(self) -> Tensor:
         """The video as the autoencoder takes it, [1, C, T, h, w]."""
-        numbers = self.numbers if isinstance(self.numbers, Tensor) else self.numbers.finish()
-        return unpatchify(numbers, self.item, self.patch)
+        return unpatchify(self.finish(), self.item, self.patch)
 
 
 def linear_at_least_float32(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -136,7 +136,8 @@ class JointAttention(nn.Module):
 
     Attributes:
         exact: Whether heads are normalised, rotated and attended to in float32, whatever type the products have. What
-            generation reads of the understanding tokens is of the model's type all the same.
+            generation reads of the understanding tokens is of the model's type all the same. For single sequences
+            from their beginning, as :meth:`prefix`, :meth:`understand` and :meth:`generate` have them.
     """
 
     def __init__(self, config: TransformerConfig) -> None:

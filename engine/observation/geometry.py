@@ -170,6 +170,7 @@ def fill_margins(picture: Pixels, content: tuple[int, int], canvas: Canvas) -> N
     h, w = content
     bottom, right = canvas.height - h, canvas.width - w
     if bottom or right:
+        # It is documented to work where the source lies in the middle of the destination already.
         cv2.copyMakeBorder(picture[:h, :w], 0, bottom, 0, right, _border(h, w, canvas), picture)
 
 

@@ -27,7 +27,7 @@ from engine.observation.geometry import Pixels, as_tensor
 
 _KERNELS: dict[str, Callable[[Pixels, Pixels], None]] = {}
 # A checkout that was not set up does without: the same by way of floats, in three times the time.
-with suppress(ImportError):
+with suppress(ModuleNotFoundError):
     from engine.observation.kernels_pixels import double, halve
 
     _KERNELS.update(double=double, halve=halve)
@@ -304,7 +304,12 @@ def resize(image: Pixels, size: Size, out: Pixels | None = None) -> Pixels:
 
     Returns:
         uint8 [height, width, 3]: `out`, or else a new one, or `image` itself if it has that size.
+
+    Raises:
+        ValueError: `out` is of another shape or type.
     """
+    if out is not None and (out.shape, out.dtype) != ((*size, 3), np.dtype(np.uint8)):
+        raise ValueError(f'out has to be uint8 {[*size, 3]}, got {out.dtype} {list(out.shape)}')
     if image.shape[:2] == size:
         if out is None:
             return image

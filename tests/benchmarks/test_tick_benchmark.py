@@ -18,5 +18,6 @@ def test_the_benchmark_of_a_tick_prints_every_stage_of_every_variant(repository:
         rows = {cells[1].strip(): cells[2:-1] for line in table.splitlines() if (cells := line.split('|'))[1:]}
         stages = ('compose', 'encode', 'noise', 'prefix', 'denoise', 'decode', 'everything else')
         for column in range(4):
+            assert float(rows['processor time'][column].split('/')[0]) > 0.0
             spent = [float(rows[stage][column].split('/')[1]) for stage in stages]
             assert abs(sum(spent) - float(rows['the whole call'][column].split('/')[1])) < 0.1

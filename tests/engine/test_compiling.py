@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import engine
 from benchmarks.compile_cases import make_checkpoint
@@ -16,6 +17,9 @@ from engine.contract import load_contract
 from engine.errors import ContractError, CosmosError, InvalidInput, ObservationError
 from engine.export import compiling
 from engine.export.compiling import Compiled, Order, compile_checkpoint, segments_for
+from engine.export.parts import StepPlan, prompt_part, step_part
+from engine.network import layers
+from engine.policy import layout_of
 
 ort = pytest.importorskip('onnxruntime')
 
@@ -94,6 +98,30 @@ def test_graphs_of_float16_are_as_near_to_the_reference_as_their_digits_allow(
         assert 0 < abs(found.latents - expected.latents).max() <= 5e-3
     pictures = [policy.imagined_video(expected) for policy in (reference, ours)]
     np.testing.assert_array_equal(*pictures, err_msg='parts without a decoder leave clips to PyTorch')
+
+
+@pytest.mark.parametrize(('exact', 'expected'), [(True, torch.float32), (False, torch.float16)])
+def test_exact_parts_attend_in_float32_and_leave_the_network_and_what_is_kept_of_a_prompt_as_they_were(
+    checkpoint: Path, contract: engine.Contract, monkeypatch: pytest.MonkeyPatch, exact: bool, expected: torch.dtype
+) -> None:
+    half = open_checkpoint(checkpoint).load_transformer('cpu', torch.float16)
+    attended: list[tuple[torch.dtype, ...]] = []
+    attend = layers.attend
+
+    def watched(*heads: torch.Tensor, causal: bool) -> torch.Tensor:
+        attended.append(tuple(part.dtype for part in heads))
+        return attend(*heads, causal=causal)
+
+    monkeypatch.setattr(layers, 'attend', watched)
+    with torch.inference_mode():
+        with prompt_part(half, torch.float16, 96, exact=exact) as part:
+            prompt = part.module(*part.examples)
+        with step_part(half, torch.float16, StepPlan(layout_of(contract), 96, exact=exact), 0) as part:
+            part.module(*part.examples)
+    assert {kept.dtype for kept in prompt} == {torch.float16}
+    assert set(attended) == {(expected,) * 3}
+    assert len(attended) == 2 * len(half.layers) - 1, 'of the last layer a prompt is not attended to'
+    assert not any(layer.self_attn.exact for layer in half.layers)
 
 
 def test_a_second_compilation_finds_the_first(

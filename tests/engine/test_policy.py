@@ -376,6 +376,18 @@ def test_a_chunk_is_the_same_whenever_its_video_is_looked_at(
     assert not any(torch.equal(other.latents, video) for other in others)
 
 
+def test_robots_with_the_same_seed_have_their_own_pictures(policy: Policy, observe: Observe) -> None:
+    """Their noise is the same piece of memory."""
+    bright = {name: np.full_like(picture, 250) for name, picture in observe().images.items()}
+    robots = observe(), observe(images=bright)
+    together = policy.infer_together(robots, (3, 3))
+    assert not torch.equal(together[0].latents, together[1].latents)
+    for robot, found in zip(robots, together, strict=True):
+        alone = policy.infer(robot, 3)
+        np.testing.assert_allclose(found.actions, alone.actions, atol=1e-4)
+        np.testing.assert_allclose(found.latents.numpy(), alone.latents.numpy(), atol=1e-4)
+
+
 @pytest.mark.parametrize('size', [(180, 320), (480, 640)])
 def test_pictures_composed_on_the_device_change_no_chunk(
     model: engine.Cosmos3, demo_contract: engine.Contract, observe: Observe, size: tuple[int, int]

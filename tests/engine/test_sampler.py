@@ -118,7 +118,7 @@ def test_trajectories_agree_with_diffusers_solver(seed: int, recipe: tuple[int, 
     expected = start
     for ours, t in zip(run(steps, shift, velocity, start), scheduler.timesteps.tolist(), strict=True):
         expected = scheduler.step(velocity(expected, t), t, expected).prev_sample
-        # Either side is up to 3e-6 from the same run in float64.
+        # Of 35 steps in float32 either side is off by up to 2e-6, and both together have been seen 3.1e-6 apart.
         torch.testing.assert_close(ours, expected, rtol=0, atol=6e-6)
 
 

@@ -136,6 +136,26 @@ def test_half_and_double_are_compiled_and_spare_the_way_through_floats(monkeypat
 def test_the_compiled_ones_refuse_shapes_that_do_not_belong_together(kernel, shape: tuple[int, int, int]):
     with pytest.raises(ValueError, match='must'):
         kernel(picture(6, 8), np.empty(shape, np.uint8))
+    with pytest.raises(ValueError, match='must'):
+        kernel(np.empty(shape, np.uint8), picture(6, 8))
+
+
+@pytest.mark.parametrize(('kernel', 'size'), [(double, (12, 16)), (halve, (3, 4))])
+def test_the_compiled_ones_refuse_pixels_that_lie_apart_and_results_that_cannot_be_written(kernel, size: tuple):
+    image, out = picture(6, 8), picture(*size)
+    for one, other in ((image[..., ::-1], out), (image, out[..., ::-1]), (image[:, ::-1], out)):
+        with pytest.raises(ValueError, match='one after another'):
+            kernel(one, other)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match='read-only'):
+        kernel(image, out)
+
+
+@pytest.mark.parametrize('size', [(6, 8), (12, 16), (5, 7)])
+def test_memory_of_another_shape_is_refused_for_a_result(size: tuple[int, int]):
+    for shape, dtype in (((1, size[1], 3), np.uint8), ((*size, 3), np.float32)):
+        with pytest.raises(ValueError, match='out has to be'):
+            resize(picture(6, 8), size, np.zeros(shape, dtype))
 
 
 @pytest.mark.parametrize('sizes', [[(180, 320)] * 3, [(360, 640)] * 3, [(720, 1280)] * 3, [(361, 642)] * 3])

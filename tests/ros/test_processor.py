@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -40,13 +41,18 @@ def printed(code: str, **environment: str) -> str:
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='asks the C library of Linux')
 def test_memory_that_was_freed_is_there_again_without_a_page_fault() -> None:
-    assert int(printed(FAULTS.format(prepare='prepare()'))) < PAGES / 10
+    faults = {prepare: int(printed(FAULTS.format(prepare=prepare))) for prepare in ('prepare()', 'pass')}
+    assert faults['prepare()'] < PAGES / 10
+    if faults['pass'] < PAGES / 10:
+        pytest.skip('memory comes in huge pages here, with or without')
 
 
 def test_what_the_environment_says_of_memory_is_left_alone() -> None:
     code = 'from cosmos3_ros.processor import keep_freed_memory; print(keep_freed_memory())'
     assert printed(code, MALLOC_TRIM_THRESHOLD_='131072') == 'False'
     assert printed(code, GLIBC_TUNABLES='glibc.malloc.trim_threshold=131072') == 'False'
+    if hasattr(ctypes.CDLL(None), 'gnu_get_libc_version'):
+        assert printed(code, GLIBC_TUNABLES='glibc.malloc.arena_max=4') == printed(code) == 'True'
 
 
 @pytest.mark.parametrize(('said', 'threads'), [({}, 1), ({'OPENCV_FOR_THREADS_NUM': '2'}, 2)], ids=['nothing', 'two'])
