@@ -364,7 +364,8 @@ def test_a_chunk_is_the_same_whenever_its_video_is_looked_at(
     model: engine.Cosmos3, demo_contract: engine.Contract, observe: Observe, steps: int
 ) -> None:
     """Requests that come in between get the very noise of the first, with other pictures in it."""
-    contract = replace(demo_contract, sampler=replace(demo_contract.sampler, steps=steps))
+    contract = in_the_256_tier(demo_contract)
+    contract = replace(contract, sampler=replace(contract.sampler, steps=steps))
     at_once, later = (Policy(model.runtime, contract) for _ in range(2))
     expected = at_once.infer(observe(), seed=3)
     video, actions = expected.latents.clone(), expected.actions.copy()
@@ -376,8 +377,11 @@ def test_a_chunk_is_the_same_whenever_its_video_is_looked_at(
     assert not any(torch.equal(other.latents, video) for other in others)
 
 
-def test_robots_with_the_same_seed_have_their_own_pictures(policy: Policy, observe: Observe) -> None:
+def test_robots_with_the_same_seed_have_their_own_pictures(
+    model: engine.Cosmos3, demo_contract: engine.Contract, observe: Observe
+) -> None:
     """Their noise is the same piece of memory."""
+    policy = Policy(model.runtime, in_the_256_tier(demo_contract))
     bright = {name: np.full_like(picture, 250) for name, picture in observe().images.items()}
     robots = observe(), observe(images=bright)
     together = policy.infer_together(robots, (3, 3))
