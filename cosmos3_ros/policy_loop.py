@@ -206,6 +206,7 @@ class PolicyLoop:
         options: LoopOptions = LoopOptions(),
         record: Callable[[TimedChunk], None] = lambda _timed: None,
         translate: Callable[[PolicyChunk, Observation], PolicyChunk] | None = None,
+        on_running: Callable[[], None] = lambda: None,
     ) -> None:
         """Start the thread, idle.
 
@@ -219,6 +220,8 @@ class PolicyLoop:
             record: Receives each chunk after `on_chunk`, and may take its time.
             translate: Puts the rows of each chunk into the robot's terms; one that it refuses with InvalidInput is
                 reported through `on_error` and goes no further.
+            on_running: Called, on the loop's thread, when a run that waited begins to infer. A guard follows none but a
+                running policy, and a fast one has its chunk before the next status is due.
         """
         self.policy = policy
         self.inputs = inputs
@@ -235,6 +238,7 @@ class PolicyLoop:
         self._on_error = on_error
         self._record = record
         self._translate = translate
+        self._on_running = on_running
         self.outage = ''
         self._generation = 0
         self._guard_epoch = 0
@@ -429,7 +433,10 @@ class PolicyLoop:
     ) -> PolicyChunk | None:
         """What the policy answers; None if it was given up, or runs elsewhere and cannot be reached."""
         # While a server is gone the run waits for it: a policy that only tries is none that is running.
+        waited = run.phase not in (Phase.INFERRING, Phase.EXECUTING)
         run.doing = (Phase.NO_SERVER, (self.outage,)) if self.outage else (Phase.INFERRING, ())
+        if waited and not self.outage:
+            self._on_running()
         seed = self.options.seed if self.options.fixed_seed else next(run.seeds)
 
         def given_up() -> bool:
@@ -443,8 +450,10 @@ class PolicyLoop:
         except ServerUnavailable as error:
             self._wait_for_server(run, error)
             return None
-        self.outage, run.gone_since_ns = '', None
+        was_gone, self.outage, run.gone_since_ns = bool(self.outage), '', None
         run.doing = Phase.INFERRING, ()
+        if was_gone:
+            self._on_running()
         return chunk
 
     def _greet(self, run: Run, cancelled: Callable[[], bool]) -> None:

@@ -143,6 +143,7 @@ class PolicyNode(CosmosLifecycleNode):
             self._options(),
             self._record_chunk,
             bridge.joints if bridge else None,
+            self._publish_status,
         )
         self._open_outputs()
         self._open_inputs(contract, bridge)

@@ -32,6 +32,7 @@ class Bench:
         self.chunks: list[TimedChunk] = []
         self.recorded: list[TimedChunk] = []
         self.errors: list[str] = []
+        self.running: list[int] = []  # chunks that there were each time it was told that inference begins
         self.inputs = Inputs(policy.contract)
         self.loop = PolicyLoop(
             policy,
@@ -42,6 +43,7 @@ class Bench:
             LoopOptions(**options),
             self.recorded.append,
             translate,
+            lambda: self.running.append(len(self.chunks)),
         )
 
     def see(self, *, picture: np.ndarray = PICTURE, without: tuple[str, ...] = ()) -> None:
@@ -100,6 +102,24 @@ def test_every_chunk_goes_to_its_receiver_and_to_the_record(bench):
     assert b.recorded == b.chunks
     assert b.chunks[0].stamp_ns == b.now_ns
     assert b.chunks[0].chunk.instruction == 'go'
+
+
+def test_it_is_told_when_a_run_that_waited_begins_to_infer_and_so_before_its_chunk(bench):
+    """A fast policy has a chunk before its next status is due, and the guard follows none but a running policy."""
+    b = bench(replan_rows=8)
+    run = b.loop.begin('go')
+    b.wait(lambda: bool(run.missing))
+    assert b.running == []
+    for count in (1, 2):
+        b.see()
+        b.wait(lambda count=count: len(b.chunks) == count)
+        b.now_ns += S
+    assert b.running == [0], 'between chunks it does not wait'
+    b.now_ns += 60 * S
+    b.wait(lambda: bool(run.missing), 'inputs of a minute ago')
+    b.see()
+    b.wait(lambda: len(b.chunks) == 3)
+    assert b.running == [0, 2]
 
 
 def test_the_next_observation_is_replan_rows_later_and_no_sooner(bench):

@@ -88,10 +88,12 @@ class Witness:
             self._end_run()
         if self.policy[-1].state == PolicyStatus.IDLE:
             self._instruct()
-        since = len(self.statuses) - 1
+        since, decided = len(self.statuses) - 1, len(self.decisions)
 
         def follows() -> bool:
-            return any(status.state == GuardStatus.TRACKING for status in self.statuses[since:])
+            # Of what the guard says of itself only the last word is kept: it may have stopped before this was read.
+            accepted = any(decision.accepted for decision in self.decisions[decided:])
+            return accepted or any(status.state == GuardStatus.TRACKING for status in self.statuses[since:])
 
         self.graph.eventually(follows, STARTED_S, 'an accepted chunk')
 
