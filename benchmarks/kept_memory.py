@@ -62,7 +62,7 @@ def ask(side: str, chunks: int) -> dict[str, float]:
     """What a process of its own measures, without what the environment says of memory."""
     environment = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES}
     command = [sys.executable, __file__, '--side', side, '--chunks', str(chunks)]
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -78,11 +78,10 @@ class Part:
 class PromptPart(nn.Module):
     """The understanding tower, as far as generation reads it."""
 
-    def __init__(self, transformer: CosmosTransformer, exact: bool = False) -> None:
+    def __init__(self, transformer: CosmosTransformer) -> None:
         super().__init__()
         self.embed_tokens = transformer.embed_tokens
         self.layers = transformer.layers
-        _attend_exactly(self.layers, exact)
 
     def forward(self, ids: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all layers [layers, U, kv_heads, head_dim] of a prompt [U]."""
@@ -108,21 +107,12 @@ class StepPart(nn.Module):
     where numbers lie 0.004 to 0.03 apart. The sum could exceed the range of float16, too.
     """
 
-    def __init__(
-        self,
-        transformer: CosmosTransformer,
-        dtype: torch.dtype,
-        domain: int,
-        first: int,
-        last: int,
-        exact: bool = False,
-    ) -> None:
+    def __init__(self, transformer: CosmosTransformer, dtype: torch.dtype, domain: int, first: int, last: int) -> None:
         super().__init__()
         self.first, self.last, self.count = first, last, len(transformer.layers)
         self.dtype = dtype
         self.timestep_scale = transformer.config.timestep_scale
         self.layers = nn.ModuleList(list(transformer.layers)[first:last])
-        _attend_exactly(self.layers, exact)
         if first == 0:
             self.proj_in, self.time_embedder = transformer.proj_in, transformer.time_embedder
             self.action_in = _of_domain(transformer.action_proj_in, domain)
@@ -264,11 +254,12 @@ def prompt_part(
     """
     names = _names(transformer, lambda name: not _is_generation(name))
     weights.load(names)
+    _attend_exactly(transformer.layers, exact)
     try:
         ids = torch.arange(prompt, device=transformer.embed_tokens.weight.device) % transformer.config.vocab_size
         cos, sin = (part.to(ids.device) for part in rotary(text_positions(prompt), transformer.config, dtype))
         given = {'ids': ids, 'rotary_cos': cos, 'rotary_sin': sin}
-        yield _part('prefix', PromptPart(transformer, exact).eval(), given, ('keys', 'values'), dict.fromkeys(given, 0))
+        yield _part('prefix', PromptPart(transformer).eval(), given, ('keys', 'values'), dict.fromkeys(given, 0))
     finally:
         _attend_exactly(transformer.layers, False)
         weights.forget(names)
@@ -324,10 +315,11 @@ def step_part(
     first, last = (count * cut // plan.segments for cut in (index, index + 1))
     names = _step_names(transformer, first, last)
     weights.load(names)
+    _attend_exactly(transformer.layers, plan.exact)
     try:
         device = transformer.state_dict()[names[0]].device
         placement = make_placement(config, plan.layout, plan.prompt, device, dtype)
-        module = StepPart(transformer, dtype, plan.layout.action.domain_id, first, last, plan.exact).eval()
+        module = StepPart(transformer, dtype, plan.layout.action.domain_id, first, last).eval()
         inputs, outputs = step_ports(first == 0, last == count)
         given = _step_examples(config, placement, plan.prompt, last - first)
         yield _part(plan.names()[index], module, {key: given[key] for key in inputs}, outputs, {'keys': 1, 'values': 1})

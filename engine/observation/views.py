@@ -160,6 +160,7 @@ def compose(views: Mapping[str, Pixels], composition: str, size: Size, out: Pixe
     Raises:
         InvalidInput: there is no such composition.
         ObservationError: a view is missing, unknown or not of that type and shape; lists every fault.
+        ValueError: `out` is of another shape or type.
     """
     plan = plan_views(views, composition, size)
     if len(plan.tiles) == 1:
